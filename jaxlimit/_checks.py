@@ -1,0 +1,57 @@
+"""Argument checks shared by the public functions: name the argument, what was expected, what came."""
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def check_count(name: str, value: Any, minimum: int = 1) -> int:
+    """Return `value` as a Python int, or raise if it is no integer or below `minimum`."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a static int, got {value!r}") from None
+    if count < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {count}")
+    return count
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """Return `value`, or raise if it is not one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def is_concrete(*values: Any) -> bool:
+    """Whether every leaf is a known value, so that its contents can be checked now."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def check_range(
+    name: str, value: Any, low: float = -jnp.inf, high: float = jnp.inf, *, open_low: bool = False
+) -> None:
+    """Raise unless every entry of `value` is within [low, high]; traced values pass unchecked."""
+    if not is_concrete(value):
+        return
+    array = jnp.asarray(value)
+    above = array > low if open_low else array >= low
+    if not bool(jnp.all(above & (array <= high))):
+        left = "(" if open_low else "["
+        raise ValueError(f"{name} must lie in {left}{low}, {high}], got {value}")
+
+
+def check_floating_tree(name: str, tree: Any) -> None:
+    """Raise unless `tree` is a non-empty pytree of real floating arrays, finite where known."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not leaves:
+        raise ValueError(f"{name} must hold at least one array, got an empty pytree")
+    for path, leaf in leaves:
+        where = name + jax.tree_util.keystr(path)
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"{where} must be a real floating array, got dtype {dtype}")
+        if is_concrete(leaf) and not bool(jnp.all(jnp.isfinite(leaf))):
+            raise ValueError(f"{where} must be finite, got NaN or infinity")

@@ -1,0 +1,57 @@
+"""The Flax Linen zoo of the paper's tables, by name."""
+
+import difflib
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jaxlimit._checks import check_count
+from jaxlimit.models.mlp import FC5_WIDTHS, FC12_WIDTHS, MLP
+
+_REGISTRY = {
+    "fc5": functools.partial(MLP, widths=FC5_WIDTHS),
+    "fc12": functools.partial(MLP, widths=FC12_WIDTHS),
+}
+
+
+def names() -> tuple[str, ...]:
+    """Return the names that `create` knows."""
+    return tuple(_REGISTRY)
+
+
+def create(
+    name: str, *, num_classes: int, dtype: DTypeLike = jnp.float32, **fields: Any
+) -> nn.Module:
+    """Make a net of the zoo; its parameters are made by its own `init`.
+
+    Args:
+        name: one of `names()`.
+        num_classes: number of logits.
+        dtype: precision of the arithmetic. Parameters are float32 and logits are returned in
+            float32 with `jnp.bfloat16` too.
+        **fields: replacements for other fields of the module, such as `widths`.
+
+    Returns:
+        a module with `__call__(images [N, H, W, C], *, train=False) -> logits [N, num_classes]`.
+
+    Raises:
+        ValueError: unknown name (the nearest known one is given) or `num_classes` below 1.
+        TypeError: `num_classes` no integer, `dtype` not floating, or an unknown field.
+
+    >>> import jax, jax.numpy as jnp
+    >>> net = create("fc5", num_classes=10)
+    >>> params = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    >>> sum(leaf.size for leaf in jax.tree.leaves(params))
+    3885010
+    """
+    if name not in _REGISTRY:
+        nearest = difflib.get_close_matches(str(name), _REGISTRY, n=1, cutoff=0.0)[0]
+        known = ", ".join(_REGISTRY)
+        raise ValueError(f"unknown model {name!r}: did you mean {nearest!r}? Known are {known}")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dtype must be a floating dtype, got {dtype!r}")
+    num_classes = check_count("num_classes", num_classes)
+    return _REGISTRY[name](num_classes=num_classes, dtype=dtype, **fields)

@@ -1,0 +1,154 @@
+"""What a training run is told: the settings, checked when made, and the rate of every step."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Float
+
+from jaxlimit._checks import check_choice, check_count, check_range
+
+SCHEDULES = ("constant", "cosine", "multi-step")
+L1_METHODS = ("subgradient", "proximal")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Set up SGD with momentum on the mean cross-entropy + l1·‖w‖₁ + ½·l2·‖w‖₂².
+
+    Both penalties act on every parameter outside BatchNorm's scale and bias. With velocity v,
+    rate η, momentum μ and the mean gradient g of a batch, one step is
+
+        subgradient   v ← μv + g + l1·sign(w) + l2·w,   w ← w - ηv
+        proximal      v ← μv + g + l2·w,                w ← S(w - ηv, η·l1/(1-μ))
+
+    with the soft threshold S(x, t) = sign(x)·max(|x| - t, 0) *after* the momentum step. Its
+    threshold carries 1/(1-μ) because the velocity of a steady gradient is g/(1-μ): only so do
+    both methods come to rest at the same minimum. The proximal step ends with exact zeros; under
+    the subgradient a weight that should be 0 wanders about it at the scale η·l1/(1-μ), which a
+    cosine schedule takes to 0 and a constant one does not.
+
+    Args:
+        epochs: passes over the training images; an epoch is `num_images // batch_size` steps of
+            a fresh permutation, and the images left over (others each epoch) sit that epoch out.
+        batch_size: images a step.
+        learning_rate: η after the warm-up.
+        schedule: "constant"; "cosine", η·½(1 + cos πs) with s the share done of the steps after
+            the warm-up, to 0 at the end; "multi-step", η times `decay` at each of `milestones`.
+        milestones: epochs, counted from the start of training, at which "multi-step" decays.
+        decay: what "multi-step" multiplies the rate by.
+        warmup_epochs: epochs over which the rate climbs linearly, from η/steps to η.
+        momentum: μ in [0, 1).
+        l1: strength of the l1 penalty.
+        l1_method: "subgradient" (as in the paper) or "proximal".
+        l2: strength of the l2 penalty.
+        augment: shift each image by up to 4 pixels (black beyond the edge) and flip it left to
+            right with probability ½, freshly each time.
+        accumulate: process a batch as this many slices of `batch_size // accumulate` images and
+            average their gradients, to save memory; BatchNorm sees the slices one by one.
+        seed: one integer, or a tuple of them to train several networks at once by `vmap`; every
+            array of the result then gains a leading axis.
+
+    Raises:
+        TypeError, ValueError: naming the field at fault.
+
+    >>> TrainingConfig(epochs=2, learning_rate=0.1, schedule="cosine").batch_size
+    128
+    """
+
+    epochs: int
+    learning_rate: float
+    batch_size: int = 128
+    schedule: str = "constant"
+    milestones: tuple[int, ...] = ()
+    decay: float = 0.1
+    warmup_epochs: int = 0
+    momentum: float = 0.9
+    l1: float = 0.0
+    l1_method: str = "subgradient"
+    l2: float = 0.0
+    augment: bool = False
+    accumulate: int = 1
+    seed: int | tuple[int, ...] = 0
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "accumulate"):
+            check_count(name, getattr(self, name))
+        check_count("warmup_epochs", self.warmup_epochs, 0)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("l1_method", self.l1_method, L1_METHODS)
+        for name in ("learning_rate", "momentum", "l1", "l2", "decay"):
+            _check_finite(name, getattr(self, name))
+        check_range("learning_rate", self.learning_rate, 0, open_low=True)
+        check_range("decay", self.decay, 0, 1, open_low=True)
+        if self.momentum >= 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
+        if not isinstance(self.augment, bool):
+            raise TypeError(f"augment must be True or False, got {self.augment!r}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate must divide batch_size {self.batch_size}, got {self.accumulate}"
+            )
+        if self.warmup_epochs >= self.epochs and self.warmup_epochs:
+            raise ValueError(
+                f"warmup_epochs must be below epochs {self.epochs}, got {self.warmup_epochs}"
+            )
+        self._check_milestones()
+        self._check_seeds()
+
+    def _check_milestones(self):
+        if (self.schedule == "multi-step") != bool(self.milestones):
+            raise ValueError(
+                'milestones must be given with schedule "multi-step" and with no other, got '
+                f"{self.milestones!r} with {self.schedule!r}"
+            )
+        epochs = [check_count("milestones", epoch) for epoch in self.milestones]
+        if epochs != sorted(set(epochs)) or (epochs and epochs[0] <= self.warmup_epochs):
+            raise ValueError(
+                f"milestones must increase and come after the warm-up, got {self.milestones!r}"
+            )
+        object.__setattr__(self, "milestones", tuple(epochs))
+
+    def _check_seeds(self):
+        if isinstance(self.seed, tuple | list):
+            seeds = tuple(check_count("seed", seed, 0) for seed in self.seed)
+            if not seeds or len(set(seeds)) < len(seeds):
+                raise ValueError(f"seed must hold distinct integers, got {self.seed!r}")
+            object.__setattr__(self, "seed", seeds)
+        else:
+            check_count("seed", self.seed, 0)
+
+
+def _check_finite(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be finite and not negative, got {value}")
+
+
+def learning_rates(
+    config: TrainingConfig, steps_per_epoch: int
+) -> Float[np.ndarray, "epochs steps"]:
+    """Return the rate of every step of a run.
+
+    >>> config = TrainingConfig(epochs=2, learning_rate=1.0, schedule="cosine")
+    >>> learning_rates(config, 2).round(3).tolist()
+    [[1.0, 0.854], [0.5, 0.146]]
+    """
+    warmup, total = config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch
+    peak = config.learning_rate
+    if config.schedule == "constant":
+        schedule = optax.constant_schedule(peak)
+    elif config.schedule == "cosine":
+        schedule = optax.cosine_decay_schedule(peak, total - warmup)
+    else:
+        drops = {epoch * steps_per_epoch - warmup: config.decay for epoch in config.milestones}
+        schedule = optax.piecewise_constant_schedule(peak, drops)
+    if warmup:
+        climb = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+        schedule = optax.join_schedules([climb, schedule], [warmup])
+    rates = jax.vmap(schedule)(jnp.arange(total))
+    return np.asarray(rates, np.float32).reshape(config.epochs, steps_per_epoch)

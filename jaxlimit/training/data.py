@@ -1,0 +1,97 @@
+"""Images on their way into a network: checked, normalised, augmented."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+
+PAD = 4
+
+
+class Normalization(NamedTuple):
+    """Mean and standard deviation of each channel, in the images' own units; hashable."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def channel_statistics(images: Shaped[np.ndarray, "n h w c"]) -> Normalization:
+    """Measure the mean and standard deviation of each channel over all pixels.
+
+    Floating images are taken as normalised already: mean 0, deviation 1. A channel that never
+    changes keeps deviation 1, so that it becomes 0 and not NaN.
+
+    >>> import numpy as np
+    >>> channel_statistics(np.array([0, 4], np.uint8).reshape(2, 1, 1, 1))
+    Normalization(mean=(2.0,), std=(2.0,))
+    """
+    channels = images.shape[-1]
+    if not np.issubdtype(images.dtype, np.integer):
+        return Normalization((0.0,) * channels, (1.0,) * channels)
+    sums = np.zeros((2, channels))
+    # In pieces: the whole training set in float64 would not fit beside the rest.
+    for start in range(0, len(images), 1024):
+        piece = np.asarray(images[start : start + 1024], np.float64)
+        sums += piece.sum((0, 1, 2)), (piece**2).sum((0, 1, 2))
+    mean, square = sums / (images.size // channels)
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    return Normalization(tuple(mean.tolist()), tuple(np.where(std > 0, std, 1).tolist()))
+
+
+def normalize(
+    images: Shaped[Array, "n h w c"], normalization: Normalization
+) -> Float[Array, "n h w c"]:
+    """Map integer images to (x - mean)/std in float32; floating ones pass as they are.
+
+    >>> import jax.numpy as jnp
+    >>> normalize(jnp.full((1, 1, 1, 1), 6, jnp.uint8), Normalization((2.0,), (2.0,))).item()
+    2.0
+    """
+    if jnp.issubdtype(images.dtype, jnp.floating):
+        return images
+    mean, std = (jnp.asarray(value, jnp.float32) for value in normalization)
+    return (images.astype(jnp.float32) - mean) / std
+
+
+def augment(images: Shaped[Array, "n h w c"], key: PRNGKeyArray) -> Shaped[Array, "n h w c"]:
+    """Shift each image by up to 4 pixels each way, black beyond the edge, and flip half of them.
+
+    >>> import jax, jax.numpy as jnp
+    >>> augment(jnp.ones((2, 8, 8, 3), jnp.uint8), jax.random.key(0)).shape
+    (2, 8, 8, 3)
+    """
+    num, height, width, channels = images.shape
+    shift_key, flip_key = jax.random.split(key)
+    corners = jax.random.randint(shift_key, (num, 2), 0, 2 * PAD + 1)
+    flips = jax.random.bernoulli(flip_key, shape=(num, 1, 1, 1))
+    padded = jnp.pad(images, ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0)))
+
+    def crop(image: Array, corner: Array) -> Array:
+        return jax.lax.dynamic_slice(image, (*corner, 0), (height, width, channels))
+
+    shifted = jax.vmap(crop)(padded, corners)
+    return jnp.where(flips, shifted[:, :, ::-1], shifted)
+
+
+def check_dataset(
+    dataset: Any,
+) -> tuple[Shaped[Array, "n h w c"], Int[Array, " n"]]:
+    """Return images and labels, the first two entries of `dataset`, or say what is wrong."""
+    images, labels = dataset[0], dataset[1]
+    if images.ndim != 4 or not (
+        images.dtype == np.uint8 or jnp.issubdtype(images.dtype, jnp.floating)
+    ):
+        raise ValueError(
+            "dataset images must be uint8 or floating [n, height, width, channels], "
+            f"got {images.dtype} {list(images.shape)}"
+        )
+    if labels.shape != images.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"dataset labels must be integers [{len(images)}], one an image, "
+            f"got {labels.dtype} {list(labels.shape)}"
+        )
+    if not len(images):
+        raise ValueError("dataset must hold at least one image, got none")
+    return images, labels

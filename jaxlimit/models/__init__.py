@@ -9,11 +9,18 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxlimit._checks import check_count
+from jaxlimit.models.alexnet import AlexNet
 from jaxlimit.models.mlp import FC5_WIDTHS, FC12_WIDTHS, MLP
+from jaxlimit.models.resnet import ResNet
+from jaxlimit.models.vgg import VGG
 
 _REGISTRY = {
     "fc5": functools.partial(MLP, widths=FC5_WIDTHS),
     "fc12": functools.partial(MLP, widths=FC12_WIDTHS),
+    "alexnet": AlexNet,
+    "vgg16": VGG,
+    "resnet18": functools.partial(ResNet, stage_sizes=(2, 2, 2, 2)),
+    "resnet50": functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), bottleneck=True),
 }
 
 

@@ -1,12 +1,16 @@
-"""What the families of the zoo share: the check of their input and their linear head."""
+"""What the families of the zoo share: input checks, convolution with BatchNorm, pooling, head."""
+
+import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 # The variance of PyTorch's default linear layer: small enough for a first loss near
 # log(num_classes), where He's factor of 2 is meant for layers that a ReLU follows.
 head_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+he_init = nn.initializers.he_normal()
 
 
 def check_images(net: str, images: Array, min_size: int = 1) -> None:
@@ -20,6 +24,51 @@ def check_images(net: str, images: Array, min_size: int = 1) -> None:
         raise ValueError(
             f"{net}: images must be at least {min_size}x{min_size} pixels, got {height}x{width}"
         )
+
+
+def max_pool(x: Float[Array, "n h w c"], window: int, stride: int) -> Float[Array, "n i j c"]:
+    """Take the maximum over square windows without padding; ties go to the first, NaN stays NaN."""
+    # Built from strided slices because differentiating `nn.max_pool` twice, as every
+    # Hessian-vector product does, goes through slow window gathers and scatters.
+    rows, columns = ((size - window) // stride + 1 for size in x.shape[1:3])
+    slices = (
+        x[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
+        for i in range(window)
+        for j in range(window)
+    )
+    return functools.reduce(lambda a, b: jnp.where((b > a) | jnp.isnan(b), b, a), slices)
+
+
+class ConvNorm(nn.Module):
+    """A convolution that keeps the size (over `stride`), then BatchNorm.
+
+    Attributes:
+        features: output channels.
+        kernel_size: odd side of the kernel.
+        stride: step in both directions.
+        use_bias: whether the convolution has a bias beside BatchNorm's own.
+        dtype: precision of the arithmetic.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    use_bias: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n i j d"]:
+        """Normalize by the statistics of the batch in training, by the running ones otherwise."""
+        x = nn.Conv(
+            self.features,
+            (self.kernel_size, self.kernel_size),
+            self.stride,
+            padding=self.kernel_size // 2,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            kernel_init=he_init,
+        )(x)
+        return nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
 
 
 class Head(nn.Module):

@@ -1,4 +1,23 @@
-"""The Flax Linen zoo of the paper's tables, by name."""
+"""The Flax Linen zoo of the paper's tables, by name.
+
+`create` gives a module; the rest of the package wants a `loss(params, batch, *operands)`, the mean
+over the examples of the batch. Model state, such as BatchNorm's running statistics, is an operand:
+
+>>> import jax, jax.numpy as jnp, optax
+>>> net = create("vgg16", num_classes=10, stages=((4,), (8,)))
+>>> batch = jnp.ones((2, 8, 8, 3)), jnp.array([3, 7])
+>>> variables = net.init(jax.random.key(0), batch[0])
+>>> def loss(params, batch, batch_stats):
+...     images, labels = batch
+...     logits = net.apply({"params": params, "batch_stats": batch_stats}, images)
+...     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+>>> loss(variables["params"], batch, variables["batch_stats"]).shape
+()
+
+`jaxlimit.curvature.hessian_matvec(loss, params, batches, batch_stats)` then is its Hessian. Without
+`train=True` a net is deterministic and BatchNorm uses the running statistics. A net without
+BatchNorm has `params` only, so that its loss is `loss(params, batch)`.
+"""
 
 import difflib
 import functools

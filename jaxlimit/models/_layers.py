@@ -1,6 +1,4 @@
-"""What the families of the zoo share: input checks, convolution with BatchNorm, pooling, head."""
-
-import functools
+"""What the families of the zoo share: input checks, convolution with BatchNorm, head."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -24,19 +22,6 @@ def check_images(net: str, images: Array, min_size: int = 1) -> None:
         raise ValueError(
             f"{net}: images must be at least {min_size}x{min_size} pixels, got {height}x{width}"
         )
-
-
-def max_pool(x: Float[Array, "n h w c"], window: int, stride: int) -> Float[Array, "n i j c"]:
-    """Take the maximum over square windows without padding; ties go to the first, NaN stays NaN."""
-    # Built from strided slices because differentiating `nn.max_pool` twice, as every
-    # Hessian-vector product does, goes through slow window gathers and scatters.
-    rows, columns = ((size - window) // stride + 1 for size in x.shape[1:3])
-    slices = (
-        x[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
-        for i in range(window)
-        for j in range(window)
-    )
-    return functools.reduce(lambda a, b: jnp.where((b > a) | jnp.isnan(b), b, a), slices)
 
 
 class ConvNorm(nn.Module):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxlimit.models._layers import Head, check_images, he_init, max_pool
+from jaxlimit.models._layers import Head, check_images, he_init
 
 
 class AlexNet(nn.Module):
@@ -44,12 +44,12 @@ class AlexNet(nn.Module):
         n, _, _, c = images.shape
         x = jax.image.resize(images, (n, self.image_size, self.image_size, c), "nearest")
         x = self._conv(x.astype(self.dtype), 0, kernel_size=11, stride=4, padding=1)
-        x = max_pool(x, window=3, stride=2)
+        x = nn.max_pool(x, (3, 3), strides=(2, 2))
         x = self._conv(x, 1, kernel_size=5, padding=2)
-        x = max_pool(x, window=3, stride=2)
+        x = nn.max_pool(x, (3, 3), strides=(2, 2))
         for layer in (2, 3, 4):
             x = self._conv(x, layer, kernel_size=3, padding=1)
-        x = max_pool(x, window=3, stride=2)
+        x = nn.max_pool(x, (3, 3), strides=(2, 2))
         x = x.reshape(n, -1)
         for width in self.hidden:
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)

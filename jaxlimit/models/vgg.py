@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxlimit.models._layers import ConvNorm, Head, check_images, max_pool
+from jaxlimit.models._layers import ConvNorm, Head, check_images
 
 VGG16_STAGES = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
 
@@ -39,5 +39,5 @@ class VGG(nn.Module):
             for features in stage:
                 conv = ConvNorm(features, use_bias=True, dtype=self.dtype)
                 x = nn.relu(conv(x, train=train))
-            x = max_pool(x, window=2, stride=2)
+            x = nn.max_pool(x, (2, 2), strides=(2, 2))
         return Head(self.num_classes)(x.mean((1, 2)))

@@ -1,0 +1,187 @@
+"""A TFDS builder for Tiny ImageNet, from the distributed archive to ArrayRecord, no TensorFlow.
+
+python -m jaxlimit.datasets.tiny_imagenet tiny-imagenet-200.zip --data-dir DIR --config half
+"""
+
+import argparse
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+
+_NUM_CLASSES = 200
+_IMAGES_PER_CLASS = {"full": None, "half": 250}
+_Read = Callable[[str], bytes]
+
+
+class TinyImagenet(tfds.core.GeneratorBasedBuilder):
+    """Tiny ImageNet: 200 classes, 64x64 images, 500 for training and 50 for validation of each.
+
+    Classes are numbered by the sorted WordNet ids. The JPEG bytes are kept as distributed, the
+    grey ones too; whoever reads them makes RGB of it. The distributed test images have no labels
+    and are left out.
+    """
+
+    name = "tiny_imagenet"
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [  # noqa: RUF012 (the name and type are those of TFDS)
+        tfds.core.BuilderConfig(name="full", description="All training images."),
+        tfds.core.BuilderConfig(
+            name="half",
+            description="The first 250 of each class's 500 training images; validation whole.",
+        ),
+    ]
+
+    def __init__(self, *, source: str | os.PathLike | None = None, **kwargs):
+        """Bind the archive.
+
+        Args:
+            source: `tiny-imagenet-200.zip`, or the folder it unpacks to. Needed to prepare only.
+            **kwargs: as every TFDS builder has them.
+        """
+        self._source = source
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Tiny ImageNet (200 classes, 64x64), its JPEG files as distributed.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "id": tfds.features.Text(),
+                    "image": tfds.features.Image(shape=(64, 64, 3), encoding_format="jpeg"),
+                    "label": tfds.features.ClassLabel(num_classes=_NUM_CLASSES),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage="http://cs231n.stanford.edu/",
+        )
+
+    def _split_generators(self, dl_manager) -> dict:
+        if self._source is None:
+            raise ValueError("source must be the Tiny ImageNet zip or folder, got None")
+        read = _reader(Path(self._source))
+        classes = sorted(read("wnids.txt").decode().split())
+        if len(classes) != _NUM_CLASSES:
+            raise ValueError(f"wnids.txt names {len(classes)} classes, expected {_NUM_CLASSES}")
+        features: Any = self.info.features
+        features["label"].names = classes
+        config: Any = self.builder_config
+        training = _training_labels(read, classes, _IMAGES_PER_CLASS[config.name])
+        return {
+            "train": self._generate_examples(read, training),
+            "validation": self._generate_examples(read, _validation_labels(read, classes)),
+        }
+
+    def _generate_examples(self, read: _Read, labels: dict[str, str]) -> Iterator:
+        for name, label in labels.items():
+            key = Path(name).stem
+            yield key, {"id": key, "image": _read_image(read, name), "label": label}
+
+
+def _reader(source: Path) -> _Read:
+    """Return the function that reads a file by its path below the folder of `wnids.txt`."""
+    top = "tiny-imagenet-200/"
+    if source.is_dir():
+        root = source / top if (source / top).is_dir() else source
+        get = lambda name: (root / name).read_bytes()  # noqa: E731
+    elif zipfile.is_zipfile(source):
+        archive = zipfile.ZipFile(source)
+        prefix = top if f"{top}wnids.txt" in archive.namelist() else ""
+        get = lambda name: archive.read(prefix + name)  # noqa: E731
+    else:
+        raise ValueError(f"source must be a folder or a zip file that is whole, got {source}")
+
+    def read(name: str) -> bytes:
+        try:
+            return get(name)
+        except (KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{name} in {source} is missing or damaged: {error}") from error
+
+    return read
+
+
+def _training_labels(read: _Read, classes: list[str], per_class: int | None) -> dict[str, str]:
+    """Return the class of each training image to be used, by the image's name.
+
+    The box lists name every image, so one that was lost in unpacking does not go unseen.
+    """
+    labels = {}
+    for label in classes:
+        rows = read(f"train/{label}/{label}_boxes.txt").decode().splitlines()
+        names = sorted((row.split("\t")[0] for row in rows), key=_number)
+        labels |= {f"train/{label}/images/{name}": label for name in names[:per_class]}
+    return labels
+
+
+def _number(name: str) -> int:
+    return int(Path(name).stem.rpartition("_")[2])
+
+
+def _validation_labels(read: _Read, classes: list[str]) -> dict[str, str]:
+    labels = {}
+    for row in read("val/val_annotations.txt").decode().splitlines():
+        name, label, *_ = [*row.split("\t"), ""]
+        if label not in classes:
+            raise ValueError(f"val/val_annotations.txt has a row without a known class: {row!r}")
+        labels[f"val/images/{name}"] = label
+    return labels
+
+
+def _read_image(read: _Read, name: str) -> bytes:
+    """Return the bytes of an image, or raise if they are not one whole 64x64 JPEG."""
+    encoded = read(name)
+    pixels = np.frombuffer(encoded, np.uint8)
+    image = cv2.imdecode(pixels, cv2.IMREAD_UNCHANGED) if encoded else None
+    # A decoder fills in what a cut-off JPEG lacks; only its missing end mark tells.
+    if image is None or image.shape[:2] != (64, 64) or not encoded.endswith(b"\xff\xd9"):
+        raise ValueError(f"{name} is not a whole 64x64 JPEG")
+    return encoded
+
+
+def prepare(source: str | os.PathLike, data_dir: str | os.PathLike, config: str = "full") -> Path:
+    """Write Tiny ImageNet as ArrayRecord files that `jaxlimit.datasets.load` reads.
+
+    Cost: about as much disk as the archive, and one pass over it.
+
+    Args:
+        source: `tiny-imagenet-200.zip`, or the folder it unpacks to.
+        data_dir: the TFDS data directory to write in.
+        config: `full`, or `half` for the first 250 training images of each class.
+
+    Returns:
+        The folder written; one that was there already is left as it is.
+
+    Raises:
+        ValueError: `source` is no whole Tiny ImageNet, or `config` is unknown.
+    """
+    if config not in _IMAGES_PER_CLASS:
+        raise ValueError(f"config must be one of {', '.join(_IMAGES_PER_CLASS)}, got {config!r}")
+    builder = TinyImagenet(
+        source=source, data_dir=os.fspath(data_dir), config=config, file_format="array_record"
+    )
+    builder.download_and_prepare()
+    return Path(builder.data_dir)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run `prepare` from the command line."""
+    parser = argparse.ArgumentParser(description="Prepare Tiny ImageNet as a TFDS set.")
+    parser.add_argument("source", type=Path, help="tiny-imagenet-200.zip or its unpacked folder")
+    parser.add_argument("--data-dir", type=Path, required=True, help="TFDS data directory")
+    parser.add_argument("--config", choices=_IMAGES_PER_CLASS, default="full")
+    options = parser.parse_args(arguments)
+    try:
+        print(prepare(options.source, options.data_dir, options.config))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

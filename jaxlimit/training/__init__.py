@@ -2,22 +2,34 @@
 
 from jaxlimit.training.config import TrainingConfig, learning_rates
 from jaxlimit.training.data import Normalization, augment, channel_statistics, normalize
-from jaxlimit.training.evaluation import DataLoss, Evaluation, evaluate, make_loss
-from jaxlimit.training.loop import Metrics, TrainingResult, fit, soft_threshold
+from jaxlimit.training.evaluation import (
+    DataLoss,
+    Evaluation,
+    MinimumDistance,
+    distance_from_minimum,
+    evaluate,
+    make_loss,
+)
+from jaxlimit.training.history import Metrics
+from jaxlimit.training.loop import TrainingResult, fit
+from jaxlimit.training.optimizer import sgd, soft_threshold
 
 __all__ = [
     "DataLoss",
     "Evaluation",
     "Metrics",
+    "MinimumDistance",
     "Normalization",
     "TrainingConfig",
     "TrainingResult",
     "augment",
     "channel_statistics",
+    "distance_from_minimum",
     "evaluate",
     "fit",
     "learning_rates",
     "make_loss",
     "normalize",
+    "sgd",
     "soft_threshold",
 ]

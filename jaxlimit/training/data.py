@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 PAD = 4
 
@@ -75,9 +75,7 @@ def augment(images: Shaped[Array, "n h w c"], key: PRNGKeyArray) -> Shaped[Array
     return jnp.where(flips, shifted[:, :, ::-1], shifted)
 
 
-def check_dataset(
-    dataset: Any,
-) -> tuple[Shaped[Array, "n h w c"], Int[Array, " n"]]:
+def check_dataset(dataset: Any) -> tuple[Any, Any]:
     """Return images and labels, the first two entries of `dataset`, or say what is wrong."""
     images, labels = dataset[0], dataset[1]
     if images.ndim != 4 or not (

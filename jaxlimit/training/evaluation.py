@@ -1,4 +1,4 @@
-"""The data loss in evaluation mode: of a batch, of every example, of a whole set."""
+"""The data loss in evaluation mode: of a batch, of a whole set, and its distance to a minimum."""
 
 import dataclasses
 import functools
@@ -9,49 +9,51 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
-from jaxlimit._checks import check_count
-from jaxlimit.training.data import Normalization, check_dataset, normalize
+from jaxlimit._checks import check_count, check_range
+from jaxlimit.training.data import Normalization, check_dataset
+from jaxlimit.training.network import check_labels, score
+from jaxlimit.training.optimizer import penalised, soft_threshold
 
 
 @dataclasses.dataclass(frozen=True)
 class DataLoss:
-    """Give the mean softmax cross-entropy of a batch in evaluation mode, as a hashable callable.
+    """Give the mean softmax cross-entropy of a batch in evaluation mode.
 
-    Two equal ones share a hash, so a `jit` that takes one as a static argument compiles once.
+    Equal modules and normalisations make equal losses of equal hash, so a `jit` that takes one
+    as a static argument compiles once.
     """
 
     module: Any
     normalization: Normalization | None = None
 
-    def per_example(
-        self, params: PyTree, batch: tuple[Array, Array], state: PyTree = None
-    ) -> tuple[Float[Array, " n"], Bool[Array, " n"]]:
-        """Return each example's loss and whether its label had the largest logit."""
-        images, labels = batch
-        if self.normalization is not None:
-            images = normalize(images, self.normalization)
-        logits = self.module.apply({"params": params, **(state or {})}, images, train=False)
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses, logits.argmax(-1) == labels
-
     def __call__(
         self, params: PyTree, batch: tuple[Array, Array], state: PyTree = None
     ) -> Float[Array, ""]:
         """Return the mean loss of `batch`, (images, labels)."""
-        return self.per_example(params, batch, state)[0].mean()
+        return self.per_example(params, batch, state).mean()
+
+    def per_example(
+        self, params: PyTree, batch: tuple[Array, Array], state: PyTree = None
+    ) -> Float[Array, " n"]:
+        """Return the loss of each example of `batch`."""
+        return score(self.module, params, state or {}, batch, self.normalization, train=False)[0]
 
 
 def make_loss(module: Any, normalization: Normalization | None = None) -> DataLoss:
     """Make the `loss(params, batch, state)` that curvature and pruning take.
 
     Args:
-        module: a Linen module, `__call__(images, *, train)`.
-        normalization: as `fit` returned it; without it, batches must be floating.
+        module: a network as `fit` takes it.
+        normalization: as `fit` returned it; without it, images must come normalised, floating.
 
     Returns:
-        The mean data loss over the batch `(images, labels)` in evaluation mode, without the
-        penalties; `state` holds the collections beside the parameters (BatchNorm statistics).
+        The mean data loss of the batch `(images, labels)` in evaluation mode, without the
+        penalties; `state` holds what the network keeps beside its parameters (BatchNorm
+        statistics), nothing by default.
+
+    >>> import flax.linen as nn
+    >>> make_loss(nn.Dense(10)) == make_loss(nn.Dense(10))
+    True
     """
     return DataLoss(module, normalization)
 
@@ -77,44 +79,153 @@ def evaluate(
     """Evaluate a network on a whole data set, each example counted once.
 
     Args:
-        module: a Linen module, `__call__(images, *, train)`.
+        module: a network as `fit` takes it.
         params: its parameters.
-        state: its other collections, `{}` if none.
+        state: what it keeps beside them, `{}` if nothing.
         dataset: images [n, h, w, c] and labels [n].
-        normalization: as `fit` returned it.
-        batch_size: images at a time; a last batch that is not full is filled up and cut off.
+        normalization: as `fit` returned it; without it, images must come normalised, floating.
+        batch_size: images at a time, bounds the memory; it need not divide n.
 
     Returns:
-        The `Evaluation`.
+        The `Evaluation`; its `losses` are what `epsilon` is measured on.
+
+    Raises:
+        ValueError: for images or labels the network cannot take.
     """
     check_count("batch_size", batch_size)
     images, labels = check_dataset(dataset)
+    check_labels(module, params, state, images, labels)
     losses, correct = _examples(
         params,
         state,
         jnp.asarray(images),
         jnp.asarray(labels),
-        loss=make_loss(module, normalization),
+        normalization,
+        module=module,
         batch_size=min(batch_size, len(images)),
     )
     return Evaluation(losses.mean(), correct.mean(), losses, correct)
 
 
-@functools.partial(jax.jit, static_argnames=("loss", "batch_size"))
+@functools.partial(jax.jit, static_argnames=("module", "batch_size"))
 def _examples(
     params: PyTree,
     state: PyTree,
     images: Shaped[Array, "n h w c"],
     labels: Int[Array, " n"],
+    normalization: Normalization | None,
     *,
-    loss: DataLoss,
+    module: Any,
     batch_size: int,
 ) -> tuple[Float[Array, " n"], Bool[Array, " n"]]:
-    num = len(images)
+    def one_batch(rows: Int[Array, " batch"]) -> tuple[Array, Array]:
+        batch = images[rows], labels[rows]
+        return score(module, params, state, batch, normalization, train=False)[:2]
+
+    results = jax.lax.map(one_batch, _batch_rows(len(images), batch_size))
+    losses, correct = (result.reshape(-1)[: len(images)] for result in results)
+    return losses, correct
+
+
+def _batch_rows(num: int, batch_size: int) -> Int[Array, "batches batch"]:
+    """Number the rows of every batch; the last one is filled up with the last row."""
     num_batches = -(-num // batch_size)
-    index = jnp.minimum(jnp.arange(num_batches * batch_size), num - 1)
-    losses, correct = jax.lax.map(
-        lambda rows: loss.per_example(params, (images[rows], labels[rows]), state),
-        index.reshape(num_batches, batch_size),
+    rows = jnp.minimum(jnp.arange(num_batches * batch_size), num - 1)
+    return rows.reshape(num_batches, batch_size)
+
+
+class MinimumDistance(NamedTuple):
+    """How far a network is from a minimum of its regularised loss.
+
+    Attributes:
+        norm: ‖r‖ of the proximal-gradient residual r; 0 exactly at a stationary point.
+        relative: ‖r‖/‖w‖ over all parameters.
+        gradient_norm: ‖∇L(w) + l2·w‖, what r would be without l1.
+    """
+
+    norm: Float[Array, ""]
+    relative: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+
+
+def distance_from_minimum(
+    module: Any,
+    params: PyTree,
+    state: PyTree,
+    dataset: Any,
+    *,
+    l1: float,
+    l2: float = 0.0,
+    normalization: Normalization | None = None,
+    batch_size: int = 1000,
+) -> MinimumDistance:
+    """Measure how far from a minimum of L + l1·‖w‖₁ + ½·l2·‖w‖² a network is.
+
+    The residual is that of one proximal gradient step of unit length over the whole set,
+
+        r = w - S(w - ∇L(w) - l2·w, l1),    S(x, t) = sign(x)·max(|x| - t, 0),
+
+    with L the mean data loss in evaluation mode; leaves without a penalty take l1 = l2 = 0. On a
+    weight far from 0, r is ∇L + l1·sign(w) + l2·w; on one at 0 it is what |∇L| exceeds l1 by; a
+    small weight whose pull towards 0 outweighs its gradient counts with its own size.
+
+    Cost: one gradient over the whole set.
+
+    Args:
+        module: a network as `fit` takes it.
+        params: its parameters.
+        state: what it keeps beside them, `{}` if nothing.
+        dataset: images [n, h, w, c] and labels [n], the training set.
+        l1: strength of the l1 penalty.
+        l2: strength of the l2 penalty.
+        normalization: as `fit` returned it.
+        batch_size: images at a time, bounds the memory; it need not divide n.
+
+    Returns:
+        The `MinimumDistance`.
+
+    References:
+        Beck (2017), First-Order Methods in Optimization, Theorem 10.7: r = 0 characterises
+        stationary points.
+    """
+    check_count("batch_size", batch_size)
+    check_range("l1", l1, 0)
+    check_range("l2", l2, 0)
+    images, labels = check_dataset(dataset)
+    check_labels(module, params, state, images, labels)
+    data = jnp.asarray(images), jnp.asarray(labels)
+    gradient = _mean_gradient(
+        params, state, data, normalization, module=module, batch_size=min(batch_size, len(images))
     )
-    return losses.reshape(-1)[:num], correct.reshape(-1)[:num]
+    on = penalised(params)
+    gradient = jax.tree.map(lambda g, w, p: g + p * l2 * w, gradient, params, on)
+    residual = jax.tree.map(lambda w, g, p: w - soft_threshold(w - g, p * l1), params, gradient, on)
+    norm = optax.tree.norm(residual)
+    tiny = jnp.finfo(norm.dtype).tiny
+    weight_norm = jnp.maximum(optax.tree.norm(params), tiny)
+    return MinimumDistance(norm, norm / weight_norm, optax.tree.norm(gradient))
+
+
+@functools.partial(jax.jit, static_argnames=("module", "batch_size"))
+def _mean_gradient(
+    params: PyTree,
+    state: PyTree,
+    data: tuple[Array, Array],
+    normalization: Normalization | None,
+    *,
+    module: Any,
+    batch_size: int,
+) -> PyTree:
+    images, labels = data
+    num = len(images)
+
+    def batch_loss(params: PyTree, rows: Array, counts: Array) -> Float[Array, ""]:
+        batch = images[rows], labels[rows]
+        return counts @ score(module, params, state, batch, normalization, train=False)[0] / num
+
+    def add_batch(total: PyTree, xs: tuple[Array, Array]) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, jax.grad(batch_loss)(params, *xs)), None
+
+    rows = _batch_rows(num, batch_size)
+    counts = (jnp.arange(rows.size) < num).reshape(rows.shape).astype(jnp.float32)
+    return jax.lax.scan(add_batch, jax.tree.map(jnp.zeros_like, params), (rows, counts))[0]

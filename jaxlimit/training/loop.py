@@ -1,15 +1,21 @@
 """The training loop: an epoch is one compiled scan over data that stays on the device."""
 
+import contextlib
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
+from jaxlimit._batches import check_like
+from jaxlimit._checks import check_count, check_floating_tree
+from jaxlimit.training.checkpoints import Checkpoints, run_identity
 from jaxlimit.training.config import TrainingConfig, learning_rates
 from jaxlimit.training.data import (
     Normalization,
@@ -18,44 +24,33 @@ from jaxlimit.training.data import (
     check_dataset,
     normalize,
 )
-
-
-class Metrics(NamedTuple):
-    """How an epoch went, averaged over its steps; in a result, arrays over the epochs.
-
-    Attributes:
-        loss: `data_loss` plus both penalties of the weights at the epoch's end.
-        data_loss: mean cross-entropy of the batches as they were met, augmented, in training mode.
-        accuracy: share of those images whose label had the largest logit.
-        learning_rate: the rate of the last step.
-    """
-
-    loss: Any
-    data_loss: Any
-    accuracy: Any
-    learning_rate: Any
+from jaxlimit.training.history import History, Metrics, empty_metrics
+from jaxlimit.training.network import check_labels, score
+from jaxlimit.training.optimizer import penalty, sgd
 
 
 class TrainingResult(NamedTuple):
     """A trained network.
 
     Attributes:
-        params: its parameters, float32.
-        state: its other collections (`batch_stats`), `{}` if none.
-        normalization: what its images were normalised by.
-        history: the metrics of every epoch, each [epochs].
+        params: its parameters.
+        state: what it keeps beside them, as `{"batch_stats": ...}`; `{}` if nothing.
+        normalization: what its images were normalised by, for evaluation to do the same.
+        history: the metrics of every epoch, [epochs].
+        resumed_from: epochs that a checkpoint had already done, 0 if there was none.
     """
 
     params: PyTree
     state: PyTree
     normalization: Normalization
     history: Metrics
+    resumed_from: int
 
 
 class _Carry(NamedTuple):
     params: PyTree
     state: PyTree
-    velocity: PyTree
+    opt_state: PyTree
 
 
 def fit(
@@ -63,150 +58,251 @@ def fit(
     dataset: Any,
     config: TrainingConfig,
     *,
+    params: PyTree = None,
+    state: PyTree = None,
+    mask: PyTree = None,
     normalization: Normalization | None = None,
-    on_epoch: Callable[[int, Metrics], None] | None = None,
+    on_epoch: Callable[[Metrics], None] | None = None,
+    on_resume: Callable[[Metrics], None] | None = None,
+    metrics_path: str | os.PathLike | None = None,
+    checkpoint_dir: str | os.PathLike | None = None,
+    checkpoint_every: int = 10,
 ) -> TrainingResult:
-    """Train a network by SGD with momentum under an l1 penalty.
+    """Train a network by SGD with momentum on mean cross-entropy + l1·‖w‖₁ + ½·l2·‖w‖₂².
+
+    `TrainingConfig` states the step. Every epoch is one run of one compiled program. With a
+    `checkpoint_dir`, a run that is asked for again goes on from its newest checkpoint and ends,
+    on the same machine, with the same bits as one that was never interrupted.
+
+    Cost: three forward passes' worth of arithmetic a step; memory for three copies of the
+    parameters, the training images as they came, and the activations of a slice.
 
     Args:
-        module: a Linen module, `__call__(images [n, h, w, c], *, train)` to logits.
-        dataset: images uint8 [n, h, w, c] and labels [n].
+        module: a Linen module, `__call__(images [n, h, w, c], *, train)` to logits; or a function
+            `(params, state, images, *, train, key) -> (logits, state)`, with `params` given.
+            It is called with floating images, and with `key` None in evaluation.
+        dataset: images uint8 [n, h, w, c] and labels [n], the first two of a sequence; floating
+            images are taken as normalised.
         config: the settings.
+        params: start from these; a Linen module is initialised from the seed if not given.
+        state: what goes with `params`, `{}` if nothing.
+        mask: pytree of booleans like the parameters; a False entry is set to 0 and stays there.
         normalization: of the images; measured on them if not given.
-        on_epoch: called with the number of epochs done and their last one's metrics.
+        on_epoch: called with the `Metrics` of each epoch when it is done.
+        on_resume: called with the `Metrics` of the epochs found in a checkpoint, if there is one.
+        metrics_path: a file that gets the metrics, one JSON object a line and epoch.
+        checkpoint_dir: where this run, and no other, keeps its newest checkpoint.
+        checkpoint_every: epochs between checkpoints; the last epoch always makes one.
 
     Returns:
         The `TrainingResult`.
 
     Raises:
-        FloatingPointError: if the loss or a weight stops being finite; says where.
+        ValueError: for a data set that the network or the batch size does not fit, or a
+            checkpoint of another run; says what differs.
+        FloatingPointError: if the loss or a weight stops being finite; says in which epoch and
+            step. The last good checkpoint stays.
+        OSError: if a checkpoint cannot be written; the one before it stays whole.
+
+    >>> import flax.linen as nn, jax, numpy as np
+    >>> def forward(params, state, images, *, train, key):
+    ...     return images.reshape(len(images), -1) @ params["kernel"], state
+    >>> images = np.repeat(np.arange(2, dtype=np.uint8), 64).reshape(128, 1, 1, 1)
+    >>> result = fit(
+    ...     forward,
+    ...     (images, images.ravel().astype(np.int32)),
+    ...     TrainingConfig(epochs=2, learning_rate=0.5, batch_size=16),
+    ...     params={"kernel": np.zeros((1, 2), np.float32)},
+    ... )
+    >>> result.history.accuracy[-1].item()
+    1.0
     """
+    check_count("checkpoint_every", checkpoint_every)
     images, labels = check_dataset(dataset)
-    steps = len(images) // config.batch_size
-    if not steps:
-        raise ValueError(
-            f"batch_size must be at most the number of images {len(images)}, "
-            f"got {config.batch_size}"
-        )
+    rates = learning_rates(config, _num_steps(len(images), config.batch_size))
     normalization = normalization or channel_statistics(images)
-    rates = learning_rates(config, steps)
-    key = jax.random.key(config.seed)
-    carry = _start(key, normalize(images[:1], normalization), module=module)
-    data = jnp.asarray(images), jnp.asarray(labels)
-    history = []
-    for epoch in range(config.epochs):
-        carry, losses, metrics = _epoch(
-            carry,
-            *data,
-            normalization,
-            jax.random.fold_in(key, epoch + 1),
-            rates[epoch],
-            (config.momentum, config.l1, config.l2),
-            module=module,
-            batch_size=config.batch_size,
-            accumulate=config.accumulate,
-            augmented=config.augment,
-            proximal=config.l1_method == "proximal",
-        )
-        metrics = Metrics(*map(float, metrics))
-        _check_finite(np.asarray(losses), metrics, epoch)
-        history.append(metrics)
-        if on_epoch is not None:
-            on_epoch(epoch + 1, metrics)
+    key = _keys(config.seed)
+    carry = _start(module, key, images, normalization, params, state, mask)
+    first = jax.tree.map(lambda leaf: leaf[(0,) * key.ndim], carry)
+    check_labels(module, first.params, first.state, images, labels)
+    checkpoints = Checkpoints(
+        checkpoint_dir,
+        checkpoint_every,
+        lambda: run_identity(
+            module, config, carry.params, data=(images, labels, normalization), start=(carry, mask)
+        ),
+    )
+    run_epoch = _bind_epoch(module, config, key, images, labels, normalization, mask)
+    with contextlib.closing(checkpoints):
+        carry, past = _resume(checkpoints, carry, key.shape)
+        if len(past.epoch) and on_resume is not None:
+            on_resume(past)
+        history = History(past, on_epoch, metrics_path)
+        for epoch in range(len(past.epoch) + 1, config.epochs + 1):
+            carry, losses, finite, metrics = run_epoch(carry, epoch, rates[epoch - 1])
+            _check_finite(losses, finite, epoch, config, checkpoints)
+            history.append(metrics)
+            tree = {**carry._asdict(), "history": history.stacked()._asdict()}
+            checkpoints.save(epoch, tree, last=epoch == config.epochs)
     return TrainingResult(
-        carry.params,
-        carry.state,
-        normalization,
-        Metrics(*map(np.asarray, zip(*history, strict=True))),
+        carry.params, carry.state, normalization, history.stacked(), len(past.epoch)
     )
 
 
-def _check_finite(losses: np.ndarray, metrics: Metrics, epoch: int) -> None:
-    bad = np.flatnonzero(~np.isfinite(losses))
-    if bad.size:
-        raise FloatingPointError(
-            f"training loss became {losses[bad[0]]} in epoch {epoch + 1}, step {bad[0] + 1} "
-            f"of {len(losses)}"
+def _num_steps(num_images: int, batch_size: int) -> int:
+    if batch_size > num_images:
+        raise ValueError(
+            f"batch_size must be at most the number of images {num_images}, got {batch_size}"
         )
-    if not np.isfinite(metrics.loss):
-        raise FloatingPointError(
-            f"the weights became non-finite in epoch {epoch + 1}, step {len(losses)} (its last)"
+    return num_images // batch_size
+
+
+def _keys(seed: int | tuple[int, ...]) -> PRNGKeyArray:
+    if isinstance(seed, tuple):
+        return jnp.stack([jax.random.key(one) for one in seed])
+    return jax.random.key(seed)
+
+
+def _start(
+    module: Any,
+    key: PRNGKeyArray,
+    images: Shaped[Array, "n h w c"],
+    normalization: Normalization,
+    params: PyTree,
+    state: PyTree,
+    mask: PyTree,
+) -> _Carry:
+    if params is None and isinstance(module, nn.Module):
+        params, state = _initialize(key, normalize(images[:1], normalization), module=module)
+    elif params is None:
+        raise ValueError("params must be given when module is a function, got None")
+    else:
+        check_floating_tree("params", params)
+        # Copies, since an epoch's program overwrites what it is given; one for each seed.
+        params, state = jax.tree.map(
+            lambda leaf: jnp.array(jnp.broadcast_to(leaf, (*key.shape, *jnp.shape(leaf)))),
+            (params, state or {}),
         )
+    if mask is not None:
+        check_like("mask", mask, jax.tree.map(lambda w: w[(0,) * key.ndim], params))
+        params = jax.tree.map(lambda w, keep: jnp.where(keep, w, 0), params, mask)
+    return _Carry(params, state, sgd(0.0, 0.0, 0.0, 0.0, proximal=False).init(params))
 
 
 @functools.partial(jax.jit, static_argnames="module")
-def _start(key: PRNGKeyArray, images: Array, *, module: Any) -> _Carry:
-    state = dict(module.init(key, images, train=False))
-    params = state.pop("params")
-    return _Carry(params, state, jax.tree.map(jnp.zeros_like, params))
+def _initialize(key: PRNGKeyArray, images: Array, *, module: nn.Module) -> tuple[PyTree, PyTree]:
+    def one(key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
+        state = dict(module.init(key, images, train=False))
+        return state.pop("params"), state
+
+    return jax.vmap(one)(key) if key.ndim else one(key)
+
+
+def _resume(
+    checkpoints: Checkpoints, carry: _Carry, batch: tuple[int, ...]
+) -> tuple[_Carry, Metrics]:
+    tree = checkpoints.restore(
+        lambda epoch: {**carry._asdict(), "history": empty_metrics(batch, epoch)._asdict()}
+    )
+    if tree is None:
+        return carry, empty_metrics(batch, 0)
+    past = {name: np.asarray(values) for name, values in tree.pop("history").items()}
+    return _Carry(**tree), Metrics(**past)
+
+
+def _check_finite(
+    losses: Array, finite: Array, epoch: int, config: TrainingConfig, checkpoints: Checkpoints
+) -> None:
+    if np.all(finite):
+        return
+    steps = losses.shape[-1]
+    bad = ~np.isfinite(np.reshape(losses, (-1, steps)))
+    # With all losses finite, it was the update of the last step that went wrong.
+    step = int(bad.any(0).argmax()) if bad.any() else steps - 1
+    what = "the training loss" if bad.any() else "a weight"
+    raise FloatingPointError(
+        f"{what} stopped being finite in epoch {epoch}, step {step + 1} of {steps} (learning rate "
+        f"at most {config.learning_rate:g}); {checkpoints.describe()}"
+    )
+
+
+def _bind_epoch(
+    module: Any,
+    config: TrainingConfig,
+    key: PRNGKeyArray,
+    images: Any,
+    labels: Any,
+    normalization: Normalization,
+    mask: PyTree,
+) -> Callable:
+    """Fix what all epochs share: arrays as operands, what shapes the program as static."""
+    return functools.partial(
+        _epoch,
+        key=key,
+        images=jnp.asarray(images),
+        labels=jnp.asarray(labels),
+        normalization=normalization,
+        mask=mask,
+        strengths=(config.momentum, config.l1, config.l2),
+        module=module,
+        batch_size=config.batch_size,
+        accumulate=config.accumulate,
+        augmented=config.augment,
+        proximal=config.l1_method == "proximal",
+    )
 
 
 @functools.partial(
     jax.jit,
     static_argnames=("module", "batch_size", "accumulate", "augmented", "proximal"),
-    donate_argnames="carry",
+    donate_argnums=0,
 )
 def _epoch(
     carry: _Carry,
+    epoch: Int[Array, ""],
+    rates: Float[Array, " steps"],
+    *,
+    key: PRNGKeyArray,
     images: Shaped[Array, "n h w c"],
     labels: Int[Array, " n"],
     normalization: Normalization,
-    key: PRNGKeyArray,
-    rates: Float[Array, " steps"],
+    mask: PyTree,
     strengths: tuple[Any, Any, Any],
-    *,
     module: Any,
     batch_size: int,
     accumulate: int,
     augmented: bool,
     proximal: bool,
-) -> tuple[_Carry, Float[Array, " steps"], Metrics]:
+) -> tuple[_Carry, Float[Array, "... steps"], Bool[Array, "..."], Metrics]:
+    """Run the steps of one epoch; return also their losses and whether all came out finite."""
     momentum, l1, l2 = strengths
-    order_key, step_key = jax.random.split(key)
-    order = jax.random.permutation(order_key, len(images))[: len(rates) * batch_size]
-    slices = order.reshape(len(rates), accumulate, batch_size // accumulate)
-    penalised = _penalised(carry.params, carry.state)
 
-    def step(carry: _Carry, xs: tuple) -> tuple[_Carry, tuple]:
+    def step(carry: _Carry, xs: tuple) -> tuple[_Carry, tuple[Array, Array]]:
         rows, key, rate = xs
         gradient, state, loss, accuracy = _batch_gradient(
             carry, images, labels, normalization, rows, key, module=module, augmented=augmented
         )
-
-        def pull(g: Array, w: Array, on: bool) -> Array:
-            force = l2 * w if proximal else l1 * jnp.sign(w) + l2 * w
-            return g + force if on else g
-
-        optimizer = optax.chain(
-            optax.stateless(lambda g, w: jax.tree.map(pull, g, w, penalised)),
-            optax.trace(momentum),
-            optax.scale_by_learning_rate(rate),
-        )
-        opt_state = (optax.EmptyState(), optax.TraceState(carry.velocity), optax.EmptyState())
-        updates, opt_state = optimizer.update(gradient, opt_state, carry.params)
+        optimizer = sgd(rate, momentum, l1, l2, proximal=proximal)
+        updates, opt_state = optimizer.update(gradient, carry.opt_state, carry.params)
+        if mask is not None:
+            updates = jax.tree.map(lambda u, keep: jnp.where(keep, u, 0), updates, mask)
         params = optax.apply_updates(carry.params, updates)
-        if proximal:
-            threshold = rate * l1 / (1 - momentum)
-            params = jax.tree.map(
-                lambda w, on: soft_threshold(w, threshold) if on else w, params, penalised
-            )
-        return _Carry(params, state, opt_state[1].trace), (loss, accuracy)
+        return _Carry(params, state, opt_state), (loss, accuracy)
 
-    keys = jax.random.split(step_key, len(rates))
-    carry, (losses, accuracies) = jax.lax.scan(step, carry, (slices, keys, rates))
-    data_loss = losses.mean()
-    penalty = _penalty(carry.params, penalised, l1, l2)
-    return carry, losses, Metrics(data_loss + penalty, data_loss, accuracies.mean(), rates[-1])
+    def run(carry: _Carry, key: PRNGKeyArray) -> tuple:
+        order_key, step_key = jax.random.split(jax.random.fold_in(key, epoch))
+        order = jax.random.permutation(order_key, len(images))[: len(rates) * batch_size]
+        rows = order.reshape(len(rates), accumulate, batch_size // accumulate)
+        keys = jax.random.split(step_key, len(rates))
+        carry, (losses, accuracies) = jax.lax.scan(step, carry, (rows, keys, rates))
+        finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((carry, losses))]
+        data_loss = losses.mean()
+        loss = data_loss + penalty(carry.params, l1, l2)
+        return carry, losses, jnp.all(jnp.stack(finite)), (loss, data_loss, accuracies.mean())
 
-
-def soft_threshold(x: Float[Array, "..."], threshold: Any) -> Float[Array, "..."]:
-    """Apply the proximal operator of `threshold`·|x|: sign(x)·max(|x| - threshold, 0).
-
-    >>> import jax.numpy as jnp
-    >>> soft_threshold(jnp.array([-3.0, 0.5]), 1.0).tolist()
-    [-2.0, 0.0]
-    """
-    return jnp.sign(x) * jnp.maximum(jnp.abs(x) - threshold, 0)
+    outcome = jax.vmap(run)(carry, key) if key.ndim else run(carry, key)
+    carry, losses, finite, (loss, data_loss, accuracy) = outcome
+    return carry, losses, finite, Metrics(epoch, loss, data_loss, accuracy, rates[-1])
 
 
 def _batch_gradient(
@@ -220,46 +316,33 @@ def _batch_gradient(
     module: Any,
     augmented: bool,
 ) -> tuple[PyTree, PyTree, Array, Array]:
-    def slice_loss(params: PyTree, state: PyTree, rows: Array, key: PRNGKeyArray) -> tuple:
-        shift_key, dropout_key = jax.random.split(key)
-        batch = images[rows]
-        batch = normalize(augment(batch, shift_key) if augmented else batch, normalization)
-        logits, state = module.apply(
-            {"params": params, **state},
-            batch,
-            train=True,
-            mutable=list(state),
-            rngs={"dropout": dropout_key},
-        )
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows]).mean()
-        return loss, (state, (logits.argmax(-1) == labels[rows]).mean())
+    """Average the gradient over the slices of a batch, the state going from slice to slice."""
 
-    def add_slice(total: tuple, xs: tuple) -> tuple[tuple, None]:
-        state, sums = total
+    def slice_loss(params: PyTree, state: PyTree, rows: Array, key: PRNGKeyArray) -> tuple:
+        shift_key, network_key = jax.random.split(key)
+        batch = images[rows]
+        batch = augment(batch, shift_key) if augmented else batch
+        losses, correct, state = score(
+            module,
+            params,
+            state,
+            (batch, labels[rows]),
+            normalization,
+            train=True,
+            key=network_key,
+        )
+        return losses.mean(), (state, correct.mean())
+
+    def add_slice(total: tuple, xs: tuple) -> tuple[tuple, tuple[Array, Array]]:
+        state, gradients = total
         (loss, (state, accuracy)), gradient = jax.value_and_grad(slice_loss, has_aux=True)(
             carry.params, state, *xs
         )
-        return (state, jax.tree.map(jnp.add, sums, (gradient, loss, accuracy))), None
+        return (state, jax.tree.map(jnp.add, gradients, gradient)), (loss, accuracy)
 
-    zeros = jax.tree.map(jnp.zeros_like, carry.params), jnp.zeros(()), jnp.zeros(())
+    # A scan of one slice compiles to no loop at all, so the common case costs nothing.
+    zeros = jax.tree.map(jnp.zeros_like, carry.params)
     keys = jax.random.split(key, len(rows))
-    (state, sums), _ = jax.lax.scan(add_slice, (carry.state, zeros), (rows, keys))
-    gradient, loss, accuracy = jax.tree.map(lambda total: total / len(rows), sums)
-    return gradient, state, loss, accuracy
-
-
-def _penalised(params: PyTree, state: PyTree) -> PyTree:
-    """Mark the leaves the penalties act on: all but those of a module that keeps batch_stats."""
-    normalised = {
-        path[:-1] for path, _ in jax.tree_util.tree_leaves_with_path(state.get("batch_stats", {}))
-    }
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[:-1] not in normalised, params)
-
-
-def _penalty(params: PyTree, penalised: PyTree, l1: Any, l2: Any) -> Float[Array, ""]:
-    # Leaves without a penalty count 0 times their sum: so that a NaN among them shows in the loss.
-    terms = jax.tree.map(
-        lambda w, on: on * (l1 * jnp.abs(w).sum() + 0.5 * l2 * (w**2).sum()), params, penalised
-    )
-    return sum(jax.tree.leaves(terms), jnp.zeros(()))
+    (state, total), scores = jax.lax.scan(add_slice, (carry.state, zeros), (rows, keys))
+    gradient = jax.tree.map(lambda g: g / len(rows), total)
+    return gradient, state, scores[0].mean(), scores[1].mean()

@@ -1,0 +1,72 @@
+"""The optax chain of a training step, and the proximal operator in it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from jaxlimit._weights import is_weight
+
+
+def penalised(params: PyTree) -> PyTree:
+    """Mark the leaves on which the penalties act: all but BatchNorm's scale and bias.
+
+    >>> penalised({"Dense_0": {"bias": 0.0}, "BatchNorm_0": {"bias": 0.0}})
+    {'BatchNorm_0': {'bias': False}, 'Dense_0': {'bias': True}}
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: is_weight(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
+        params,
+    )
+
+
+def soft_threshold(x: Float[Array, "..."], threshold: Any) -> Float[Array, "..."]:
+    """Apply the proximal operator of `threshold`·|x|: sign(x)·max(|x| - threshold, 0).
+
+    >>> import jax.numpy as jnp
+    >>> soft_threshold(jnp.array([-3.0, 0.5]), 1.0).tolist()
+    [-2.0, 0.0]
+    """
+    return jnp.sign(x) * jnp.maximum(jnp.abs(x) - threshold, 0)
+
+
+def sgd(
+    rate: Any, momentum: Any, l1: Any, l2: Any, *, proximal: bool
+) -> optax.GradientTransformation:
+    """Chain penalties, momentum and rate as `TrainingConfig` states them; numbers may be traced."""
+
+    def pull(gradient: PyTree, params: PyTree) -> PyTree:
+        def one(g: Array, w: Array, on: bool) -> Array:
+            if not on:
+                return g
+            return g + l2 * w if proximal else g + (l1 * jnp.sign(w) + l2 * w)
+
+        return jax.tree.map(one, gradient, params, penalised(params))
+
+    def shrink(update: PyTree, params: PyTree) -> PyTree:
+        threshold = rate * l1 / (1 - momentum)
+        return jax.tree.map(
+            lambda u, w, on: soft_threshold(w + u, threshold) - w if on else u,
+            update,
+            params,
+            penalised(params),
+        )
+
+    return optax.chain(
+        optax.stateless(pull),
+        optax.trace(momentum),
+        optax.scale_by_learning_rate(rate),
+        optax.stateless(shrink) if proximal else optax.identity(),
+    )
+
+
+def penalty(params: PyTree, l1: Any, l2: Any) -> Float[Array, ""]:
+    """Return l1·‖w‖₁ + ½·l2·‖w‖² over the penalised leaves."""
+    terms = jax.tree.map(
+        lambda w, on: l1 * jnp.abs(w).sum() + 0.5 * l2 * (w**2).sum() if on else 0.0,
+        params,
+        penalised(params),
+    )
+    return sum(jax.tree.leaves(terms), jnp.zeros(()))

@@ -1,4 +1,4 @@
-"""Argument checks shared by the public functions: name the argument, what was expected, what came."""
+"""Argument checks shared by the public functions: they name the argument and what came."""
 
 import operator
 from typing import Any

@@ -1,0 +1,90 @@
+"""Batches of examples in either of their two forms, and the checks of a loss over them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxlimit._checks import check_floating_tree
+
+
+class Group(NamedTuple):
+    """Batches of one size: their share of all examples, and leaves [num_batches, batch, ...]."""
+
+    share: Array
+    batches: Any
+
+
+def group_batches(batches: Any) -> tuple[Group, ...]:
+    """Stack batches of equal size, each stack with its share of all examples.
+
+    Args:
+        batches: a pytree whose leaves are [num_batches, batch, ...], or a list of batches of
+            unequal size.
+
+    Raises:
+        ValueError: if there are no examples, or the leaves of a batch disagree about their number.
+    """
+    if not isinstance(batches, list):
+        if any(jnp.ndim(leaf) < 2 for leaf in jax.tree.leaves(batches)):
+            raise ValueError(
+                "batches must have leaves [num_batches, batch, ...]; got shapes "
+                f"{[jnp.shape(leaf) for leaf in jax.tree.leaves(batches)]}"
+            )
+        stacks = [batches]
+    else:
+        by_size: dict[int, list] = {}
+        for batch in batches:
+            by_size.setdefault(leading_size(batch), []).append(batch)
+        stacks = [jax.tree.map(lambda *b: jnp.stack(b), *group) for group in by_size.values()]
+    sizes = [leading_size(s) * leading_size(jax.tree.map(lambda x: x[0], s)) for s in stacks]
+    return tuple(
+        Group(jnp.float32(size / sum(sizes)), jax.tree.map(jnp.asarray, stack))
+        for size, stack in zip(sizes, stacks, strict=True)
+    )
+
+
+def first_batch(batches: Any) -> Any:
+    """Return one batch of `batches`, whichever of its two forms it has."""
+    if isinstance(batches, list):
+        if not batches:
+            raise ValueError("batches must hold at least one batch, got an empty list")
+        return batches[0]
+    leading_size(batches)
+    return jax.tree.map(lambda leaf: leaf[0], batches)
+
+
+def leading_size(batch: Any) -> int:
+    """Return the common leading size of all leaves, or raise if there is none."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    sizes = {shape[0] if shape else 0 for shape in shapes}
+    if len(sizes) != 1 or sizes == {0}:
+        raise ValueError(
+            "batches must have leaves with one common, nonzero number of examples, "
+            f"got shapes {shapes}"
+        )
+    return sizes.pop()
+
+
+def check_like(name: str, tree: Any, params: Any) -> None:
+    """Raise unless `tree` has the structure and shapes of `params`."""
+    wanted, got = jax.tree.structure(params), jax.tree.structure(tree)
+    if wanted != got:
+        raise ValueError(f"{name} must have the structure of params, {wanted}, got {got}")
+    shapes = [jax.tree.map(jnp.shape, x) for x in (params, tree)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{name} must have the shapes of params, {shapes[0]}, got {shapes[1]}")
+
+
+def check_scalar(loss: Callable, params: Any, *args: Any) -> None:
+    """Raise unless `loss(params, *args)` is one real floating number."""
+    check_floating_tree("params", params)
+    value = jax.eval_shape(loss, params, *args)
+    if (
+        not hasattr(value, "shape")
+        or value.shape != ()
+        or not jnp.issubdtype(value.dtype, jnp.floating)
+    ):
+        raise TypeError(f"loss must return one real floating number, got {value}")

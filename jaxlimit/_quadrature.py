@@ -1,0 +1,100 @@
+"""Gauss rules of a tridiagonal matrix, with and without a prescribed node, on the host.
+
+The small eigenproblems are solved in float64 whatever the type of the recurrence: a bound divides
+eigenvalues by a c that is a thousandth of the largest, so single precision here would be seen.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import eigh_tridiagonal
+
+# Where between 0 and the nearest Gauss node, as a share of it, the moving node is prescribed.
+SHARES = np.concatenate([[1e-3, 1e-2, 5e-2], np.linspace(0.1, 1, 11)[:-1]])
+NUM_PINNED = 2 * len(SHARES) + 2
+
+
+class Rules(NamedTuple):
+    """The Gauss rule of one recurrence, and at half and at full depth the pinned family.
+
+    The family's rules have one more node, prescribed: row 0 at 0, the next ones across the gap
+    around 0; the last row is the Gauss rule itself (a node at ±∞).
+    """
+
+    nodes: np.ndarray  # [m]
+    weights: np.ndarray  # [m]
+    family_nodes: np.ndarray  # [2, NUM_PINNED, m + 1]
+    family_weights: np.ndarray  # [2, NUM_PINNED, m + 1]
+
+
+def gauss_rule(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of the Gauss rule: eigenvalues of T and squared first components."""
+    if diagonal.size == 1:
+        return diagonal.copy(), np.ones(1)
+    nodes, vectors = eigh_tridiagonal(diagonal, off_diagonal, lapack_driver="stevd")
+    return nodes, vectors[0] ** 2
+
+
+def radau_rule(
+    diagonal: np.ndarray, off_diagonal: np.ndarray, residual_norm: float, node: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of the rule with one more node, prescribed (Golub 1973).
+
+    T is bordered by β_m and the last diagonal entry that makes `node` an eigenvalue. Where `node`
+    is an eigenvalue of T already, that entry is infinite and the rule is the Gauss rule.
+    """
+    pivot = diagonal[0] - node
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        for alpha, beta in zip(diagonal[1:], off_diagonal, strict=True):
+            pivot = alpha - node - beta**2 / pivot
+        coupling = residual_norm**2 / pivot
+    scale = np.abs(diagonal).max() + residual_norm
+    if residual_norm == 0 or not np.abs(coupling) < 1e8 * scale:
+        return gauss_rule(diagonal, off_diagonal)
+    nodes, weights = gauss_rule(
+        np.append(diagonal, node + coupling), np.append(off_diagonal, residual_norm)
+    )
+    nodes[np.argmin(np.abs(nodes - node))] = node
+    return nodes, weights
+
+
+def rules(
+    diagonal: np.ndarray, off_diagonal: np.ndarray, residual_norm: float, num_valid: int
+) -> Rules:
+    """Build all rules of the leading `num_valid` steps, padded with weights 0."""
+    room = diagonal.size
+    if num_valid == 0:
+        empty = np.zeros((2, NUM_PINNED, room + 1))
+        return Rules(empty[0, 0, :room], empty[0, 0, :room], empty, empty)
+    couplings = np.append(off_diagonal[: num_valid - 1], residual_norm)
+    families = [
+        _family(diagonal[:depth], couplings[: depth - 1], couplings[depth - 1], room + 1)
+        for depth in (max(num_valid // 2, 1), num_valid)
+    ]
+    nodes, weights = np.stack(families, axis=1)
+    return Rules(nodes[1, -1, :room], weights[1, -1, :room], nodes, weights)
+
+
+def _family(
+    diagonal: np.ndarray, off_diagonal: np.ndarray, residual_norm: float, room: int
+) -> np.ndarray:
+    """Nodes and weights [2, NUM_PINNED, room] of the pinned family."""
+    gauss = gauss_rule(diagonal, off_diagonal)
+    family = [radau_rule(diagonal, off_diagonal, residual_norm, x) for x in _pins(gauss[0])]
+    family.append(gauss)
+    padded = np.zeros((2, NUM_PINNED, room))
+    for row, rule in enumerate(family):
+        padded[:, row, : len(rule[0])] = rule
+    return padded
+
+
+def _pins(nodes: np.ndarray) -> np.ndarray:
+    """Choose where to prescribe the node: at 0, then across the gap of the Gauss nodes around 0.
+
+    Every rule of the family has just one node in that gap, so this meets all of them; where all
+    nodes lie on one side, the gap is taken to end at minus the farthest.
+    """
+    reach = np.abs(nodes).max()
+    above = nodes[nodes > 0].min(initial=reach if reach > 0 else 1.0)
+    below = nodes[nodes < 0].max(initial=-reach if reach > 0 else -1.0)
+    return np.concatenate([[0.0], above * SHARES, below * SHARES])

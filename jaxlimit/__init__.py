@@ -1,3 +1,23 @@
 """How sparse can a trained network be pruned? Hessian spectra and convex-geometry limits in JAX."""
 
+from jaxlimit import curvature, geometry, lanczos, limits, models, pruning, spectrum, training
+from jaxlimit._estimate import Estimate
+from jaxlimit._weights import flatten_weights
+from jaxlimit.estimation import LimitEstimate, estimate_limit
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Estimate",
+    "LimitEstimate",
+    "curvature",
+    "estimate_limit",
+    "flatten_weights",
+    "geometry",
+    "lanczos",
+    "limits",
+    "models",
+    "pruning",
+    "spectrum",
+    "training",
+]

@@ -97,6 +97,14 @@ def keep_largest(weights: Float[Array, "D"], num_kept: Int[Array, ""]) -> Bool[A
     return (flat > threshold) | (tied & (jnp.cumsum(tied) <= num_kept - at.num_above))
 
 
+@jax.jit
+def ranks(weights: Float[Array, "D"]) -> Int[Array, "D"]:
+    """Return each entry's place in the order of magnitude, greatest first, by one stable sort."""
+    order = jnp.argsort(-jnp.abs(weights), stable=True)
+    places = jnp.arange(weights.size, dtype=jnp.int32)
+    return jnp.zeros_like(places).at[order].set(places, unique_indices=True)
+
+
 def _from_bits(bits: Int[Array, "..."]) -> Float[Array, "..."]:
     wide = jnp.float32 if bits.dtype == jnp.int32 else jnp.float64
     return jax.lax.bitcast_convert_type(bits, wide)

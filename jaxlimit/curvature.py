@@ -364,6 +364,44 @@ def _operator(
     return matvec if mask is None else restrict(matvec, _flat_mask(mask, params, where))
 
 
+def mean_gradient(
+    loss: Callable, params: Any, batches: Any, *operands: Any, where: Where = is_weight
+) -> Float[Array, "D"]:
+    """Return the gradient of the mean loss over all examples, flat, batch by batch.
+
+    Args:
+        loss: as for `hessian_matvec`, like all of these.
+        params: pytree of real floating arrays.
+        batches: stacked, or a list.
+        *operands: passed on to `loss`.
+        where: leaves under study.
+
+    Raises:
+        TypeError: as `hessian_matvec`.
+        ValueError: as `hessian_matvec`.
+
+    >>> import jax.numpy as jnp
+    >>> mean_gradient(lambda w, x: jnp.mean(x @ w), jnp.zeros(2), jnp.eye(2)[None])
+    Array([0.5, 0.5], dtype=float32)
+    """
+    check_scalar(loss, params, first_batch(batches), *operands)
+    weights, unflatten = flatten_weights(params, where)
+    return _gradient(loss, unflatten, weights, group_batches(batches), operands)
+
+
+@partial(jax.jit, static_argnums=0)
+def _gradient(loss, unflatten, weights, groups, operands):
+    def of_group(group):
+        def add(total, batch):
+            of_batch = jax.grad(lambda vector: loss(unflatten(vector), batch, *operands))
+            return total + of_batch(weights), None
+
+        total, _ = jax.lax.scan(add, jnp.zeros_like(weights), group.batches)
+        return group.share / leading_size(group.batches) * total
+
+    return sum(of_group(group) for group in groups)
+
+
 def restrict(matvec: Matvec, mask: Bool[Array, "D"]) -> Partial:
     """Restrict an operator to the principal submatrix on the entries where `mask` is True.
 

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlimit import _magnitudes
 from jaxlimit._batches import Group, check_like, check_scalar, first_batch, group_batches
 from jaxlimit._checks import check_range
 from jaxlimit._weights import Where, flatten_weights, is_weight
+
+_PIECE = 20
 
 
 class SweepResult(NamedTuple):
@@ -62,6 +64,16 @@ def magnitude_mask(params: Any, ratio: Any, *, where: Where = is_weight) -> Any:
     keep = _magnitudes.keep_largest(weights, num_kept(weights.size, ratio))
     ones = jax.tree.map(jnp.ones_like, unflatten.args[0])
     return jax.tree.map(lambda m: m > 0, unflatten.func(ones, keep.astype(weights.dtype)))
+
+
+def flat_magnitude_mask(weights: Float[Array, "D"], num_kept: Any) -> Bool[Array, "D"]:
+    """Mark the `num_kept` entries of greatest magnitude of a flat vector.
+
+    >>> import jax.numpy as jnp
+    >>> flat_magnitude_mask(jnp.array([0.1, -3.0, 2.0]), 1)
+    Array([False,  True, False], dtype=bool)
+    """
+    return _magnitudes.keep_largest(weights, jnp.asarray(num_kept, jnp.int32))
 
 
 def apply_mask(params: Any, mask: Any) -> Any:
@@ -118,11 +130,13 @@ def magnitude_sweep(
     ratios: Any,
     *operands: Any,
     where: Where = is_weight,
+    on_progress: Callable[[str, int, int], None] | None = None,
+    stage: str = "sweep",
 ) -> SweepResult:
     """Measure a loss, or any mean over examples, at many pruning ratios.
 
-    L(w^k) for k = round(ρD), one compiled program for all ratios. Costs one evaluation a ratio;
-    memory of one pruned copy of the weights.
+    L(w^k) for k = round(ρD), one compiled program for all ratios. Costs one evaluation a ratio and
+    one sort of the weights; memory of their ranks and one pruned copy.
 
     Args:
         loss: `loss(params, batch, *operands)`, the mean over the batch's examples.
@@ -131,6 +145,8 @@ def magnitude_sweep(
         ratios: fractions kept [r], each in [0, 1].
         *operands: passed on to `loss`.
         where: which leaves are under study; the others stay.
+        on_progress: called as `on_progress(stage, ratios_done, ratios)` now and then.
+        stage: a name for `on_progress`.
 
     Returns:
         A `SweepResult`.
@@ -152,15 +168,23 @@ def magnitude_sweep(
     check_range("ratios", ratios, 0, 1)
     check_scalar(loss, params, first_batch(batches), *operands)
     weights, unflatten = flatten_weights(params, where)
-    return _sweep(loss, weights, unflatten, group_batches(batches), ratios, operands)
+    groups, ranks = group_batches(batches), _magnitudes.ranks(weights)
+    pieces = []
+    # Pieces of one size, so that there is one program and progress can be told in between.
+    for start in range(0, ratios.size, _PIECE):
+        piece = jnp.pad(ratios[start : start + _PIECE], (0, max(0, start + _PIECE - ratios.size)))
+        pieces.append(_sweep(loss, weights, ranks, unflatten, groups, piece, operands))
+        if on_progress is not None:
+            jax.block_until_ready(pieces[-1])
+            on_progress(stage, min(start + _PIECE, ratios.size), ratios.size)
+    return jax.tree.map(lambda *x: jnp.concatenate(x)[: ratios.size], *pieces)
 
 
 @partial(jax.jit, static_argnums=0)
-def _sweep(loss, weights, unflatten, groups, ratios, operands) -> SweepResult:
+def _sweep(loss, weights, ranks, unflatten, groups, ratios, operands) -> SweepResult:
     def at(ratio):
         kept = num_kept(weights.size, ratio)
-        keep = _magnitudes.keep_largest(weights, kept)
-        pruned = jnp.where(keep, weights, 0)
+        pruned = jnp.where(ranks < kept, weights, 0)
         value = mean_loss(loss, unflatten(pruned), groups, operands)
         radius = jnp.linalg.norm(weights - pruned)
         return SweepResult(ratio, value, kept, radius, jnp.abs(pruned).sum())
@@ -261,14 +285,14 @@ def taylor_forecast(
         raise ValueError(
             f"gradient must have the shape of weights, {weights.shape}, got {gradient.shape}"
         )
-    return _taylor(jax.tree_util.Partial(matvec), gradient, weights, ratios)
+    ranks = _magnitudes.ranks(weights)
+    return _taylor(jax.tree_util.Partial(matvec), gradient, weights, ranks, ratios)
 
 
 @jax.jit
-def _taylor(matvec, gradient, weights, ratios):
+def _taylor(matvec, gradient, weights, ranks, ratios):
     def at(ratio):
-        keep = _magnitudes.keep_largest(weights, num_kept(weights.size, ratio))
-        step = jnp.where(keep, 0, -weights)
+        step = jnp.where(ranks < num_kept(weights.size, ratio), 0, -weights)
         return jnp.vdot(gradient, step) + jnp.vdot(step, matvec(step)) / 2
 
     return jax.lax.map(at, ratios)

@@ -122,6 +122,78 @@ def _run_probes(matvec, keys, vectorize, dim, num_steps, reorthogonalize, dtype)
     return jax.vmap(one)(keys) if vectorize else jax.lax.map(one, keys)
 
 
+def run_probes(
+    matvec: Any,
+    key: PRNGKeyArray,
+    *,
+    dim: int,
+    num_steps: int,
+    num_probes: int = 1,
+    chunk: int = 32,
+    stop: Callable[[SpectralMeasure], bool] | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
+    stage: str = "spectrum",
+    dtype: Any = jnp.float32,
+) -> SpectralMeasure:
+    """Run `spectral_measure` in chunks, so that it can be watched, and stopped when good enough.
+
+    Costs the same products; memory three vectors a probe.
+
+    Args:
+        matvec: as for `spectral_measure`.
+        key: as for `spectral_measure`; the same key gives the same measure.
+        dim: D.
+        num_steps: steps a probe, at most.
+        num_probes: independent probes, carried on in turn.
+        chunk: steps between two looks.
+        stop: called with the measure so far, once the depth has doubled since the last look and
+            at least 4 chunks are done; True ends the run.
+        on_progress: called as `on_progress(stage, steps_done, steps)` after every chunk.
+        stage: a name for `on_progress`.
+        dtype: floating type of the probes.
+
+    Returns:
+        A `SpectralMeasure` of the depth reached.
+
+    Raises:
+        TypeError: as `spectral_measure`.
+        ValueError: as `spectral_measure`.
+        FloatingPointError: as `spectral_measure`.
+    """
+    num_steps = min(check_count("num_steps", num_steps), check_count("dim", dim))
+    check_count("num_probes", num_probes)
+    lanczos.check_matvec(matvec, jax.ShapeDtypeStruct((dim,), dtype))
+    states = [
+        lanczos.start(probe(k, dim, dtype), num_steps=num_steps, reorthogonalize="none")
+        for k in jax.random.split(key, num_probes)
+    ]
+    done, looked = 0, 2 * chunk
+    while done < num_steps:
+        take = min(chunk, num_steps - done)
+        for i, state in enumerate(states):
+            states[i] = lanczos.extend(matvec, state, num_steps=take, reorthogonalize="none")
+            if on_progress is not None:
+                jax.block_until_ready(states[i].current)
+                on_progress(stage, done * num_probes + (i + 1) * take, num_steps * num_probes)
+        done += take
+        if stop is not None and (done >= 2 * looked or done == num_steps):
+            looked = done
+            if stop(_measure_of_states(states, done, dim)):
+                break
+    return _measure_of_states(states, done, dim)
+
+
+def _measure_of_states(states: list, depth: int, dim: int) -> SpectralMeasure:
+    parts = [lanczos.finish(state)._replace(basis=None) for state in states]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *parts)
+    return measure_from(
+        stacked._replace(
+            diagonal=stacked.diagonal[:, :depth], off_diagonal=stacked.off_diagonal[:, : depth - 1]
+        ),
+        dim=dim,
+    )
+
+
 def measure_from(tridiagonal: lanczos.Tridiagonalization, *, dim: int) -> SpectralMeasure:
     """Turn recurrences that started from probes on the unit sphere into a measure.
 
@@ -253,8 +325,9 @@ def trace_bracket(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Esti
     >>> eigenvalues = jnp.concatenate([jnp.zeros(900), jnp.linspace(-1, 5, 100)])
     >>> measure = spectral_measure(
     ...     lambda v: eigenvalues * v, jax.random.key(0), dim=1000, num_steps=16)
-    >>> estimate = trace_bracket(measure, lambda x: jnp.abs(x) / (jnp.abs(x) + 0.1))
-    >>> truth = trace_function(exact_measure(eigenvalues), lambda x: jnp.abs(x) / (jnp.abs(x) + 0.1))
+    >>> f = lambda x: jnp.abs(x) / (jnp.abs(x) + 0.1)
+    >>> estimate = trace_bracket(measure, f)
+    >>> truth = trace_function(exact_measure(eigenvalues), f)
     >>> bool(estimate.lower <= truth.value <= estimate.upper)
     True
 

@@ -33,6 +33,17 @@ class Dataset(NamedTuple):
     num_classes: int
 
 
+def to_batches(dataset: Dataset, batch_size: int = 1000) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Cut a data set into batches (images, labels), the last as small as it comes.
+
+    >>> [len(labels) for _, labels in to_batches(load("digits", "test"), 150)]
+    [150, 150, 60]
+    """
+    images, labels = dataset.images, dataset.labels
+    starts = range(0, len(labels), batch_size)
+    return [(images[i : i + batch_size], labels[i : i + batch_size]) for i in starts]
+
+
 def load(name: str, split: str, data_dir: str | os.PathLike | None = None) -> Dataset:
     """Load one split of an image classification set into arrays.
 

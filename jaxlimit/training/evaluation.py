@@ -38,6 +38,13 @@ class DataLoss:
         """Return the loss of each example of `batch`."""
         return score(self.module, params, state or {}, batch, self.normalization, train=False)[0]
 
+    def accuracy(
+        self, params: PyTree, batch: tuple[Array, Array], state: PyTree = None
+    ) -> Float[Array, ""]:
+        """Return the share of `batch` whose label has the largest logit, in the form of a loss."""
+        scored = score(self.module, params, state or {}, batch, self.normalization, train=False)
+        return scored[1].mean()
+
 
 def make_loss(module: Any, normalization: Normalization | None = None) -> DataLoss:
     """Make the `loss(params, batch, state)` that curvature and pruning take.

@@ -1,0 +1,93 @@
+"""What every experiment shares: its run folder, its progress bars and its result file."""
+
+import dataclasses
+import json
+import os
+import platform
+import time
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console()
+
+
+class Stages:
+    """Time the stages of a run and show a bar for each that tells its progress."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = Progress(
+            TextColumn("{task.description:<18}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> "Stages":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._progress.stop()
+
+    @contextmanager
+    def time(self, name: str):
+        """Add the time of the body to the stage `name`."""
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def show(self, name: str, done: int, total: int) -> None:
+        """Set the bar `name`."""
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total)
+        self._progress.update(self._tasks[name], completed=done, total=total)
+
+
+def environment() -> dict[str, Any]:
+    """Describe the machine and the versions that a result was made with."""
+    device = jax.devices()[0]
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy")
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "num_devices": jax.device_count(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def plain(tree: Any) -> Any:
+    """Turn results into what JSON holds; a number that is not finite becomes its name."""
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        return plain(dataclasses.asdict(tree))
+    if hasattr(tree, "_asdict"):
+        return plain(tree._asdict())
+    if isinstance(tree, dict):
+        return {str(key): plain(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [plain(value) for value in tree]
+    if isinstance(tree, jax.Array | np.ndarray | np.generic):
+        return plain(np.asarray(tree).tolist())
+    if isinstance(tree, float):
+        return float(f"{tree:.7g}") if np.isfinite(tree) else str(tree)
+    return str(tree) if isinstance(tree, Path) else tree
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(plain(content), indent=1, ensure_ascii=False) + "\n")
+    temporary.replace(path)

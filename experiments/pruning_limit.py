@@ -1,0 +1,371 @@
+"""Train a network with l1, predict how sparse it can be pruned, prune it, and compare.
+
+python experiments/pruning_limit.py                       # FC5 on digits, about a minute
+python experiments/pruning_limit.py --dataset cifar10 --epochs 200 --l1 2e-4 --data-dir DIR
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from common import Stages, console, environment, plain, write_json
+from rich.table import Table
+
+from jaxlimit import (
+    LimitEstimate,
+    curvature,
+    datasets,
+    estimate_limit,
+    flatten_weights,
+    limits,
+    models,
+    plotting,
+    pruning,
+    spectrum,
+    training,
+)
+from jaxlimit.pruning import SweepResult
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train, predict, prune, compare."""
+
+    model: str = "fc5"
+    """One of fc5, fc12, alexnet, vgg16, resnet18, resnet50."""
+    dataset: str = "digits"
+    """digits, cifar10, cifar100, tiny_imagenet, or a TFDS name."""
+    data_dir: Path | None = None
+    """TFDS data directory; else TFDS_DATA_DIR, else TFDS's own default."""
+    epochs: int = 400
+    learning_rate: float = 0.05
+    schedule: Literal["constant", "cosine", "multi-step"] = "cosine"
+    milestones: tuple[int, ...] = ()
+    warmup_epochs: int = 0
+    l1: float = 3e-4
+    """Strength of the l1 penalty on the weights."""
+    l1_method: Literal["subgradient", "proximal"] = "subgradient"
+    augment: bool = False
+    """Random crop and flip while training."""
+    seeds: tuple[int, ...] = (0,)
+    num_steps: int = 128
+    """Lanczos depth a probe, at most."""
+    num_probes: int = 1
+    tolerance: float = 0.0
+    """Stop Lanczos once the interval is this share of the prediction; 0 takes all steps."""
+    hessian_images: int = 10_000
+    """Training images in the Hessian, the first so many; at most all."""
+    product_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Operands of the Hessian's matrix products; they accumulate in float32."""
+    num_ratios: int = 200
+    """Ratios in the sweep, spaced evenly in the logarithm."""
+    smallest_ratio: float = 1e-4
+    accuracy_tolerance: float = 0.01
+    """Loss of test accuracy that the limit by accuracy tolerates."""
+    output: Path | None = None
+    """Run folder; default runs/MODEL-DATASET-DIGEST, the digest that of the training settings."""
+
+    def training(self, seed: int) -> training.TrainingConfig:
+        """Select what training is told."""
+        names = ("epochs", "learning_rate", "schedule", "milestones", "warmup_epochs", "l1",
+                 "l1_method", "augment")  # fmt: skip
+        return training.TrainingConfig(seed=seed, **{name: getattr(self, name) for name in names})
+
+    def folder(self) -> Path:
+        """Name the run folder."""
+        digest = hashlib.sha256(repr(self.training(0)).encode()).hexdigest()[:8]
+        return self.output or Path("runs") / f"{self.model}-{self.dataset}-{digest}".replace(
+            "/", "-"
+        )
+
+
+def run(config: Config, seed: int) -> dict[str, Any]:
+    """Run one seed, write its folder, and return what result.json holds."""
+    folder = config.folder() / f"seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with Stages() as stages:
+        with stages.time("data"):
+            train = datasets.load(config.dataset, "train", config.data_dir)
+            held_out = "validation" if config.dataset.startswith("tiny_imagenet") else "test"
+            test = datasets.load(config.dataset, held_out, config.data_dir)
+        module = models.create(config.model, num_classes=train.num_classes)
+        with stages.time("training"):
+            trained = fit(module, train, config, seed, folder, stages)
+        net = Net(module, trained, train, test)
+        estimate = predict(net, config, seed, folder, stages)
+        with stages.time("taylor"):
+            rise = forecast(net, config)
+        with stages.time("sweep"):
+            sweeps = prune(net, estimate.epsilon, config, stages)
+    result = report(net, estimate, rise, sweeps, config) | {
+        "seed": seed,
+        "config": config,
+        "environment": environment(),
+        "seconds": stages.seconds | {"total": sum(stages.seconds.values())},
+    }
+    write_json(folder / "result.json", result)
+    draw(folder, estimate, sweeps, result, config)
+    return plain(result)
+
+
+class Net(NamedTuple):
+    """A trained network with its data and its data loss."""
+
+    module: Any
+    trained: training.TrainingResult
+    train: datasets.Dataset
+    test: datasets.Dataset
+
+    @property
+    def loss(self) -> training.DataLoss:
+        """The mean data loss of a batch, `loss(params, batch, state)`."""
+        return training.make_loss(self.module, self.trained.normalization)
+
+    @property
+    def args(self) -> tuple:
+        """Loss and parameters, as the analysis takes them."""
+        return self.loss, self.trained.params
+
+
+def fit(module, train, config, seed, folder, stages) -> training.TrainingResult:
+    """Train, or go on from the checkpoint in the folder, and say so."""
+
+    def resumed(metrics):
+        done = len(metrics.epoch)
+        console.print(f"resuming from {folder / 'checkpoint'}: {done} of {config.epochs} epochs")
+        stages.show("training", done, config.epochs)
+
+    return training.fit(
+        module,
+        train,
+        config.training(seed),
+        on_epoch=lambda metrics: stages.show("training", int(metrics.epoch), config.epochs),
+        on_resume=resumed,
+        checkpoint_dir=folder / "checkpoint",
+        metrics_path=folder / "metrics.jsonl",
+    )
+
+
+def predict(net, config, seed, folder, stages) -> LimitEstimate:
+    """Predict the limit from the Hessian's spectrum, measured now or by an earlier run."""
+    state = net.trained.state
+    with stages.time("epsilon"):
+        epsilon = limits.loss_tolerance(*net.args, datasets.to_batches(net.train), state)
+    names = ("num_steps", "num_probes", "tolerance", "hessian_images", "product_dtype")
+    settings = {name: getattr(config, name) for name in names}
+    note, files = folder / "spectrum.json", ("spectrum.npz", "removed_spectrum.npz")
+    stored = {}
+    if note.exists() and json.loads(note.read_text()) == settings:
+        console.print(f"reusing the spectra in {folder}")
+        known = zip(("measure", "removed_measure"), files, strict=True)
+        stored = {n: spectrum.load(folder / f) for n, f in known if (folder / f).exists()}
+    with stages.time("spectrum"):
+        estimate = estimate_limit(
+            *net.args,
+            datasets.to_batches(first(net.train, config.hessian_images)),
+            state,
+            key=jax.random.fold_in(jax.random.key(seed), 1),
+            epsilon=epsilon,
+            num_steps=config.num_steps,
+            num_probes=config.num_probes,
+            tolerance=config.tolerance,
+            product_dtype=product_dtype(config),
+            on_progress=stages.show,
+            **stored,
+        )
+    for file, measure in zip(files, (estimate.measure, estimate.removed_measure), strict=True):
+        if measure is not None:
+            spectrum.save(folder / file, measure)
+    write_json(note, settings)
+    return estimate
+
+
+def forecast(net, config) -> SweepResult:
+    """Forecast the rise of the loss at each ratio by the second-order Taylor expansion."""
+    batches = datasets.to_batches(first(net.train, config.hessian_images))
+    weights, _ = flatten_weights(net.trained.params)
+    operator = (*net.args, batches, net.trained.state)
+    matvec = curvature.hessian_matvec(*operator, product_dtype=product_dtype(config))
+    gradient = curvature.mean_gradient(*operator)
+    ratios = np.geomspace(config.smallest_ratio, 1, 60)
+    rise = pruning.taylor_forecast(gradient, matvec, weights, ratios)
+    return SweepResult(jnp.asarray(ratios), rise, *[jnp.zeros(60)] * 3)
+
+
+class Sweeps(NamedTuple):
+    """Loss on the training set and accuracy on the test set, against the ratio."""
+
+    loss: SweepResult
+    accuracy: SweepResult
+
+
+def prune(net, epsilon, config, stages) -> Sweeps:
+    """Prune at every ratio; then again between the two ratios that hold the limit by loss."""
+    state, ratios = net.trained.state, np.geomspace(config.smallest_ratio, 1, config.num_ratios)
+    train, test = datasets.to_batches(net.train), datasets.to_batches(net.test)
+
+    def sweep(loss, batches, ratios, stage):
+        return pruning.magnitude_sweep(
+            loss, net.trained.params, batches, ratios, state, on_progress=stages.show, stage=stage
+        )
+
+    coarse = sweep(net.loss, train, ratios, "sweep, loss")
+    limit = float(pruning.empirical_limit(coarse, coarse.losses[-1], epsilon))
+    below = limit * ratios[0] / ratios[1]
+    fine = sweep(net.loss, train, np.geomspace(below, limit, 22)[1:-1], "sweep, near limit")
+    both = jax.tree.map(lambda *x: jnp.concatenate(x), coarse, fine)
+    order = jnp.argsort(both.ratios)
+    return Sweeps(
+        jax.tree.map(lambda x: x[order], both),
+        sweep(net.loss.accuracy, test, ratios, "sweep, accuracy"),
+    )
+
+
+def report(net, estimate, rise, sweeps, config) -> dict[str, Any]:
+    """Collect all figures of one run."""
+    loss, accuracy, epsilon = sweeps.loss, sweeps.accuracy, estimate.epsilon
+    penalised = loss._replace(losses=loss.losses + config.l1 * loss.kept_norms)
+    negated = accuracy._replace(losses=-accuracy.losses)
+    by_accuracy = pruning.empirical_limit(negated, -accuracy.losses[-1], config.accuracy_tolerance)
+    by_loss = pruning.empirical_limit(loss, loss.losses[-1], epsilon)
+    distance = training.distance_from_minimum(
+        net.module,
+        net.trained.params,
+        net.trained.state,
+        net.train,
+        l1=config.l1,
+        normalization=net.trained.normalization,
+    )
+    at = jnp.argmin(jnp.abs(accuracy.ratios - by_loss))
+    return {
+        "dim": estimate.dim,
+        "epsilon": epsilon,
+        "eigenvalues": {
+            "largest": estimate.largest,
+            "smallest": estimate.smallest,
+            "near_zero": estimate.near_zero,
+        },
+        "prediction": estimate.prediction,
+        "clipped": estimate.clipped,
+        "corrected": estimate.corrected,
+        "gap": estimate.gap,
+        "trace_bound": estimate.trace_bound,
+        "depth": estimate.measure.nodes.shape[-1],
+        "measured": {
+            "by_loss": by_loss,
+            "by_loss_with_l1": pruning.empirical_limit(penalised, penalised.losses[-1], epsilon),
+            "by_accuracy": by_accuracy,
+        },
+        "baseline": {
+            "support": pruning.support_fraction(net.trained.params),
+            "taylor": pruning.empirical_limit(rise, 0.0, epsilon),
+        },
+        "distance_from_minimum": distance._asdict()
+        | {"final_learning_rate": net.trained.history.learning_rate[-1]},
+        "dense": {"loss": loss.losses[-1], "accuracy": accuracy.losses[-1]},
+        "pruned_accuracy": accuracy.losses[at],
+        "reasons": estimate.reasons,
+        "sweep": {
+            "loss": {"ratios": loss.ratios, "values": loss.losses, "radii": loss.radii},
+            "accuracy": {"ratios": accuracy.ratios, "values": accuracy.losses},
+            "taylor": {"ratios": rise.ratios, "values": rise.losses},
+        },
+    }
+
+
+def draw(folder, estimate, sweeps, result, config) -> None:
+    """Draw the three figures."""
+    name = f"{config.model} on {config.dataset}"
+    predicted, measured = float(estimate.prediction.ratio), float(result["measured"]["by_loss"])
+    c = float(limits.ridge(estimate.prediction.radius, estimate.epsilon))
+    figures = {
+        "density": plotting.plot_density(
+            estimate.measure, threshold=c, title=f"Hessian spectrum, {name}"
+        ),
+        "theory_and_practice": plotting.plot_theory_and_practice(
+            estimate, sweeps.loss, measured, title=f"Theory against practice, {name}"
+        ),
+        "sweep": plotting.plot_sweep(
+            sweeps.loss,
+            sweeps.accuracy,
+            dense_loss=float(result["dense"]["loss"]),
+            epsilon=float(estimate.epsilon),
+            predicted=predicted,
+            measured=measured,
+            title=f"Magnitude pruning, {name}",
+        ),
+    }
+    for file, figure in figures.items():
+        plotting.save(figure, folder / f"{file}.png")
+
+
+def show(result: dict[str, Any], folder: Path) -> None:
+    """Print a table that is read without the paper at hand."""
+    r, p, e = result, result["prediction"], result["eigenvalues"]
+    table = Table(title=f"Pruning limit of {r['config']['model']} on {r['config']['dataset']}, "
+                  f"seed {r['seed']}", show_header=False)  # fmt: skip
+    percent = lambda x: f"{float(x):.3%}"  # noqa: E731
+    interval = lambda x: f"{percent(x['ratio'])}  [{percent(x['lower'])}, {percent(x['upper'])}]"  # noqa: E731
+    rows = [
+        ("weights D", f"{r['dim']:,}"),
+        ("tolerated rise of the loss ε", f"{r['epsilon']:.3g}"),
+        ("Hessian eigenvalues", f"from {e['smallest']:.3g} to {e['largest']:.3g}; "
+         f"up to {e['near_zero']:.2%} of them flat at this ε"),
+        ("PREDICTED limit ρ*, kept", f"{interval(p)}  (95 %, probes and depth {r['depth']})"),
+        ("  probes' part of the error", percent(p["standard_error"])),
+        ("  with λ < 0 taken for flat", interval(r["clipped"])),
+        ("  corrected threshold", interval(r["corrected"])),
+        ("  gap Δ to the upper bound", percent(r["gap"]["value"])),
+        ("  bound by the trace", percent(r["trace_bound"])),
+        ("MEASURED limit, by training loss", percent(r["measured"]["by_loss"])),
+        ("  with the l1 term in the loss", percent(r["measured"]["by_loss_with_l1"])),
+        ("  by test accuracy", percent(r["measured"]["by_accuracy"])),
+        ("baseline: support of the weights", percent(r["baseline"]["support"])),
+        ("baseline: second-order Taylor", percent(r["baseline"]["taylor"])),
+        ("distance from the minimum", f"{r['distance_from_minimum']['relative']:.2e} of ‖w‖, "
+         f"final rate {r['distance_from_minimum']['final_learning_rate']:.1e}"),
+        ("test accuracy", f"dense {r['dense']['accuracy']:.2%}, pruned to the measured limit "
+         f"{r['pruned_accuracy']:.2%}"),
+        ("seconds", ", ".join(f"{k} {v:.1f}" for k, v in r["seconds"].items())),
+    ]  # fmt: skip
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for reason in r["reasons"]:
+        console.print(f"note: {reason}")
+    console.print(f"written to {folder}")
+
+
+def first(dataset: datasets.Dataset, count: int) -> datasets.Dataset:
+    """Take the first `count` examples."""
+    return dataset._replace(images=dataset.images[:count], labels=dataset.labels[:count])
+
+
+def product_dtype(config: Config) -> Any:
+    """Return the type of the Hessian's products, None for float32."""
+    return None if config.product_dtype == "float32" else jnp.dtype(config.product_dtype)
+
+
+def main(config: Config) -> None:
+    """Run every seed and, for several, their mean and spread."""
+    results = []
+    for seed in config.seeds:
+        results.append(run(config, seed))
+        show(results[-1], config.folder() / f"seed-{seed}")
+    if len(results) > 1:
+        predicted = np.array([r["prediction"]["ratio"] for r in results])
+        measured = np.array([r["measured"]["by_loss"] for r in results])
+        console.print(
+            f"{len(results)} seeds: predicted {predicted.mean():.3%} ± {predicted.std(ddof=1):.3%},"
+            f" measured {measured.mean():.3%} ± {measured.std(ddof=1):.3%}"
+        )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -17,9 +17,8 @@ from jaxlimit import _checks
 check_range = jax.ensure_compile_time_eval()(_checks.check_range)
 check_floating_tree = jax.ensure_compile_time_eval()(_checks.check_floating_tree)
 
-STRETCH = (
-    1024.0  # to test homogeneity: exact in floating point, and large, to leave any bounded set
-)
+# Tests homogeneity: a power of two is exact in floating point, a large one leaves bounded sets.
+STRETCH = 1024.0
 TOLERANCE = 1e-3  # iterative projections of users are not exact; wrong ones fail by far more
 
 _LEGENDRE_NODES, _LEGENDRE_WEIGHTS = np.polynomial.legendre.leggauss(48)

@@ -1,90 +1,118 @@
 """Order by magnitude without sorting: bisection over the bit patterns of |w|.
 
 The bits of non-negative floats, read as integers, are in the floats' own order, so a threshold is
-found exactly in as many passes over the weights as the type has bits.
+found exactly in as many passes over the weights as the type has bits, and several thresholds in
+the same passes.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-_ROW = 1 << 12
+_BLOCK = 1 << 17
 
 
 class Split(NamedTuple):
     """The weights at a threshold t: how many above, how many equal, and the squares below."""
 
-    num_above: Int[Array, ""]
-    num_ties: Int[Array, ""]
-    squares_below: Float[Array, ""]
-    magnitude: Float[Array, ""]
+    num_above: Int[Array, "..."]
+    num_ties: Int[Array, "..."]
+    squares_below: Float[Array, "..."]
+    magnitude: Float[Array, "..."]
 
-    def radius(self, num_kept: Int[Array, ""]) -> Float[Array, ""]:
+    def radius(self, num_kept: Int[Array, "..."]) -> Float[Array, "..."]:
         """Norm of what is removed where `num_kept`, from num_above to +num_ties, are kept."""
         removed_ties = self.num_above + self.num_ties - num_kept
         return jnp.sqrt(self.squares_below + removed_ties * self.magnitude**2)
 
 
+class _Tally(NamedTuple):
+    """What keeping only the magnitudes above a threshold keeps, and the squares it removes."""
+
+    threshold: Int[Array, "..."]
+    num_above: Int[Array, "..."]
+    squares: Float[Array, "..."]
+
+
 def magnitude_bits(weights: Float[Array, "D"]) -> Int[Array, "rows _"]:
-    """Return the bits of |w|, in rows (padded with -1) so that sums over them keep precision."""
+    """Return the bits of |w|, in rows of equal length, padded with -1."""
     kind = jnp.int32 if weights.dtype.itemsize <= 4 else jnp.int64
-    wide = jnp.float32 if kind == jnp.int32 else jnp.float64
-    bits = jax.lax.bitcast_convert_type(jnp.abs(weights).astype(wide), kind)
-    padding = -bits.size % _ROW
-    return jnp.pad(bits, (0, padding), constant_values=-1).reshape(-1, _ROW)
-
-
-def split_at(bits: Int[Array, "rows _"], threshold: Int[Array, ""]) -> Split:
-    """Count and sum around one threshold, in one pass."""
-    magnitudes = _from_bits(bits)
-    below = (bits < threshold) & (bits >= 0)
-    return Split(
-        num_above=jnp.sum(bits > threshold),
-        num_ties=jnp.sum(bits == threshold),
-        squares_below=jnp.sum(jnp.where(below, magnitudes**2, 0), axis=1).sum(),
-        magnitude=_from_bits(threshold),
-    )
+    bits = jax.lax.bitcast_convert_type(jnp.abs(weights).astype(_wide(kind)), kind)
+    rows = -(-bits.size // _BLOCK)
+    return jnp.pad(bits, (0, -bits.size % rows), constant_values=-1).reshape(rows, -1)
 
 
 def find_split(
-    bits: Int[Array, "rows _"], keeps_too_few: Callable[[Int, Float], Bool[Array, ""]]
-) -> tuple[Split, Int[Array, ""]]:
+    bits: Int[Array, "rows _"],
+    keeps_too_few: Callable[[Int, Float], Bool[Array, "..."]],
+    shape: tuple[int, ...] = (),
+) -> tuple[Split, Int[Array, "..."]]:
     """Find the fewest weights that may be kept, by magnitude.
 
     Args:
         bits: from `magnitude_bits`.
         keeps_too_few: `keeps_too_few(num_kept, radius)`, False from some count on and True below.
+        shape: of the two, for several conditions that share the passes over the weights.
 
     Returns:
         The split at the last weight kept, and the count.
     """
 
     def halve(_, ends):
-        low, high = ends  # keeping what is above: enough at low, too few at high
-        middle = low + (high - low) // 2
-        at = split_at(bits, middle)
-        few = keeps_too_few(at.num_above, at.radius(at.num_above))
-        return jnp.where(few, low, middle), jnp.where(few, middle, high)
+        low, high = ends
+        at = _tally(bits, low.threshold + (high.threshold - low.threshold) // 2)
+        few = keeps_too_few(at.num_above, jnp.sqrt(at.squares))
+        return _choose(few, low, at), _choose(few, at, high)
 
+    # Above -1 is everything, which is enough; above the largest is nothing, taken as too few.
+    full = partial(jnp.full, shape)
+    dim = bits[:-1].size + jnp.sum(bits[-1] >= 0)
+    everything = _Tally(full(-1, bits.dtype), full(dim), full(0, _wide(bits.dtype)))
+    nothing = everything._replace(threshold=full(jnp.max(bits)), num_above=full(0))
     num_bits = 8 * bits.dtype.itemsize - 1
-    # Below every magnitude everything is kept; `high` is the largest, where nothing is.
-    ends = (jnp.asarray(-1, bits.dtype), jnp.max(bits))
-    _, threshold = jax.lax.fori_loop(0, num_bits, halve, ends)
-    at = split_at(bits, threshold)
+    low, high = jax.lax.fori_loop(0, num_bits, halve, (everything, nothing))
+    num_ties = low.num_above - high.num_above
+    at = Split(high.num_above, num_ties, low.squares, _from_bits(high.threshold))
+    return at, _keep_of_ties(at, keeps_too_few)
 
-    def halve_ties(_, ends):
+
+def _keep_of_ties(at: Split, keeps_too_few: Callable) -> Int[Array, "..."]:
+    """Find the fewest kept, from none of the ties to all of them."""
+
+    def halve(ends):
         low, high = ends  # too few at low, enough at high
         middle = low + (high - low) // 2
         few = keeps_too_few(middle, at.radius(middle))
         return jnp.where(few, middle, low), jnp.where(few, high, middle)
 
-    enough_with_none = ~keeps_too_few(at.num_above, at.radius(at.num_above))
-    ends = (at.num_above, at.num_above + at.num_ties)
-    _, num_kept = jax.lax.fori_loop(0, 32, halve_ties, ends)
-    return at, jnp.where(enough_with_none, at.num_above, num_kept)
+    few = keeps_too_few(at.num_above, at.radius(at.num_above))
+    ends = (at.num_above, jnp.where(few, at.num_above + at.num_ties, at.num_above))
+    return jax.lax.while_loop(lambda ends: jnp.any(ends[1] - ends[0] > 1), halve, ends)[1]
+
+
+def _tally(bits: Int[Array, "rows _"], thresholds: Int[Array, "..."]) -> _Tally:
+    """Count and sum at all thresholds in one pass."""
+
+    def of_row(row):
+        below = row <= thresholds[..., None]
+        squares = _from_bits(jnp.maximum(row, 0)) ** 2
+        # Counted in floats, exact for a row and faster on a CPU.
+        return jnp.sum(jnp.where(below, 0.0, 1.0), -1), jnp.sum(jnp.where(below, squares, 0), -1)
+
+    # Row by row because the CPU's compiler makes one scalar loop of reductions that share their
+    # operand if that is long, ten times slower.
+    counts, squares = jax.lax.platform_dependent(
+        bits, cpu=partial(jax.lax.map, of_row), default=jax.vmap(of_row)
+    )
+    return _Tally(thresholds, counts.astype(jnp.int32).sum(0), squares.sum(0))
+
+
+def _choose(condition: Bool[Array, "..."], yes: _Tally, no: _Tally) -> _Tally:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), yes, no)
 
 
 def keep_largest(weights: Float[Array, "D"], num_kept: Int[Array, ""]) -> Bool[Array, "D"]:
@@ -105,6 +133,9 @@ def ranks(weights: Float[Array, "D"]) -> Int[Array, "D"]:
     return jnp.zeros_like(places).at[order].set(places, unique_indices=True)
 
 
+def _wide(kind: Any) -> Any:
+    return jnp.float32 if kind == jnp.int32 else jnp.float64
+
+
 def _from_bits(bits: Int[Array, "..."]) -> Float[Array, "..."]:
-    wide = jnp.float32 if bits.dtype == jnp.int32 else jnp.float64
-    return jax.lax.bitcast_convert_type(bits, wide)
+    return jax.lax.bitcast_convert_type(bits, _wide(bits.dtype))

@@ -4,7 +4,7 @@
 over the examples of the batch. Model state, such as BatchNorm's running statistics, is an operand:
 
 >>> import jax, jax.numpy as jnp, optax
->>> net = create("vgg16", num_classes=10, stages=((4,), (8,)))
+>>> net = create("vgg16", num_classes=10, stages=((4,),))
 >>> batch = jnp.ones((2, 8, 8, 3)), jnp.array([3, 7])
 >>> variables = net.init(jax.random.key(0), batch[0])
 >>> def loss(params, batch, batch_stats):

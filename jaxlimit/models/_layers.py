@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-# The variance of PyTorch's default linear layer: small enough for a first loss near
-# log(num_classes), where He's factor of 2 is meant for layers that a ReLU follows.
-head_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+# A tenth of LeCun's standard deviation: the first loss is near log(num_classes) even where max
+# pooling has let the features grow, and the gradient still reaches every layer.
+head_init = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
 he_init = nn.initializers.he_normal()
 
 

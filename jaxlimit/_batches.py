@@ -11,14 +11,14 @@ from jaxlimit._checks import check_floating_tree
 
 
 class Group(NamedTuple):
-    """Batches of one size: their share of all examples, and leaves [num_batches, batch, ...]."""
+    """Batches of one shape: their share of all examples, and leaves [num_batches, batch, ...]."""
 
     share: Array
     batches: Any
 
 
 def group_batches(batches: Any) -> tuple[Group, ...]:
-    """Stack batches of equal size, each stack with its share of all examples.
+    """Stack batches of equal shapes, each stack with its share of all examples.
 
     Args:
         batches: a pytree whose leaves are [num_batches, batch, ...], or a list of batches of
@@ -27,23 +27,29 @@ def group_batches(batches: Any) -> tuple[Group, ...]:
     Raises:
         ValueError: if there are no examples, or the leaves of a batch disagree about their number.
     """
-    if not isinstance(batches, list):
+    if isinstance(batches, list):
+        stacks = _stack_alike(batches)
+    else:
         if any(jnp.ndim(leaf) < 2 for leaf in jax.tree.leaves(batches)):
             raise ValueError(
-                "batches must have leaves [num_batches, batch, ...]; got shapes "
-                f"{[jnp.shape(leaf) for leaf in jax.tree.leaves(batches)]}"
+                "batches must have leaves [num_batches, batch, ...], or be a list of batches; "
+                f"got shapes {_shapes(batches)}"
             )
         stacks = [batches]
-    else:
-        by_size: dict[int, list] = {}
-        for batch in batches:
-            by_size.setdefault(leading_size(batch), []).append(batch)
-        stacks = [jax.tree.map(lambda *b: jnp.stack(b), *group) for group in by_size.values()]
     sizes = [leading_size(s) * leading_size(jax.tree.map(lambda x: x[0], s)) for s in stacks]
     return tuple(
-        Group(jnp.float32(size / sum(sizes)), jax.tree.map(jnp.asarray, stack))
+        # The share is weakly typed, so that it takes on the precision of what it weights.
+        Group(jnp.asarray(size / sum(sizes)), jax.tree.map(jnp.asarray, stack))
         for size, stack in zip(sizes, stacks, strict=True)
     )
+
+
+def _stack_alike(batches: list) -> list:
+    alike: dict[Any, list] = {}
+    for batch in batches:
+        leading_size(batch)
+        alike.setdefault((jax.tree.structure(batch), *_shapes(batch)), []).append(batch)
+    return [jax.tree.map(lambda *b: jnp.stack(b), *group) for group in alike.values()]
 
 
 def first_batch(batches: Any) -> Any:
@@ -58,14 +64,35 @@ def first_batch(batches: Any) -> Any:
 
 def leading_size(batch: Any) -> int:
     """Return the common leading size of all leaves, or raise if there is none."""
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
-    sizes = {shape[0] if shape else 0 for shape in shapes}
+    sizes = {shape[0] if shape else 0 for shape in _shapes(batch)}
     if len(sizes) != 1 or sizes == {0}:
         raise ValueError(
             "batches must have leaves with one common, nonzero number of examples, "
-            f"got shapes {shapes}"
+            f"got shapes {_shapes(batch)}"
         )
     return sizes.pop()
+
+
+def _shapes(batch: Any) -> list[tuple[int, ...]]:
+    return [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+
+
+def mean_over(groups: tuple[Group, ...], of_batch: Callable[[Any], Array]) -> Array:
+    """Average `of_batch(batch)`, itself a mean over examples, so that each example counts once.
+
+    One batch at a time, so memory is that of one batch.
+    """
+
+    def of_group(group: Group) -> Array:
+        def add(total, batch):
+            return total + of_batch(batch), None
+
+        like = jax.eval_shape(of_batch, jax.tree.map(lambda leaf: leaf[0], group.batches))
+        total, _ = jax.lax.scan(add, jnp.zeros(like.shape, like.dtype), group.batches)
+        return group.share / leading_size(group.batches) * total
+
+    means = [of_group(group) for group in groups]
+    return sum(means[1:], start=means[0])
 
 
 def check_like(name: str, tree: Any, params: Any) -> None:

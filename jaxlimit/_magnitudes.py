@@ -128,7 +128,9 @@ def keep_largest(weights: Float[Array, "D"], num_kept: Int[Array, ""]) -> Bool[A
 @jax.jit
 def ranks(weights: Float[Array, "D"]) -> Int[Array, "D"]:
     """Return each entry's place in the order of magnitude, greatest first, by one stable sort."""
-    order = jnp.argsort(-jnp.abs(weights), stable=True)
+    # The bits, not the floats, are sorted: where subnormal floats compare equal to 0, bits do not.
+    bits = magnitude_bits(weights).reshape(-1)[: weights.size]
+    order = jnp.argsort(bits, descending=True, stable=True)
     places = jnp.arange(weights.size, dtype=jnp.int32)
     return jnp.zeros_like(places).at[order].set(places, unique_indices=True)
 

@@ -1,6 +1,6 @@
-"""Matrix products of a linear function in a narrower type, accumulated in the wider one."""
+"""Change how a traced program multiplies matrices, and leave everything else as it is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,27 +10,56 @@ from jax.extend import core
 from jax.tree_util import Partial
 from jaxtyping import Array
 
-_PRODUCTS = {"dot_general", "conv_general_dilated"}
+PRODUCTS = {"dot_general", "conv_general_dilated"}
 _INLINED = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"}
+
+# Maps the operands and parameters of one product to those it shall have.
+Change = Callable[[list, dict], tuple[list, dict]]
+
+
+def change_products(program: core.ClosedJaxpr, change: Change) -> core.ClosedJaxpr:
+    """Apply `change` to every product of floating arrays, also inside loops and branches.
+
+    The types of the program's inputs and outputs, and of each product's result, stay as they were.
+    """
+
+    def changed(*arguments):
+        return _evaluate(program.jaxpr, program.consts, arguments, change)
+
+    return jax.make_jaxpr(changed)(*program.in_avals)
+
+
+def highest_precision(operands: list, params: dict) -> tuple[list, dict]:
+    """Ask for products in the full precision of their operands: no TF32 or bfloat16 passes."""
+    return operands, params | {"precision": (jax.lax.Precision.HIGHEST,) * 2}
+
+
+@dataclass(frozen=True)
+class _Narrow:
+    """Round operands to a narrower type, and accumulate in the type that the result had."""
+
+    dtype: Any
+
+    def __call__(self, operands: list, params: dict) -> tuple[list, dict]:
+        return [operand.astype(self.dtype) for operand in operands], params | {"precision": None}
 
 
 @dataclass(frozen=True, eq=False)
 class _Evaluate:
-    """Evaluate a jaxpr whose leading inputs are stored constants; hashed by identity."""
+    """Evaluate a program whose leading inputs are stored constants; hashed by identity."""
 
-    jaxpr: Any
+    program: core.ClosedJaxpr
 
     def __call__(self, constants: list, vector: Array) -> Array:
-        (result,) = jax.core.eval_jaxpr(self.jaxpr.jaxpr, self.jaxpr.consts, *constants, vector)
+        (result,) = core.jaxpr_as_fun(self.program)(*constants, vector)
         return result
 
 
-def narrow_products(linear: Partial, vector: Any, dtype: Any) -> Partial:
+def narrow_products(linear: Callable, vector: Any, dtype: Any) -> Partial:
     """Round the operands of every matrix product and convolution in `linear` to `dtype`.
 
     Products accumulate in the type they had, and everything between them stays as it was. The
     constants that only products read are rounded once, here, which also halves their memory.
-    Loop bodies (`scan`, `while`) are left unrounded.
 
     Args:
         linear: a function of one vector that carries its constants, from `jax.linearize`.
@@ -42,45 +71,56 @@ def narrow_products(linear: Partial, vector: Any, dtype: Any) -> Partial:
     def apply(*arguments):
         return jax.tree.unflatten(treedef, arguments[:-1])(arguments[-1])
 
-    plain = jax.make_jaxpr(apply)(*constants, vector)
-    rounded = jax.make_jaxpr(lambda *args: _evaluate(plain, args, dtype))(*constants, vector)
+    narrowed = change_products(jax.make_jaxpr(apply)(*constants, vector), _Narrow(dtype))
     constants = [
-        constant.astype(dtype) if _only_rounded(rounded.jaxpr, variable, dtype) else constant
-        for variable, constant in zip(rounded.jaxpr.invars, constants, strict=False)
+        constant.astype(dtype) if _only_rounded(narrowed.jaxpr, variable, dtype) else constant
+        for variable, constant in zip(narrowed.jaxpr.invars, constants, strict=False)
     ]
     # Traced again, so that the rounding of the constants rounded above is gone from the program.
     return Partial(
-        _Evaluate(jax.make_jaxpr(core.jaxpr_as_fun(rounded))(*constants, vector)), constants
+        _Evaluate(jax.make_jaxpr(core.jaxpr_as_fun(narrowed))(*constants, vector)), constants
     )
 
 
-def _evaluate(closed: Any, arguments: Sequence, dtype: Any) -> list:
-    jaxpr = closed.jaxpr
-    values = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+def _evaluate(jaxpr: core.Jaxpr, consts: Sequence, arguments: Sequence, change: Change) -> list:
+    values = dict(zip(jaxpr.constvars, consts, strict=True))
     values.update(zip(jaxpr.invars, arguments, strict=True))
-    read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]  # noqa: E731
+
+    def read(atom):
+        return atom.val if isinstance(atom, core.Literal) else values[atom]
+
     for equation in jaxpr.eqns:
         inputs = [read(atom) for atom in equation.invars]
-        values.update(zip(equation.outvars, _bind(equation, inputs, dtype), strict=True))
+        values.update(zip(equation.outvars, _bind(equation, inputs, change), strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _bind(equation: Any, inputs: list, dtype: Any) -> list:
+def _bind(equation: core.JaxprEqn, inputs: list, change: Change) -> list:
     name, params = equation.primitive.name, equation.params
     if name in _INLINED:
+        # Seen through, so that a constant that is read inside counts as read by a product.
         inner = params.get("jaxpr") or params["call_jaxpr"]
-        return _evaluate(inner, inputs, dtype)
-    if name in _PRODUCTS and all(jnp.issubdtype(x.dtype, jnp.floating) for x in inputs):
-        params = params | {
-            "preferred_element_type": equation.outvars[0].aval.dtype,
-            "precision": None,
-        }
-        inputs = [x.astype(dtype) for x in inputs]
+        return _evaluate(inner.jaxpr, inner.consts, inputs, change)
+    if name in PRODUCTS and all(jnp.issubdtype(x.dtype, jnp.floating) for x in inputs):
+        params = params | {"preferred_element_type": _dtype(equation.outvars[0])}
+        inputs, params = change(inputs, params)
+    elif core.jaxprs_in_params(params):
+        params = {key: _change_nested(value, change) for key, value in params.items()}
     result = equation.primitive.bind(*inputs, **params)
     return list(result) if equation.primitive.multiple_results else [result]
 
 
-def _only_rounded(jaxpr: Any, variable: Any, dtype: Any) -> bool:
+def _change_nested(value: Any, change: Change) -> Any:
+    if isinstance(value, core.ClosedJaxpr):
+        return change_products(value, change)
+    if isinstance(value, core.Jaxpr):
+        return change_products(core.ClosedJaxpr(value, ()), change).jaxpr
+    if type(value) is tuple:
+        return tuple(_change_nested(entry, change) for entry in value)
+    return value
+
+
+def _only_rounded(jaxpr: core.Jaxpr, variable: Any, dtype: Any) -> bool:
     """Whether every use of `variable` is a conversion to `dtype`."""
     users = [equation for equation in jaxpr.eqns if variable in equation.invars]
     return bool(users) and all(
@@ -88,3 +128,18 @@ def _only_rounded(jaxpr: Any, variable: Any, dtype: Any) -> bool:
         and equation.params["new_dtype"] == jnp.dtype(dtype)
         for equation in users
     )
+
+
+def _dtype(variable: Any) -> Any:
+    return variable.aval.dtype
+
+
+def product_dtypes(jaxpr: core.Jaxpr) -> set[str]:
+    """Return the names of the operand types of all products in a program."""
+    found = {
+        str(_dtype(operand))
+        for equation in jaxpr.eqns
+        if equation.primitive.name in PRODUCTS
+        for operand in equation.invars
+    }
+    return found.union(*(product_dtypes(inner) for inner in core.subjaxprs(jaxpr)))

@@ -29,6 +29,24 @@ def is_weight(name: str, leaf: Any) -> bool:
     return not any("batchnorm" in part.lower().replace("_", "") for part in name.split("/"))
 
 
+def every_leaf(name: str, leaf: Any) -> bool:
+    """Select all leaves, BatchNorm's scale and shift among them.
+
+    >>> every_leaf("BatchNorm_0/bias", None)
+    True
+    """
+    del name, leaf
+    return True
+
+
+def selected(params: Any, where: Where) -> list[bool]:
+    """Return for each leaf of `params` whether `where` selects it."""
+    return [
+        bool(where(jax.tree_util.keystr(path, simple=True, separator="/"), leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]
+
+
 @dataclass(frozen=True)
 class _Unflatten:
     """Put a flat vector back in its pytree, the leaves not under study as they were."""
@@ -70,13 +88,12 @@ def flatten_weights(params: Any, where: Where = is_weight) -> tuple[Float[Array,
     Array([2., 2.], dtype=float32)
     """
     check_floating_tree("params", params)
-    paths, treedef = jax.tree_util.tree_flatten_with_path(params)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
-    leaves = [jnp.asarray(leaf) for _, leaf in paths]
-    chosen = [bool(where(name, leaf)) for name, leaf in zip(names, leaves, strict=True)]
+    params = jax.tree.map(jnp.asarray, params)
+    leaves, treedef = jax.tree.flatten(params)
+    chosen = selected(params, where)
     studied = [leaf for leaf, keep in zip(leaves, chosen, strict=True) if keep]
     if not any(leaf.size for leaf in studied):
-        raise ValueError(f"where must select at least one weight, it selects none of {names}")
+        raise ValueError(f"where must select at least one weight, it selects none of {treedef}")
     shapes = tuple(leaf.shape if keep else None for leaf, keep in zip(leaves, chosen, strict=True))
     frozen = [leaf for leaf, keep in zip(leaves, chosen, strict=True) if not keep]
     unflatten = _Unflatten(treedef, shapes, tuple(leaf.dtype for leaf in leaves))

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlimit import _magnitudes
-from jaxlimit._batches import Group, check_like, check_scalar, first_batch, group_batches
-from jaxlimit._checks import check_range
-from jaxlimit._weights import Where, flatten_weights, is_weight
+from jaxlimit._batches import check_like, check_scalar, first_batch, group_batches, mean_over
+from jaxlimit._checks import check_floating_tree, check_range
+from jaxlimit._weights import Where, flatten_weights, is_weight, selected
 
-_PIECE = 20
+_MAX_PIECE = 20
 
 
 class SweepResult(NamedTuple):
@@ -26,7 +27,7 @@ class SweepResult(NamedTuple):
     Attributes:
         ratios: fractions of weights kept.
         losses: mean over all examples of the pruned network's loss.
-        num_kept: round(ratio · D).
+        num_kept: ⌊ratio · D + ½⌋.
         radii: norm of what is removed.
         kept_norms: l1 norm of what is kept.
     """
@@ -41,7 +42,7 @@ class SweepResult(NamedTuple):
 def magnitude_mask(params: Any, ratio: Any, *, where: Where = is_weight) -> Any:
     """Mark the weights of greatest magnitude.
 
-    Keeps round(ratio · D) of the D weights under study. Costs some 32 passes over them; works
+    Keeps ⌊ratio · D + ½⌋ of the D weights under study. Costs some 32 passes over them; works
     under `jit` with a traced ratio.
 
     Args:
@@ -62,8 +63,12 @@ def magnitude_mask(params: Any, ratio: Any, *, where: Where = is_weight) -> Any:
     check_range("ratio", ratio, 0, 1)
     weights, unflatten = flatten_weights(params, where)
     keep = _magnitudes.keep_largest(weights, num_kept(weights.size, ratio))
-    ones = jax.tree.map(jnp.ones_like, unflatten.args[0])
-    return jax.tree.map(lambda m: m > 0, unflatten.func(ones, keep.astype(weights.dtype)))
+    marks = unflatten(keep.astype(weights.dtype))
+    return jax.tree.map(
+        lambda mark, studied: mark > 0 if studied else jnp.ones_like(mark, bool),
+        marks,
+        jax.tree.unflatten(jax.tree.structure(marks), selected(params, where)),
+    )
 
 
 def flat_magnitude_mask(weights: Float[Array, "D"], num_kept: Any) -> Bool[Array, "D"]:
@@ -91,7 +96,7 @@ def apply_mask(params: Any, mask: Any) -> Any:
 
 
 def removed_norm(params: Any, ratio: Any, *, where: Where = is_weight) -> Float[Array, ""]:
-    """Norm of the weights that magnitude pruning removes: R(ρ) = ‖w* - w^k‖₂, k = round(ρD).
+    """Norm of the weights that magnitude pruning removes: R(ρ) = ‖w* - w^k‖₂, k = ⌊ρD + ½⌋.
 
     Args:
         params: pytree of real floating arrays.
@@ -113,14 +118,29 @@ def removed_norm(params: Any, ratio: Any, *, where: Where = is_weight) -> Float[
 
 
 def num_kept(dim: int, ratio: Any) -> Int[Array, "..."]:
-    """Return the number of weights that a ratio keeps, round(ratio · dim), exact in float32."""
-    # ratio · dim itself would lose units past 2²⁴: split dim into parts that float32 multiplies
-    # with an error well below one half.
-    high, low = divmod(dim, 1 << 12)
+    """Return the number of weights that a ratio keeps: ⌊ratio · dim + ½⌋.
+
+    Exact for the ratio as rounded to float32 and every dim below 2³¹.
+
+    >>> num_kept(1_000_000_007, 0.5)
+    Array(500000004, dtype=int32)
+    """
+    # Long multiplication by the binary digits of the ratio, the lowest first, halving between
+    # them: floats would lose units past 2²⁴, and 64-bit integers may be switched off.
     ratio = jnp.asarray(ratio, jnp.float32)
-    whole = jnp.floor(ratio * high)
-    rest = (ratio * high - whole) * (1 << 12) + ratio * low
-    return (whole.astype(jnp.int32) << 12) + jnp.round(rest).astype(jnp.int32)
+    mantissa, exponent = jnp.frexp(ratio)
+    digits = jnp.ldexp(mantissa, 24).astype(jnp.uint32)
+
+    def add_digit(step, total):
+        place = 56 - step
+        index = 24 - exponent - place
+        digit = jax.lax.shift_right_logical(digits, index.astype(jnp.uint32)) & 1
+        digit = jnp.where((index >= 0) & (index < 24), digit, 0)
+        half = place == 1
+        return (total + digit * dim + half.astype(jnp.uint32)) >> 1
+
+    total = jax.lax.fori_loop(0, 56, add_digit, jnp.zeros_like(digits))
+    return jnp.where(ratio < 1, total.astype(jnp.int32), dim)
 
 
 def magnitude_sweep(
@@ -135,7 +155,7 @@ def magnitude_sweep(
 ) -> SweepResult:
     """Measure a loss, or any mean over examples, at many pruning ratios.
 
-    L(w^k) for k = round(ρD), one compiled program for all ratios. Costs one evaluation a ratio and
+    L(w^k) for k = ⌊ρD + ½⌋, one compiled program for all ratios. Costs one evaluation a ratio and
     one sort of the weights; memory of their ranks and one pruned copy.
 
     Args:
@@ -162,22 +182,29 @@ def magnitude_sweep(
     >>> sweep.losses
     Array([2.5, 0.5, 0. ], dtype=float32)
     """
+    ratios = _check_ratios(ratios)
+    check_scalar(loss, params, first_batch(batches), *operands)
+    weights, unflatten = flatten_weights(params, where)
+    groups, ranks = group_batches(batches), _magnitudes.ranks(weights)
+    # Pieces of one size, so that there is one program and progress can be told in between.
+    num_pieces = -(-ratios.size // _MAX_PIECE)
+    size = -(-ratios.size // num_pieces)
+    padded = jnp.pad(ratios, (0, num_pieces * size - ratios.size)).reshape(num_pieces, size)
+    pieces = []
+    for i, piece in enumerate(padded, start=1):
+        pieces.append(_sweep(loss, weights, ranks, unflatten, groups, piece, operands))
+        if on_progress is not None:
+            jax.block_until_ready(pieces[-1])
+            on_progress(stage, min(i * size, ratios.size), ratios.size)
+    return jax.tree.map(lambda *x: jnp.concatenate(x)[: ratios.size], *pieces)
+
+
+def _check_ratios(ratios: Any) -> Float[Array, "r"]:
     ratios = jnp.atleast_1d(jnp.asarray(ratios, jnp.float32))
     if ratios.ndim != 1 or not ratios.size:
         raise ValueError(f"ratios must be a non-empty vector, got shape {ratios.shape}")
     check_range("ratios", ratios, 0, 1)
-    check_scalar(loss, params, first_batch(batches), *operands)
-    weights, unflatten = flatten_weights(params, where)
-    groups, ranks = group_batches(batches), _magnitudes.ranks(weights)
-    pieces = []
-    # Pieces of one size, so that there is one program and progress can be told in between.
-    for start in range(0, ratios.size, _PIECE):
-        piece = jnp.pad(ratios[start : start + _PIECE], (0, max(0, start + _PIECE - ratios.size)))
-        pieces.append(_sweep(loss, weights, ranks, unflatten, groups, piece, operands))
-        if on_progress is not None:
-            jax.block_until_ready(pieces[-1])
-            on_progress(stage, min(start + _PIECE, ratios.size), ratios.size)
-    return jax.tree.map(lambda *x: jnp.concatenate(x)[: ratios.size], *pieces)
+    return ratios
 
 
 @partial(jax.jit, static_argnums=0)
@@ -185,22 +212,11 @@ def _sweep(loss, weights, ranks, unflatten, groups, ratios, operands) -> SweepRe
     def at(ratio):
         kept = num_kept(weights.size, ratio)
         pruned = jnp.where(ranks < kept, weights, 0)
-        value = mean_loss(loss, unflatten(pruned), groups, operands)
+        value = mean_over(groups, lambda batch: loss(unflatten(pruned), batch, *operands))
         radius = jnp.linalg.norm(weights - pruned)
         return SweepResult(ratio, value, kept, radius, jnp.abs(pruned).sum())
 
     return jax.lax.map(at, ratios)
-
-
-def mean_loss(
-    loss: Callable, params: Any, groups: tuple[Group, ...], operands: tuple
-) -> Float[Array, ""]:
-    """Average a loss over grouped batches, each example counted once."""
-
-    def of_group(group):
-        return jax.lax.map(lambda batch: loss(params, batch, *operands), group.batches).mean()
-
-    return sum((group.share * of_group(group) for group in groups), start=jnp.float32(0))
 
 
 def empirical_limit(sweep: SweepResult, dense_loss: Any, epsilon: Any) -> Float[Array, ""]:
@@ -215,7 +231,7 @@ def empirical_limit(sweep: SweepResult, dense_loss: Any, epsilon: Any) -> Float[
         epsilon: ε, tolerated increase, at least 0.
 
     Raises:
-        ValueError: if `epsilon` is negative or NaN.
+        ValueError: if `epsilon` is negative or NaN, or `dense_loss` is not finite.
 
     >>> import jax.numpy as jnp
     >>> sweep = SweepResult(jnp.array([0.1, 0.2, 0.4, 1.0]), jnp.array([0.5, 3.0, 0.9, 1.0]),
@@ -224,11 +240,10 @@ def empirical_limit(sweep: SweepResult, dense_loss: Any, epsilon: Any) -> Float[
     Array(0.4, dtype=float32)
     """
     check_range("epsilon", epsilon, 0)
-    order = jnp.argsort(sweep.ratios, descending=True)
-    # A loss that is not finite does not pass.
-    passes = sweep.losses[order] <= dense_loss + epsilon
-    unbroken = jnp.cumprod(passes) > 0
-    return jnp.min(jnp.where(unbroken, sweep.ratios[order], 1.0))
+    check_floating_tree("dense_loss", jnp.asarray(dense_loss, jnp.result_type(float)))
+    passes = jnp.isfinite(sweep.losses) & (sweep.losses <= dense_loss + epsilon)
+    worst = jnp.max(sweep.ratios, where=~passes, initial=-jnp.inf)
+    return jnp.min(sweep.ratios, where=sweep.ratios > worst, initial=1.0)
 
 
 def support_fraction(
@@ -244,10 +259,14 @@ def support_fraction(
         relative_norm: the share of the norm that is taken for nothing.
         where: which leaves are under study.
 
+    Raises:
+        ValueError: if `relative_norm` is negative or NaN, or as `magnitude_mask`.
+
     >>> import jax.numpy as jnp
     >>> support_fraction(jnp.array([1.0, 2.0, 1e-5, 0.0]))
     Array(0.5, dtype=float32)
     """
+    check_range("relative_norm", relative_norm, 0)
     weights, _ = flatten_weights(params, where)
     bits = _magnitudes.magnitude_bits(weights)
     allowed = relative_norm * jnp.linalg.norm(weights)
@@ -279,14 +298,13 @@ def taylor_forecast(
     >>> taylor_forecast(jnp.zeros(2), lambda v: 2 * v, jnp.array([1.0, 3.0]), [0.5])
     Array([1.], dtype=float32)
     """
-    ratios = jnp.atleast_1d(jnp.asarray(ratios, jnp.float32))
-    check_range("ratios", ratios, 0, 1)
+    ratios = _check_ratios(ratios)
     if gradient.shape != weights.shape or weights.ndim != 1:
         raise ValueError(
             f"gradient must have the shape of weights, {weights.shape}, got {gradient.shape}"
         )
     ranks = _magnitudes.ranks(weights)
-    return _taylor(jax.tree_util.Partial(matvec), gradient, weights, ranks, ratios)
+    return _taylor(Partial(matvec), gradient, weights, ranks, ratios)
 
 
 @jax.jit

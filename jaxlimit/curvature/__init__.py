@@ -1,0 +1,42 @@
+"""Curvature of a loss as symmetric products with a vector: nothing of size D×D is ever formed.
+
+Every operator here is the derivative of a *gradient map* g(θ) at the weights:
+
+- Hessian: g(θ) = ∇L(θ);
+- Gauss-Newton: g(θ) = Jᵀ ∇ℓ(f(θ)), with J = ∂f at the weights held fixed;
+- empirical Fisher: g(θ) = Jᵀ l(θ) / N, with l the per-example losses and J = ∂l held fixed.
+
+So one mechanism serves them all: `jax.jvp` of the gradient map for each product, or
+`jax.linearize` of it once and then only its linear part.
+"""
+
+from jaxlimit._host import HostMatvec
+from jaxlimit._weights import Where, every_leaf, is_weight
+from jaxlimit.curvature._operator import MATVEC_MODES, MatvecSettings, restrict
+from jaxlimit.curvature.derivatives import HVP_MODES, hvp, mean_gradient
+from jaxlimit.curvature.operators import (
+    fisher_matvec,
+    gauss_newton_matvec,
+    hessian_matvec,
+    hessian_matvec_over,
+)
+from jaxlimit.curvature.preflight import Preflight, check
+
+__all__ = [
+    "HVP_MODES",
+    "MATVEC_MODES",
+    "HostMatvec",
+    "MatvecSettings",
+    "Preflight",
+    "Where",
+    "check",
+    "every_leaf",
+    "fisher_matvec",
+    "gauss_newton_matvec",
+    "hessian_matvec",
+    "hessian_matvec_over",
+    "hvp",
+    "is_weight",
+    "mean_gradient",
+    "restrict",
+]

@@ -1,0 +1,205 @@
+"""Hessian, Gauss-Newton and Fisher matrices of a mean loss, as products with a flat vector."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Unpack
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+
+from jaxlimit._batches import check_scalar, first_batch, leading_size
+from jaxlimit._checks import check_floating_tree
+from jaxlimit._host import HostMatvec
+from jaxlimit._weights import Where, is_weight
+from jaxlimit.curvature._gradients import EmpiricalFisher, GaussNewton, Hessian
+from jaxlimit.curvature._operator import MatvecSettings, make_host_operator, make_operator
+
+
+def hessian_matvec(
+    loss: Callable, params: Any, batches: Any, *operands: Any, **settings: Unpack[MatvecSettings]
+) -> Partial:
+    """Make the product with the Hessian of the mean loss over all examples.
+
+    H = (1/N) Σ_b n_b ∇²L(w; batch b), n_b the size of batch b and N their sum, restricted to the
+    weights under study. One product costs about two gradients over the data; linearised, six
+    matrix products a dense layer (two for the first).
+
+    Args:
+        loss: `loss(params, batch, *operands)`, the mean over the batch's examples. Model state
+            such as BatchNorm statistics comes in as an operand, never by closure.
+        params: pytree of real floating arrays.
+        batches: a pytree whose leaves are [num_batches, batch, ...], or a list of batches of
+            unequal size, each a pytree whose leaves are [batch, ...].
+        *operands: passed on to `loss`.
+        **settings: see `MatvecSettings`.
+
+    Returns:
+        A `Partial` from [D] to [D], D the number of weights under study. It carries its arrays as
+        operands through `jit`, `vmap` and `scan`.
+
+    Raises:
+        TypeError: if a leaf of `params` is not real floating, or `loss` gives no scalar.
+        ValueError: if `params` is not finite, `batches` is empty or ragged within a batch, `mask`
+            has another size or selects nothing, or `mode` is unknown.
+
+    >>> import jax.numpy as jnp
+    >>> loss = lambda w, batch: 0.5 * jnp.mean((batch @ w) ** 2)
+    >>> matvec = hessian_matvec(loss, jnp.zeros(2), jnp.array([[[1.0, 0.0], [0.0, 2.0]]]))
+    >>> matvec(jnp.ones(2))
+    Array([0.5, 2. ], dtype=float32)
+    """
+    check_scalar(loss, params, first_batch(batches), *operands)
+    return make_operator(Hessian(loss), params, batches, operands, **settings)
+
+
+def gauss_newton_matvec(
+    apply: Callable,
+    output_loss: Callable,
+    params: Any,
+    batches: Any,
+    *operands: Any,
+    **settings: Unpack[MatvecSettings],
+) -> Partial:
+    """Make the product with the Gauss-Newton matrix of a loss of a network's outputs.
+
+    G = (1/N) Σ Jᵀ ∇²ℓ J, the Hessian without the curvature of the network itself: positive
+    semi-definite where `output_loss` is convex, of rank at most N·(outputs an example).
+
+    Args:
+        apply: `apply(params, batch, *operands)`, the network's outputs on a batch.
+        output_loss: `output_loss(outputs, batch)`, the mean over the batch's examples.
+        params: pytree of real floating arrays.
+        batches: as for `hessian_matvec`.
+        *operands: passed on to `apply`.
+        **settings: see `MatvecSettings`.
+
+    Returns:
+        A `Partial` from [D] to [D], as `hessian_matvec`.
+
+    Raises:
+        TypeError: as `hessian_matvec`.
+        ValueError: as `hessian_matvec`.
+
+    >>> import jax.numpy as jnp
+    >>> apply = lambda w, x: jnp.tanh(x @ w)
+    >>> square = lambda y, x: 0.5 * jnp.mean(y**2)
+    >>> matvec = gauss_newton_matvec(apply, square, jnp.zeros(2), jnp.ones((1, 3, 2)))
+    >>> matvec(jnp.ones(2))
+    Array([2., 2.], dtype=float32)
+
+    Schraudolph (2002), "Fast curvature matrix-vector products for second-order gradient descent".
+    """
+    kind = GaussNewton(apply, output_loss)
+    check_scalar(kind.loss, params, first_batch(batches), *operands)
+    return make_operator(kind, params, batches, operands, **settings)
+
+
+def fisher_matvec(
+    apply: Callable,
+    params: Any,
+    batches: Any,
+    *operands: Any,
+    example_losses: Callable | None = None,
+    **settings: Unpack[MatvecSettings],
+) -> Partial:
+    """Make the product with the Fisher information of a classifier, exact or empirical.
+
+    Exact, labels drawn from the model itself: F = (1/N) Σ Jᵀ (diag p - p pᵀ) J, p the softmax of
+    the logits. Empirical, at the labels given: F̂ = (1/N) Σ ∇lₙ ∇lₙᵀ. Only the exact one is a
+    Gauss-Newton matrix; the other can be far from it (Kunstner, Balles, Hennig 2019).
+
+    Args:
+        apply: `apply(params, batch, *operands)`, logits [batch, classes].
+        params: pytree of real floating arrays.
+        batches: as for `hessian_matvec`.
+        *operands: passed on to `apply`.
+        example_losses: None for the exact matrix; `example_losses(outputs, batch)`, a loss for
+            each example [batch], for the empirical one.
+        **settings: see `MatvecSettings`.
+
+    Returns:
+        A `Partial` from [D] to [D], positive semi-definite.
+
+    Raises:
+        TypeError: if `apply` or `example_losses` returns another shape, or as `hessian_matvec`.
+        ValueError: as `hessian_matvec`.
+
+    >>> import jax.numpy as jnp
+    >>> matvec = fisher_matvec(lambda w, x: x @ w.reshape(2, 2), jnp.zeros(4), jnp.ones((1, 1, 2)))
+    >>> matvec(jnp.array([1.0, 0.0, 0.0, 0.0]))
+    Array([ 0.25, -0.25,  0.25, -0.25], dtype=float32)
+    """
+    if example_losses is None:
+        _check_outputs(
+            "apply must return logits [batch, classes]", apply, 2, params, batches, operands
+        )
+        return gauss_newton_matvec(apply, _log_partition, params, batches, *operands, **settings)
+    kind = EmpiricalFisher(apply, example_losses)
+    _check_outputs("example_losses must return [batch]", kind.losses, 1, params, batches, operands)
+    return make_operator(kind, params, batches, operands, **settings)
+
+
+def _log_partition(logits: Float[Array, "n classes"], batch: Any) -> Array:
+    # The labels' own term is linear in the logits: the Hessian at the outputs is diag p - p pᵀ.
+    del batch
+    return jax.nn.logsumexp(logits, axis=-1).mean()
+
+
+def _check_outputs(
+    expected: str, function: Callable, ndim: int, params: Any, batches: Any, operands: tuple
+) -> None:
+    check_floating_tree("params", params)
+    batch = first_batch(batches)
+    shape = jnp.shape(jax.eval_shape(function, params, batch, *operands))
+    if len(shape) != ndim or shape[0] != leading_size(batch):
+        raise TypeError(f"{expected} for a batch of {leading_size(batch)}, got shape {shape}")
+
+
+def hessian_matvec_over(
+    loss: Callable,
+    params: Any,
+    make_iterator: Callable[[], Iterable],
+    *operands: Any,
+    mask: Any = None,
+    where: Where = is_weight,
+) -> HostMatvec:
+    """Make the Hessian product over data that do not fit in memory, read anew for each product.
+
+    The matrix of `hessian_matvec`. A Python loop over the batches, with one compiled product for
+    each shape of batch; memory is that of one batch. It is not traceable: call it eagerly.
+
+    Args:
+        loss: as for `hessian_matvec`.
+        params: pytree of real floating arrays.
+        make_iterator: `make_iterator()`, a fresh iterator over the batches, each a pytree whose
+            leaves are [batch, ...]; batches may differ in size, and their order does not matter.
+        *operands: passed on to `loss`.
+        mask: as in `MatvecSettings`.
+        where: as in `MatvecSettings`.
+
+    Returns:
+        A `HostMatvec` from [D] to [D].
+
+    Raises:
+        TypeError: if `make_iterator` is not callable, or as `hessian_matvec`.
+        ValueError: if an iterator is empty, or as `hessian_matvec`.
+
+    >>> import jax.numpy as jnp
+    >>> loss = lambda w, batch: 0.5 * jnp.mean((batch @ w) ** 2)
+    >>> read = lambda: (row[None] for row in jnp.diag(jnp.array([1.0, 2.0])))
+    >>> hessian_matvec_over(loss, jnp.zeros(2), read)(jnp.ones(2))
+    Array([0.5, 2. ], dtype=float32)
+    """
+    if not callable(make_iterator):
+        raise TypeError(
+            "make_iterator must be a function that returns a fresh iterator, "
+            f"got {type(make_iterator).__name__}"
+        )
+    batch = next(iter(make_iterator()), None)
+    if batch is None:
+        raise ValueError("make_iterator must return an iterator over batches, got an empty one")
+    check_scalar(loss, params, batch, *operands)
+    return make_host_operator(
+        Hessian(loss), params, make_iterator, operands, mask=mask, where=where
+    )

@@ -7,9 +7,7 @@ from jaxtyping import Array, Float
 
 # A tenth of LeCun's standard deviation: the first loss is near log(num_classes) even where max
 # pooling has let the features grow, and the gradient still reaches every layer.
-small_init = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
-# The variance of PyTorch's default linear layer, enough of that for nets without pooling.
-linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+head_init = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
 he_init = nn.initializers.he_normal()
 
 
@@ -62,10 +60,9 @@ class Head(nn.Module):
     """Map features to logits in float32 (or wider), whatever precision the layers below use."""
 
     num_classes: int
-    kernel_init: nn.initializers.Initializer = small_init
 
     @nn.compact
     def __call__(self, features: Float[Array, "n d"]) -> Float[Array, "n classes"]:
         """Return the logits [N, num_classes]."""
         dtype = jnp.promote_types(features.dtype, jnp.float32)
-        return nn.Dense(self.num_classes, dtype=dtype, kernel_init=self.kernel_init)(features)
+        return nn.Dense(self.num_classes, dtype=dtype, kernel_init=head_init)(features)

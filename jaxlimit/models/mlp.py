@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxlimit.models._layers import Head, check_images, he_init, linear_init
+from jaxlimit.models._layers import Head, check_images, he_init
 
 FC5_WIDTHS = (1000, 600, 300, 100)
 FC12_WIDTHS = (1000, 900, 800, 750, 700, 650, 600, 500, 400, 200, 100)
@@ -13,8 +13,6 @@ FC12_WIDTHS = (1000, 900, 800, 750, 700, 650, 600, 500, 400, 200, 100)
 
 class MLP(nn.Module):
     """Flattened pixels, dense layers with ReLU, a linear head; He initialization, zero biases.
-
-    The head starts with the variance of PyTorch's default linear layer instead.
 
     Attributes:
         widths: units of the hidden layers, first to last.
@@ -36,7 +34,7 @@ class MLP(nn.Module):
         x = images.reshape(images.shape[0], -1).astype(self.dtype)
         for width in self.widths:
             x = nn.relu(nn.Dense(width, dtype=self.dtype, kernel_init=he_init)(x))
-        return Head(self.num_classes, kernel_init=linear_init)(x)
+        return Head(self.num_classes)(x)
 
     def _check_num_pixels(self, images: Array) -> None:
         if self.is_initializing() or not self.widths:

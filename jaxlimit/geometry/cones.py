@@ -36,7 +36,7 @@ def statistical_dimension_subspace(k: Scalar) -> Float[Array, "..."]:
     >>> statistical_dimension_subspace(3)
     Array(3., dtype=float32)
 
-    Source: Amelunxen, Lotz, McCoy and Tropp (2014), Proposition 3.1.
+    Source: Amelunxen, Lotz, McCoy and Tropp (2014), Section 3.
     """
     check_range("k", k, 0)
     return jnp.asarray(k, jnp.result_type(float, k))

@@ -79,7 +79,7 @@ def intrinsic_volumes_circular_cone(half_angle: Scalar, *, dim: int) -> Intrinsi
     >>> intrinsic_volumes_circular_cone(jnp.pi / 6, dim=3)  # (1-sin, cos, sin, 1-cos) / 2
     Array([0.25..., 0.433..., 0.25..., 0.066...], dtype=float32)
 
-    Source: Amelunxen, Lotz, McCoy and Tropp (2014), Appendix D.
+    Source: Amelunxen, Lotz, McCoy and Tropp (2014), on the cones of Proposition 3.4.
     """
     dim = check_count("dim", dim, 2)
     check_circular(dim, half_angle)
@@ -151,7 +151,7 @@ def kinematic_probability(
     >>> kinematic_probability(line, orthant)  # a line meets 2 of the 8 octants
     Array(0.25, dtype=float32)
 
-    Source: Amelunxen, Lotz, McCoy and Tropp (2014), Fact 2.1 and Section 5.3.
+    Source: Amelunxen, Lotz, McCoy and Tropp (2014), the conic kinematic formula.
     """
     _check_volumes("intrinsic_volumes_a", intrinsic_volumes_a)
     _check_volumes("intrinsic_volumes_b", intrinsic_volumes_b)

@@ -104,7 +104,7 @@ def statistical_dimension(
     >>> estimate.value, estimate.standard_error  # 10 in truth
     (Array(10.0, dtype=float32), Array(0.05, dtype=float32))
 
-    Source: Amelunxen, Lotz, McCoy and Tropp (2014), Definition 2.1 and Proposition 3.1.
+    Source: Amelunxen, Lotz, McCoy and Tropp (2014), Section 2.
     """
     dim, num_samples = check_count("dim", dim), check_count("num_samples", num_samples)
     batch_size = check_count("batch_size", batch_size)

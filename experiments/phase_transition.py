@@ -136,6 +136,8 @@ def predict(dim: int, config: Config) -> dict[str, dict]:
         for name, v in volumes.items()
     }
     thin = geometry.statistical_dimension_ellipsoid_cone(axes, distance)
+    # A theorem for a fixed cone. The ellipsoid is seen from a new direction at every rotation, so
+    # for it the band is a guide.
     band = partial(geometry.kinematic_band, dim=dim, confidence=config.confidence)
     return {
         name: {

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from jaxlimit._checks import check_count, is_concrete
 
@@ -53,8 +53,12 @@ def map_blocks(function: Callable, inputs: Any, block_size: int) -> Any:
 
 def first_non_finite(products: Array) -> Int[Array, ""]:
     """Return the index of the first row with NaN or infinity, `ALL_FINITE` if there is none."""
-    bad = ~jnp.isfinite(products).reshape(len(products), -1).all(1)
-    return jnp.where(bad.any(), jnp.argmax(bad), ALL_FINITE)
+    return first_failure(jnp.isfinite(products).reshape(len(products), -1).all(1))
+
+
+def first_failure(finite: Bool[Array, "n"]) -> Int[Array, ""]:
+    """Return the index of the first False, `ALL_FINITE` if there is none."""
+    return jnp.where(finite.all(), ALL_FINITE, jnp.argmin(finite).astype(jnp.int32))
 
 
 def earlier_failure(failed: Array, later: Array, offset: Any) -> Int[Array, ""]:

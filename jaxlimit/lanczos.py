@@ -15,6 +15,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from jaxlimit._checks import check_choice, check_count, is_concrete
+from jaxlimit._eigenpairs import Eigenpairs, extremal_eigenpairs  # noqa: F401 (public here)
 
 REORTHOGONALIZE = ("full", "none")
 

@@ -36,11 +36,22 @@ def check_range(
     """Raise unless every entry of `value` is within [low, high]; traced values pass unchecked."""
     if not is_concrete(value):
         return
-    array = jnp.asarray(value)
-    above = array > low if open_low else array >= low
-    if not bool(jnp.all(above & (array <= high))):
+    with jax.ensure_compile_time_eval():
+        array = jnp.asarray(value)
+        above = array > low if open_low else array >= low
+        inside = bool(jnp.all(above & (array <= high)))
+    if not inside:
         left = "(" if open_low else "["
         raise ValueError(f"{name} must lie in {left}{low}, {high}], got {value}")
+
+
+def is_finite(array: Any) -> bool:
+    """Whether every entry is finite, as far as is known now: traced arrays are taken to be."""
+    if not is_concrete(array):
+        return True
+    # Within a caller's `jit`, operations on known values would be traced too.
+    with jax.ensure_compile_time_eval():
+        return bool(jnp.all(jnp.isfinite(array)))
 
 
 def check_floating_tree(name: str, tree: Any) -> None:
@@ -53,5 +64,5 @@ def check_floating_tree(name: str, tree: Any) -> None:
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"{where} must be a real floating array, got dtype {dtype}")
-        if is_concrete(leaf) and not bool(jnp.all(jnp.isfinite(leaf))):
+        if not is_finite(leaf):
             raise ValueError(f"{where} must be finite, got NaN or infinity")

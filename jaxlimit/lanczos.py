@@ -11,13 +11,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from jaxlimit._checks import check_choice, check_count, is_concrete
+from jaxlimit._checks import check_choice, check_count, is_concrete, is_finite
 from jaxlimit._eigenpairs import Eigenpairs, extremal_eigenpairs  # noqa: F401 (public here)
+from jaxlimit._matvec import dot, prepare
 
-REORTHOGONALIZE = ("full", "none")
+REORTHOGONALIZE = ("full", "selective", "none")
+WARM_UP = 48  # steps that "selective" reorthogonalises fully
+NUM_LOCKED = 24  # converged Ritz vectors that it goes on with, at most
 
 
 class Tridiagonalization(NamedTuple):
@@ -47,10 +51,10 @@ class LanczosState(NamedTuple):
     Attributes:
         previous: q_{j-1}.
         current: q_j, zero once the recurrence has ended.
-        deflated: [k, D] orthonormal rows that every vector is kept orthogonal to; None if none.
         diagonal: α, allocated for the greatest depth.
         off_diagonal: β, including the last, which couples to `current`.
-        basis: allocated for the greatest depth; None if not kept.
+        basis: the Lanczos vectors, allocated for the greatest depth; if "selective" those of the
+            warm-up, and after it the converged Ritz vectors; None if not kept.
         step: steps asked for so far.
         num_valid: steps that were possible.
         failed_step: as in `Tridiagonalization`.
@@ -58,10 +62,9 @@ class LanczosState(NamedTuple):
 
     previous: Float[Array, "D"]
     current: Float[Array, "D"]
-    deflated: Float[Array, "k D"] | None
     diagonal: Float[Array, "m"]
     off_diagonal: Float[Array, "m"]
-    basis: Float[Array, "m D"] | None
+    basis: Float[Array, "b D"] | None
     step: Int[Array, ""]
     num_valid: Int[Array, ""]
     failed_step: Int[Array, ""]
@@ -78,16 +81,20 @@ def tridiagonalize(
     """Run Lanczos from a start vector.
 
     β_j q_{j+1} = H q_j - α_j q_j - β_{j-1} q_{j-1}. Costs `num_steps` products; reorthogonalised
-    fully, also num_steps² · D multiply-adds twice over and a basis of num_steps · D numbers.
+    fully, also 4·num_steps²·D multiply-adds and a basis of num_steps·D numbers; selectively,
+    4·48²·D + 48·num_steps·D multiply-adds and a basis of 48·D.
 
     Args:
         matvec: H, a symmetric `Array[D] -> Array[D]`.
         start_vector: q₁ before normalisation, real floating, not zero.
         num_steps: m; more than D is clamped to D.
         reorthogonalize: "full" keeps the basis orthonormal to working precision, so that no
-            eigenvalue is found twice; "none" stores no basis and may find converged eigenvalues
-            again (ghosts), which leaves quadrature valid (Greenbaum 1989).
-        keep_basis: whether the result carries the basis; by default it does if "full".
+            eigenvalue is found twice; "none" stores no basis and finds converged eigenvalues again
+            (ghosts), which leaves quadrature valid (Greenbaum 1989) but costs depth; "selective"
+            reorthogonalises the first 48 steps fully and all later ones against the Ritz vectors
+            that have converged by then, the outliers, whose ghosts are the first to come.
+        keep_basis: whether the result carries the basis; by default it does if "full", and it
+            cannot if "selective".
 
     Returns:
         A `Tridiagonalization`; an invariant subspace ends it early, see `num_valid`.
@@ -102,13 +109,14 @@ def tridiagonalize(
     >>> result.diagonal.round(3), result.off_diagonal.round(3)
     (Array([2., 2.], dtype=float32), Array([1.], dtype=float32))
 
-    Lanczos (1950); Paige (1972) for the order of operations; Parlett (1998), chapter 13.
+    Lanczos (1950); Paige (1972) for the order of operations; Parlett, Scott (1979) for selective
+    orthogonalisation; Parlett (1998), chapter 13.
     """
     state = start(
         start_vector, num_steps=num_steps, reorthogonalize=reorthogonalize, keep_basis=keep_basis
     )
     num_steps = state.diagonal.shape[0]
-    check_matvec(matvec, start_vector)
+    matvec, _, _ = prepare(matvec, state.current.size, state.current.dtype)
     state = extend(matvec, state, num_steps=num_steps, reorthogonalize=reorthogonalize)
     return finish(state)
 
@@ -119,7 +127,6 @@ def start(
     num_steps: int,
     reorthogonalize: str = "full",
     keep_basis: bool | None = None,
-    deflated: Float[Array, "k D"] | None = None,
 ) -> LanczosState:
     """Begin a recurrence with room for `num_steps` steps.
 
@@ -128,7 +135,6 @@ def start(
         num_steps: the greatest depth that `extend` may reach; clamped to D.
         reorthogonalize: as for `tridiagonalize`.
         keep_basis: as for `tridiagonalize`.
-        deflated: orthonormal rows; the recurrence runs on the operator projected off their span.
 
     Returns:
         The state before the first step.
@@ -146,20 +152,20 @@ def start(
     start_vector = _check_start(start_vector)
     (dim,) = start_vector.shape
     num_steps = min(check_count("num_steps", num_steps), dim)
-    keep_basis = reorthogonalize == "full" if keep_basis is None else keep_basis
-    if reorthogonalize == "full" and not keep_basis:
-        raise ValueError("keep_basis must not be False where reorthogonalize is 'full'")
+    rows = {"full": num_steps, "selective": min(WARM_UP, num_steps), "none": 0}[reorthogonalize]
+    if keep_basis is not None and keep_basis != (rows > 0) and reorthogonalize != "none":
+        raise ValueError(
+            f"keep_basis must not be {keep_basis} where reorthogonalize is {reorthogonalize!r}"
+        )
+    rows = num_steps if keep_basis else rows
     dtype = start_vector.dtype
-    if deflated is not None:
-        start_vector = _project_off(start_vector, deflated)
     norm = jnp.linalg.norm(start_vector)
     return LanczosState(
         previous=jnp.zeros_like(start_vector),
         current=start_vector / jnp.where(norm > 0, norm, 1),
-        deflated=deflated,
         diagonal=jnp.zeros(num_steps, dtype),
         off_diagonal=jnp.zeros(num_steps, dtype),
-        basis=jnp.zeros((num_steps, dim), dtype) if keep_basis else None,
+        basis=jnp.zeros((rows, dim), dtype) if rows else None,
         step=jnp.int32(0),
         num_valid=jnp.int32(0),
         failed_step=jnp.int32(-1),
@@ -185,10 +191,12 @@ def extend(
     """
     num_steps = check_count("num_steps", num_steps)
     check_choice("reorthogonalize", reorthogonalize, REORTHOGONALIZE)
-    if reorthogonalize == "full" and state.basis is None:
-        raise ValueError("reorthogonalize='full' needs a state with a basis, got basis None")
-    matvec = matvec if isinstance(matvec, Partial) else Partial(matvec)
-    return _extend(matvec, state, num_steps, reorthogonalize == "full")
+    if reorthogonalize != "none" and state.basis is None:
+        raise ValueError(
+            f"reorthogonalize={reorthogonalize!r} needs a state with a basis, got basis None"
+        )
+    matvec, _, _ = prepare(matvec, state.current.size, state.current.dtype)
+    return _extend(matvec, state, num_steps, reorthogonalize)
 
 
 def finish(state: LanczosState) -> Tridiagonalization:
@@ -205,12 +213,14 @@ def finish(state: LanczosState) -> Tridiagonalization:
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def _extend(matvec: Partial, state: LanczosState, num_steps: int, full: bool) -> LanczosState:
-    step = lambda state, _: (_step(matvec, state, full), None)  # noqa: E731
+def _extend(matvec: Partial, state: LanczosState, num_steps: int, mode: str) -> LanczosState:
+    def step(state, _):
+        return _step(matvec, state, mode), None
+
     return jax.lax.scan(step, state, length=num_steps)[0]
 
 
-def _step(matvec: Partial, state: LanczosState, full: bool) -> LanczosState:
+def _step(matvec: Partial, state: LanczosState, mode: str) -> LanczosState:
     j, current = state.step, state.current
     room = j < state.diagonal.shape[0]
     coupling = jnp.where(j > 0, state.off_diagonal[jnp.maximum(j - 1, 0)], 0)
@@ -218,16 +228,13 @@ def _step(matvec: Partial, state: LanczosState, full: bool) -> LanczosState:
     finite = jnp.all(jnp.isfinite(product))
     alive = room & finite & jnp.any(current != 0)
     product = jnp.where(alive, product, 0) - coupling * state.previous
-    diagonal = jnp.vdot(current, product)
+    diagonal = dot(current, product)
     residual = product - diagonal * current
     basis = state.basis
     if basis is not None:
         row = jnp.where(alive, current, basis[jnp.minimum(j, basis.shape[0] - 1)])
         basis = basis.at[j].set(row, mode="drop")
-    if full:
-        residual = _project_off(_project_off(residual, basis), basis)
-    if state.deflated is not None:
-        residual = _project_off(residual, state.deflated)
+    residual = _reorthogonalize(residual, basis, j, mode)
     norm = jnp.linalg.norm(residual)
     diagonals = state.diagonal.at[j].add(jnp.where(alive, diagonal, 0), mode="drop")
     # What is left below the rounding of the products is no direction: the subspace is invariant.
@@ -235,12 +242,16 @@ def _step(matvec: Partial, state: LanczosState, full: bool) -> LanczosState:
     scale = jnp.max(jnp.abs(diagonals)) + jnp.max(state.off_diagonal)
     goes_on = alive & (norm > 16 * eps * scale) & (state.num_valid + 1 < current.size)
     following = jnp.where(goes_on, residual / jnp.where(goes_on, norm, 1), 0)
+    norm = jnp.where(goes_on, norm, 0)
+    off_diagonals = state.off_diagonal.at[j].add(norm, mode="drop")
+    if mode == "selective":
+        lock = partial(_lock, basis, diagonals, off_diagonals)
+        basis = jax.lax.cond(j == basis.shape[0] - 1, lock, lambda: basis)
     return LanczosState(
         previous=jnp.where(room, current, state.previous),
         current=jnp.where(room, following, current),
-        deflated=state.deflated,
         diagonal=diagonals,
-        off_diagonal=state.off_diagonal.at[j].add(jnp.where(goes_on, norm, 0), mode="drop"),
+        off_diagonal=off_diagonals,
         basis=basis,
         step=j + room,
         num_valid=state.num_valid + alive,
@@ -248,8 +259,35 @@ def _step(matvec: Partial, state: LanczosState, full: bool) -> LanczosState:
     )
 
 
+def _reorthogonalize(residual, basis, step, mode):
+    if mode == "none":
+        return residual
+
+    def twice():
+        return _project_off(_project_off(residual, basis), basis)
+
+    if mode == "full":
+        return twice()
+    locked = basis[:NUM_LOCKED]
+    return jax.lax.cond(step < basis.shape[0], twice, lambda: _project_off(residual, locked))
+
+
+def _lock(basis, diagonals, off_diagonals):
+    """Replace the basis by its converged Ritz vectors, the best converged first, and zeros."""
+    size = basis.shape[0]
+    alpha, beta = diagonals[:size], off_diagonals[:size]
+    tridiagonal = jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
+    values, vectors = jnp.linalg.eigh(tridiagonal)
+    errors = jnp.abs(beta[-1] * vectors[-1])
+    order = jnp.argsort(errors)
+    # √eps is where a Ritz vector starts to come back into the recurrence (Parlett, Scott 1979).
+    limit = jnp.finfo(basis.dtype).eps ** 0.5 * jnp.max(jnp.abs(values))
+    chosen = jnp.where(errors[order] <= limit, vectors[:, order], 0)
+    return dot(chosen.T, basis)
+
+
 def _project_off(vector: Float[Array, "D"], rows: Float[Array, "k D"]) -> Float[Array, "D"]:
-    return vector - (rows @ vector) @ rows
+    return vector - dot(dot(rows, vector), rows)
 
 
 def _check_start(start_vector: Any) -> Array:
@@ -258,18 +296,8 @@ def _check_start(start_vector: Any) -> Array:
         raise ValueError(f"start_vector must be a vector [D], got shape {start_vector.shape}")
     if not jnp.issubdtype(start_vector.dtype, jnp.floating):
         raise TypeError(f"start_vector must be real floating, got dtype {start_vector.dtype}")
-    if is_concrete(start_vector):
-        if not bool(jnp.all(jnp.isfinite(start_vector))):
-            raise ValueError("start_vector must be finite, got NaN or infinity")
-        if not bool(jnp.any(start_vector != 0)):
-            raise ValueError("start_vector must not be zero")
+    if not is_finite(start_vector):
+        raise ValueError("start_vector must be finite, got NaN or infinity")
+    if is_concrete(start_vector) and not np.any(start_vector):
+        raise ValueError("start_vector must not be zero")
     return start_vector
-
-
-def check_matvec(matvec: Any, vector: Float[Array, "D"]) -> None:
-    """Raise unless `matvec` maps vectors like `vector` to their own shape and a floating type."""
-    result = jax.eval_shape(matvec, vector)
-    if getattr(result, "shape", None) != vector.shape:
-        raise ValueError(f"matvec must map [{vector.size}] to [{vector.size}], it returns {result}")
-    if not jnp.issubdtype(result.dtype, jnp.floating):
-        raise TypeError(f"matvec must return real floating entries, got dtype {result.dtype}")

@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxlimit import _quadrature, lanczos
-from jaxlimit._checks import check_count, is_concrete
+from jaxlimit._checks import check_count, is_concrete, is_finite
 from jaxlimit._estimate import Estimate, exact_estimate
+from jaxlimit._matvec import prepare
 
 FORMAT_VERSION = 1
 
@@ -66,14 +66,14 @@ def spectral_measure(
     dim: int,
     num_steps: int,
     num_probes: int = 1,
-    reorthogonalize: str = "none",
+    reorthogonalize: str = "selective",
     vectorize: bool = False,
     dtype: Any = jnp.float32,
 ) -> SpectralMeasure:
     """Estimate the spectral distribution of a symmetric operator by stochastic Lanczos quadrature.
 
-    Costs num_probes · num_steps products; memory three vectors, or num_steps · D numbers if
-    reorthogonalised.
+    Costs num_probes · num_steps products; memory of 48 vectors, or of num_steps reorthogonalised
+    fully, or of three if not at all.
 
     Args:
         matvec: H, a symmetric `Array[D] -> Array[D]`.
@@ -81,7 +81,8 @@ def spectral_measure(
         dim: D.
         num_steps: Lanczos steps a probe, at most D.
         num_probes: independent probes.
-        reorthogonalize: "none" or "full", see `lanczos.tridiagonalize`.
+        reorthogonalize: "selective", "full" or "none", see `lanczos.tridiagonalize`; without it
+            the bracket of `trace_bracket` closes at twice the depth or more.
         vectorize: run all probes side by side by `vmap` instead of one after the other.
         dtype: floating type of the probes.
 
@@ -102,12 +103,11 @@ def spectral_measure(
 
     Golub, Meurant (2010), chapter 7; Ubaru, Chen, Saad (2017).
     """
-    dim, num_probes = check_count("dim", dim), check_count("num_probes", num_probes)
+    check_count("num_probes", num_probes)
+    matvec, dim, dtype = prepare(matvec, dim, dtype)
     num_steps = min(check_count("num_steps", num_steps), dim)
-    lanczos.check_matvec(matvec, jax.ShapeDtypeStruct((dim,), dtype))
-    matvec = matvec if isinstance(matvec, Partial) else Partial(matvec)
     keys = jax.random.split(key, num_probes)
-    settings = (dim, num_steps, reorthogonalize, jnp.dtype(dtype))
+    settings = (dim, num_steps, reorthogonalize, dtype)
     return measure_from(_run_probes(matvec, keys, vectorize, *settings), dim=dim)
 
 
@@ -129,6 +129,7 @@ def run_probes(
     dim: int,
     num_steps: int,
     num_probes: int = 1,
+    reorthogonalize: str = "selective",
     chunk: int = 32,
     stop: Callable[[SpectralMeasure], bool] | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
@@ -137,7 +138,7 @@ def run_probes(
 ) -> SpectralMeasure:
     """Run `spectral_measure` in chunks, so that it can be watched, and stopped when good enough.
 
-    Costs the same products; memory three vectors a probe.
+    Costs the same products; memory of 48 vectors a probe, or as `spectral_measure` has it.
 
     Args:
         matvec: as for `spectral_measure`.
@@ -145,6 +146,7 @@ def run_probes(
         dim: D.
         num_steps: steps a probe, at most.
         num_probes: independent probes, carried on in turn.
+        reorthogonalize: as for `spectral_measure`.
         chunk: steps between two looks.
         stop: called with the measure so far, once the depth has doubled since the last look and
             at least 4 chunks are done; True ends the run.
@@ -160,18 +162,20 @@ def run_probes(
         ValueError: as `spectral_measure`.
         FloatingPointError: as `spectral_measure`.
     """
-    num_steps = min(check_count("num_steps", num_steps), check_count("dim", dim))
     check_count("num_probes", num_probes)
-    lanczos.check_matvec(matvec, jax.ShapeDtypeStruct((dim,), dtype))
+    matvec, dim, dtype = prepare(matvec, dim, dtype)
+    num_steps = min(check_count("num_steps", num_steps), dim)
     states = [
-        lanczos.start(probe(k, dim, dtype), num_steps=num_steps, reorthogonalize="none")
+        lanczos.start(probe(k, dim, dtype), num_steps=num_steps, reorthogonalize=reorthogonalize)
         for k in jax.random.split(key, num_probes)
     ]
     done, looked = 0, 2 * chunk
     while done < num_steps:
         take = min(chunk, num_steps - done)
         for i, state in enumerate(states):
-            states[i] = lanczos.extend(matvec, state, num_steps=take, reorthogonalize="none")
+            states[i] = lanczos.extend(
+                matvec, state, num_steps=take, reorthogonalize=reorthogonalize
+            )
             if on_progress is not None:
                 jax.block_until_ready(states[i].current)
                 on_progress(stage, done * num_probes + (i + 1) * take, num_steps * num_probes)
@@ -207,7 +211,7 @@ def measure_from(tridiagonal: lanczos.Tridiagonalization, *, dim: int) -> Spectr
     t = tridiagonal._replace(basis=None)
     if t.diagonal.ndim == 1:
         t = jax.tree.map(lambda x: x[None], t)
-    if is_concrete(t.failed_step) and bool((t.failed_step >= 0).any()):
+    if is_concrete(t.failed_step) and (np.asarray(t.failed_step) >= 0).any():
         failed = np.asarray(t.failed_step)
         raise FloatingPointError(
             f"matvec returned NaN or infinity at Lanczos step {failed[failed >= 0][0]} "
@@ -261,7 +265,7 @@ def exact_measure(eigenvalues: Float[Array, "D"]) -> SpectralMeasure:
     eigenvalues = jnp.asarray(eigenvalues)
     if eigenvalues.ndim != 1 or eigenvalues.size == 0:
         raise ValueError(f"eigenvalues must be a vector [D], got shape {eigenvalues.shape}")
-    if is_concrete(eigenvalues) and not bool(jnp.all(jnp.isfinite(eigenvalues))):
+    if not is_finite(eigenvalues):
         raise ValueError("eigenvalues must be finite, got NaN or infinity")
     nodes = eigenvalues[None]
     weights = jnp.full_like(nodes, 1 / eigenvalues.size)

@@ -27,15 +27,8 @@ def group_batches(batches: Any) -> tuple[Group, ...]:
     Raises:
         ValueError: if there are no examples, or the leaves of a batch disagree about their number.
     """
-    if isinstance(batches, list):
-        stacks = _stack_alike(batches)
-    else:
-        if any(jnp.ndim(leaf) < 2 for leaf in jax.tree.leaves(batches)):
-            raise ValueError(
-                "batches must have leaves [num_batches, batch, ...], or be a list of batches; "
-                f"got shapes {_shapes(batches)}"
-            )
-        stacks = [batches]
+    first_batch(batches)
+    stacks = _stack_alike(batches) if isinstance(batches, list) else [batches]
     sizes = [leading_size(s) * leading_size(jax.tree.map(lambda x: x[0], s)) for s in stacks]
     return tuple(
         # The share is weakly typed, so that it takes on the precision of what it weights.
@@ -53,13 +46,25 @@ def _stack_alike(batches: list) -> list:
 
 
 def first_batch(batches: Any) -> Any:
-    """Return one batch of `batches`, whichever of its two forms it has."""
+    """Return one batch of `batches`, whichever of its two forms it has.
+
+    Raises:
+        ValueError: if there are no examples, or its leaves disagree about their number.
+    """
     if isinstance(batches, list):
         if not batches:
             raise ValueError("batches must hold at least one batch, got an empty list")
-        return batches[0]
-    leading_size(batches)
-    return jax.tree.map(lambda leaf: leaf[0], batches)
+        first = batches[0]
+    else:
+        if any(len(shape) < 2 for shape in _shapes(batches)):
+            raise ValueError(
+                "batches must have leaves [num_batches, batch, ...], or be a list of batches; "
+                f"got shapes {_shapes(batches)}"
+            )
+        leading_size(batches)
+        first = jax.tree.map(lambda leaf: leaf[0], batches)
+    leading_size(first)
+    return first
 
 
 def leading_size(batch: Any) -> int:

@@ -13,8 +13,8 @@ from jaxtyping import Array
 PRODUCTS = {"dot_general", "conv_general_dilated"}
 _INLINED = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"}
 
-# Maps the operands and parameters of one product to those it shall have.
-Change = Callable[[list, dict], tuple[list, dict]]
+# Takes a product's own function of its operands, they and its parameters; gives the result.
+Change = Callable[[Callable, list, dict], Array]
 
 
 def change_products(program: core.ClosedJaxpr, change: Change) -> core.ClosedJaxpr:
@@ -29,9 +29,9 @@ def change_products(program: core.ClosedJaxpr, change: Change) -> core.ClosedJax
     return jax.make_jaxpr(changed)(*program.in_avals)
 
 
-def highest_precision(operands: list, params: dict) -> tuple[list, dict]:
-    """Ask for products in the full precision of their operands: no TF32 or bfloat16 passes."""
-    return operands, params | {"precision": (jax.lax.Precision.HIGHEST,) * 2}
+def highest_precision(product: Callable, operands: list, params: dict) -> Array:
+    """Multiply in the full precision of the operands: no TF32 or bfloat16 passes."""
+    return product(*operands, **params | {"precision": (jax.lax.Precision.HIGHEST,) * 2})
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,10 @@ class _Narrow:
 
     dtype: Any
 
-    def __call__(self, operands: list, params: dict) -> tuple[list, dict]:
-        return [operand.astype(self.dtype) for operand in operands], params | {"precision": None}
+    def __call__(self, product: Callable, operands: list, params: dict) -> Array:
+        operands = [operand.astype(self.dtype) for operand in operands]
+        # XLA's CPU backend refuses a bfloat16 product that it has moved a later transpose into.
+        return jax.lax.optimization_barrier(product(*operands, **params | {"precision": None}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +105,8 @@ def _bind(equation: core.JaxprEqn, inputs: list, change: Change) -> list:
         return _evaluate(inner.jaxpr, inner.consts, inputs, change)
     if name in PRODUCTS and all(jnp.issubdtype(x.dtype, jnp.floating) for x in inputs):
         params = params | {"preferred_element_type": _dtype(equation.outvars[0])}
-        inputs, params = change(inputs, params)
-    elif core.jaxprs_in_params(params):
+        return [change(equation.primitive.bind, inputs, params)]
+    if core.jaxprs_in_params(params):
         params = {key: _change_nested(value, change) for key, value in params.items()}
     result = equation.primitive.bind(*inputs, **params)
     return list(result) if equation.primitive.multiple_results else [result]

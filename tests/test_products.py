@@ -1,0 +1,104 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from curvature_problems import (
+    BF16,
+    EPS,
+    LABELS,
+    NET_BATCHES,
+    NET_DIM,
+    NUM_EXAMPLES,
+    SOFTMAX,
+    X,
+    make_net,
+    net_loss,
+    program_of,
+    softmax_factors,
+    softmax_loss,
+)
+from jax.extend import core
+
+from jaxlimit import curvature
+from jaxlimit._products import change_products, highest_precision, product_dtypes
+
+# --- narrower products ------------------------------------------------------------------------
+
+
+def test_bfloat16_products_stay_within_their_rounding():
+    """Componentwise error analysis of H v = Xᵀ S X v with both operands of a product rounded."""
+    matvec = curvature.hessian_matvec(
+        softmax_loss, SOFTMAX, [(X, LABELS)], product_dtype=jnp.bfloat16
+    )
+    curvatures, inputs = softmax_factors()
+    rounding = 2 * BF16 + BF16**2
+    for vector in np.random.default_rng(5).normal(size=(5, 15)):
+        v = np.float32(vector).reshape(5, 3).astype(float)
+        slope = np.einsum("nab,nb->na", curvatures, inputs @ v) / NUM_EXAMPLES
+        # The bias enters by no product, the kernel by one with X.
+        slope_error = np.einsum(
+            "nab,nb->na", np.abs(curvatures), rounding * np.abs(X) @ np.abs(v[1:])
+        )
+        slope_error /= NUM_EXAMPLES
+        error = np.abs(inputs.T) @ slope_error
+        error[1:] += rounding * np.abs(X.T) @ (np.abs(slope) + slope_error)
+        found = np.abs(
+            np.asarray(matvec(jnp.asarray(v.ravel(), jnp.float32))) - (inputs.T @ slope).ravel()
+        )
+        assert np.all(found <= error.ravel() + 100 * EPS)
+        assert found.max() > 10 * EPS
+
+
+def test_every_product_of_a_network_is_narrowed_and_its_result_is_not():
+    params, state = make_net()
+    exact, narrow = (
+        curvature.hessian_matvec(net_loss, params, NET_BATCHES, state, product_dtype=dtype)
+        for dtype in (None, jnp.bfloat16)
+    )
+    vector = jnp.asarray(np.random.default_rng(6).normal(size=NET_DIM), jnp.float32)
+    program = program_of(narrow, vector)
+    assert "remat" in str(program)
+    assert product_dtypes(program.jaxpr) == {"bfloat16"}
+    assert "preferred_element_type=bfloat16" not in str(program)
+    assert product_dtypes(program_of(exact, vector).jaxpr) == {"float32"}
+    exact, narrow = exact(vector), narrow(vector)
+    assert narrow.dtype == jnp.float32
+    # Three layers, each with at most six products of two rounded operands.
+    difference = jnp.linalg.norm(exact - narrow) / jnp.linalg.norm(exact)
+    assert 10 * EPS < difference < 3 * 6 * 2 * BF16
+
+
+def test_what_only_products_read_is_stored_narrow():
+    matvec = curvature.hessian_matvec(
+        softmax_loss, SOFTMAX, [(X, LABELS)], product_dtype=jnp.bfloat16
+    )
+    stored = {leaf.shape[-2:]: leaf.dtype for leaf in jax.tree.leaves(matvec) if leaf.ndim > 1}
+    assert stored[X.shape] == jnp.bfloat16
+
+
+@pytest.mark.parametrize("wrap", ["scan", "cond", "while", "jit", "custom_jvp", "remat"])
+def test_products_are_changed_inside_loops_branches_and_calls(wrap):
+    matrix = jnp.eye(3)
+
+    def product(x):
+        return matrix @ x
+
+    @jax.custom_jvp
+    def custom(x):
+        return product(x)
+
+    custom.defjvp(lambda x, t: (product(x[0]), product(t[0])))
+    functions = {
+        "scan": lambda x: jax.lax.scan(lambda x, _: (product(x), None), x, length=2)[0],
+        "cond": lambda x: jax.lax.cond(x[0] > 0, product, jnp.sin, x),
+        "while": lambda x: jax.lax.while_loop(lambda x: x[0] < 0, product, x),
+        "jit": jax.jit(product),
+        "custom_jvp": custom,
+        "remat": jax.checkpoint(product),
+    }
+    program = jax.make_jaxpr(functions[wrap])(jnp.ones(3))
+    precise = change_products(program, highest_precision)
+    assert "HIGHEST" not in str(program)
+    assert str(precise).count("Precision.HIGHEST") == 2
+    (result,) = core.jaxpr_as_fun(precise)(jnp.ones(3))
+    np.testing.assert_array_equal(result, functions[wrap](jnp.ones(3)))

@@ -44,6 +44,12 @@ def check_dtype(dtype: Any) -> jnp.dtype:
     return dtype
 
 
+@jax.jit
+def apply(matvec: Partial, vector: Array) -> Array:
+    """Make one product, compiled once for all operators of a kind."""
+    return matvec(vector)
+
+
 def map_blocks(function: Callable, inputs: Any, block_size: int) -> Any:
     """Map over the first axis, `block_size` entries at once (1 needs no batching rule)."""
     if block_size == 1:

@@ -17,7 +17,7 @@ from common import Stages, console, environment, write_json
 from scipy.optimize import linprog
 
 from jaxlimit import geometry, plotting
-from jaxlimit.plotting_phase import Transition, plot_phase_transitions
+from jaxlimit.plotting import Transition, plot_phase_transitions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,42 @@
+"""The pruning limit: how small a fraction of its weights a network can be pruned to.
+
+With H the Hessian of the loss at the weights, ε the tolerated rise of the loss and R the norm of
+what is removed, everything here is a trace of f(H), f(λ) = λ/(λ + c), c = 2ε/R². H of a trained
+network has small negative eigenvalues; `negative` says what f makes of them:
+
+- "abs": f(|λ|), as the authors of the bounds computed;
+- "clip": f(max(λ, 0)), a direction of negative curvature taken for flat.
+
+Source of the bounds: Zhang, Zhang, Sun, Liu, "How Sparse Can We Prune A Deep Network: A Fundamental
+Limit Perspective", NeurIPS 2024.
+"""
+
+from jaxlimit.limits.bounds import (
+    curvature_share,
+    gap,
+    lower_bound,
+    ridge,
+    trace_bound,
+    upper_bound,
+)
+from jaxlimit.limits.factors import KeyFactors, Sensitivity, key_factors, sensitivity
+from jaxlimit.limits.prediction import PruningLimit, pruning_limit, random_subspace_threshold
+from jaxlimit.limits.tolerance import loss_tolerance, loss_tolerance_estimate
+
+__all__ = [
+    "KeyFactors",
+    "PruningLimit",
+    "Sensitivity",
+    "curvature_share",
+    "gap",
+    "key_factors",
+    "loss_tolerance",
+    "loss_tolerance_estimate",
+    "lower_bound",
+    "pruning_limit",
+    "random_subspace_threshold",
+    "ridge",
+    "sensitivity",
+    "trace_bound",
+    "upper_bound",
+]

@@ -1,0 +1,215 @@
+"""The published bounds at a given radius: traces of λ/(λ + c)."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxlimit import _checks
+from jaxlimit._checks import check_choice, check_count, is_concrete
+from jaxlimit._estimate import Estimate
+from jaxlimit.spectrum import SpectralMeasure, trace_bracket
+
+NEGATIVE = ("abs", "clip")
+
+# Under a caller's `jit` even operations on known values are staged; checks must see the values now.
+check_range = jax.ensure_compile_time_eval()(_checks.check_range)
+
+
+def ridge(radius: Any, epsilon: Any) -> Float[Array, "..."]:
+    """Return c = 2ε/R², the eigenvalue below which a direction counts as flat.
+
+    ∞ at R = 0 and at ε = ∞, where nothing matters; else 0 at ε = 0 and at R = ∞.
+
+    >>> ridge(2.0, 0.5)
+    Array(0.25, dtype=float32)
+    """
+    return ridge_of_square(jnp.asarray(radius, jnp.result_type(float)) ** 2, epsilon)
+
+
+def ridge_of_square(square: Float[Array, "..."], epsilon: Any) -> Float[Array, "..."]:
+    """Return c of R²; has a derivative, 0, at R = 0 too."""
+    all_flat = (square == 0) | jnp.isinf(epsilon)
+    return jnp.where(all_flat, jnp.inf, 2 * epsilon / jnp.where(all_flat, 1, square))
+
+
+def curvature_size(eigenvalues: Float[Array, "..."], negative: str) -> Float[Array, "..."]:
+    """Return what counts as curvature: |λ| for "abs", max(λ, 0) for "clip"."""
+    check_choice("negative", negative, NEGATIVE)
+    return jnp.abs(eigenvalues) if negative == "abs" else jnp.maximum(eigenvalues, 0)
+
+
+def curvature_share(
+    eigenvalues: Float[Array, "..."], ridge: Any, *, negative: str = "abs"
+) -> Float[Array, "..."]:
+    """Return f(λ) = λ/(λ + c) after |λ| or max(λ, 0); 0 at λ = 0 whatever c.
+
+    >>> import jax.numpy as jnp
+    >>> curvature_share(jnp.array([-1.0, 0.0, 3.0]), 1.0)
+    Array([0.5 , 0.  , 0.75], dtype=float32)
+    """
+    size = curvature_size(eigenvalues, negative)
+    return jnp.where(size > 0, size / jnp.where(size > 0, size + ridge, 1), 0)
+
+
+def check_measure(name: str, measure: SpectralMeasure) -> None:
+    """Raise unless `measure` is one whose nodes and weights are finite where they are known."""
+    if not isinstance(measure, SpectralMeasure):
+        raise TypeError(
+            f"{name} must be a SpectralMeasure (see spectrum.spectral_measure and "
+            f"spectrum.exact_measure), got {type(measure).__name__}"
+        )
+    known = (measure.nodes, measure.weights)
+    if is_concrete(known) and not all(np.isfinite(np.asarray(x)).all() for x in known):
+        raise ValueError(f"{name} must have finite nodes and weights, got NaN or infinity")
+
+
+def lower_bound(
+    measure: SpectralMeasure, radius: Any, epsilon: Any, *, negative: str = "abs"
+) -> Estimate:
+    """Bound the pruning ratio from below, as published: the effective dimension of H over D.
+
+    ρ_L(R) = (1/D) tr H(H + cI)⁻¹ = 1 - (1/D) Σ c/(λᵢ + c), c = 2ε/R²: the statistical dimension of
+    the cone from which a point at distance R sees the ellipsoid {½wᵀHw ≤ ε}, taken from D. It is
+    the paper's prediction, no theorem about a given network. No product with H is needed, so grids
+    over R and ε are free.
+
+    Args:
+        measure: spectrum of H.
+        radius: R ≥ 0, any shape; any R, that of weights (R ≤ ‖w*‖) or beyond.
+        epsilon: ε ≥ 0, any shape that broadcasts with `radius`.
+        negative: "abs" or "clip".
+
+    Returns:
+        An `Estimate` of the broadcast shape; see `spectrum.trace_bracket` for its interval. 0 at
+        R = 0 and ε = ∞; the share of nonzero eigenvalues at ε = 0 and R = ∞.
+
+    Raises:
+        TypeError: if `measure` is no `SpectralMeasure` or `epsilon` is an `Estimate`.
+        ValueError: if `radius` or `epsilon` is negative or NaN, `negative` is unknown, or the
+            measure is not finite.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxlimit.spectrum import exact_measure
+    >>> lower_bound(exact_measure(jnp.array([0.0, 2.0])), 1.0, 1.0).value
+    Array(0.25, dtype=float32)
+
+    Zhang et al. (2024), Theorem 3.5.
+    """
+    check_measure("measure", measure)
+    check_choice("negative", negative, NEGATIVE)
+    if isinstance(epsilon, Estimate):
+        raise TypeError("epsilon must be an array here, got an Estimate; pass its value")
+    check_range("radius", radius, 0)
+    check_range("epsilon", epsilon, 0)
+    thresholds = ridge(*jnp.broadcast_arrays(jnp.asarray(radius), jnp.asarray(epsilon)))
+    return _lower_bounds(measure, thresholds, negative)
+
+
+@partial(jax.jit, static_argnums=2)
+def _lower_bounds(measure: SpectralMeasure, thresholds: Array, negative: str) -> Estimate:
+    def at(c):
+        share = trace_bracket(measure, partial(curvature_share, ridge=c, negative=negative))
+        ends = {name: jnp.clip(getattr(share, name), 0, 1) for name in ("value", "lower", "upper")}
+        return share._replace(**ends)
+
+    flat = jax.lax.map(at, thresholds.reshape(-1))
+    return jax.tree.map(lambda x: x.reshape(thresholds.shape), flat)
+
+
+def upper_bound(
+    removed_measure: SpectralMeasure, radius: Any, epsilon: Any, *, dim: int, negative: str = "abs"
+) -> Estimate:
+    """Bound the pruning ratio from above, as published, from the Hessian of the removed weights.
+
+    ρ_U(R) = 1 - (1/D) Σ_{i ≤ D-k} c/(λ̃ᵢ + c), λ̃ the eigenvalues of the principal submatrix of H on
+    the D - k removed weights. ρ_L ≤ ρ_U for positive semi-definite H and for "clip", not for "abs".
+
+    Args:
+        removed_measure: spectrum of that submatrix; its `dim` is D - k.
+        radius: R ≥ 0, as for `lower_bound`.
+        epsilon: ε ≥ 0, as for `lower_bound`.
+        dim: D.
+        negative: "abs" or "clip".
+
+    Returns:
+        An `Estimate` of the broadcast shape; k/D at R = 0.
+
+    Raises:
+        TypeError: as `lower_bound`.
+        ValueError: as `lower_bound`, or if `dim` is below the measure's own.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxlimit.spectrum import exact_measure
+    >>> upper_bound(exact_measure(jnp.array([2.0])), 1.0, 1.0, dim=2).value
+    Array(0.75, dtype=float32)
+
+    Zhang et al. (2024), Theorem 4.1.
+    """
+    estimate = gap(removed_measure, radius, epsilon, dim=dim, negative=negative)
+    kept = (dim - removed_measure.dim) / dim
+    return estimate._replace(
+        value=estimate.value + kept, lower=estimate.lower + kept, upper=estimate.upper + kept
+    )
+
+
+def gap(
+    removed_measure: SpectralMeasure, radius: Any, epsilon: Any, *, dim: int, negative: str = "abs"
+) -> Estimate:
+    """Return the gap between the two bounds where the lower one meets its own ratio.
+
+    Δ = ρ_U - ρ_L = (1/D) tr f(H_removed) at ρ_L = k/D: one trace, not a difference of two.
+
+    Args:
+        removed_measure: as for `upper_bound`.
+        radius: R(ρ*).
+        epsilon: ε.
+        dim: D.
+        negative: "abs" or "clip".
+
+    Returns:
+        An `Estimate`, at most (D - k)/D.
+
+    Raises:
+        TypeError: as `lower_bound`.
+        ValueError: as `upper_bound`.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxlimit.spectrum import exact_measure
+    >>> gap(exact_measure(jnp.array([2.0])), 1.0, 1.0, dim=2).value
+    Array(0.25, dtype=float32)
+    """
+    check_measure("removed_measure", removed_measure)
+    dim = check_count("dim", dim, removed_measure.dim)
+    share = lower_bound(removed_measure, radius, epsilon, negative=negative)
+    return jax.tree.map(lambda x: x * (removed_measure.dim / dim), share)
+
+
+def trace_bound(trace: Any, radius: Any, epsilon: Any, *, dim: int) -> Float[Array, "..."]:
+    """Bound ρ_L from above by the trace alone: flat landscapes and small weights prune far.
+
+    ρ_L ≤ 1 - 2εD/(R² tr|H| + 2εD), by Jensen's inequality (λ/(λ+c) is concave).
+
+    Args:
+        trace: tr|H|, or tr max(H, 0) for "clip"; tr H itself only if H is positive semi-definite.
+        radius: R ≥ 0.
+        epsilon: ε ≥ 0.
+        dim: D.
+
+    Returns:
+        The bound; 0 at R = 0 and where the trace is 0.
+
+    Raises:
+        ValueError: if an argument is negative or NaN, or `trace` infinite.
+
+    >>> trace_bound(2.0, 1.0, 1.0, dim=2)
+    Array(0.33333334, dtype=float32)
+    """
+    check_range("trace", trace, 0, float(jnp.finfo(jnp.float32).max))
+    check_range("radius", radius, 0)
+    check_range("epsilon", epsilon, 0)
+    mean = jnp.asarray(trace, jnp.result_type(float)) / check_count("dim", dim)
+    return curvature_share(mean, ridge(radius, epsilon))

@@ -1,0 +1,166 @@
+"""What the limit depends on: its sensitivities, and weight magnitude and flatness as numbers."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxlimit._checks import check_choice
+from jaxlimit._weights import Where, flatten_weights, is_weight
+from jaxlimit.limits import _crossing
+from jaxlimit.limits._crossing import Criterion, Crossing
+from jaxlimit.limits.bounds import NEGATIVE, check_measure, curvature_size, trace_bound
+from jaxlimit.limits.prediction import OFFSETS, PruningLimit, pruning_limit
+from jaxlimit.limits.tolerance import split_epsilon
+from jaxlimit.spectrum import SpectralMeasure, trace_bracket
+
+
+class Sensitivity(NamedTuple):
+    """How a predicted limit answers to what it was predicted from.
+
+    Attributes:
+        epsilon: dρ*/dε.
+        radius: dρ*/dR, the curve R(ρ) shifted up as a whole.
+        scale: dρ*/d log s, all weights (or R(ρ) as a whole) scaled by s: as much as half of it per
+            relative change of the curvature H, and minus half of it per relative change of ε.
+    """
+
+    epsilon: Float[Array, ""]
+    radius: Float[Array, ""]
+    scale: Float[Array, ""]
+
+
+class KeyFactors(NamedTuple):
+    """The two things that decide how far a network can be pruned, as numbers.
+
+    Attributes:
+        radius: R(ρ*), norm of what is removed.
+        norm: ‖w*‖.
+        removed: R²/‖w*‖², share of the squared norm that goes.
+        trace: tr|H| (tr max(H, 0) for "clip"): the smaller, the flatter.
+        rise: ½R² tr|H|/D, mean rise of the quadratic loss at distance R in a random direction,
+            the product of weight magnitude and curvature.
+        bound: rise/(rise + ε), the trace bound of ρ*.
+        elasticity: relative growth of ρ* per relative growth of all weights; half of it per
+            relative growth of the curvature. 0 where ρ* is.
+    """
+
+    radius: Float[Array, ""]
+    norm: Float[Array, ""]
+    removed: Float[Array, ""]
+    trace: Float[Array, ""]
+    rise: Float[Array, ""]
+    bound: Float[Array, ""]
+    elasticity: Float[Array, ""]
+
+
+def sensitivity(
+    measure: SpectralMeasure,
+    limit: PruningLimit,
+    epsilon: Any,
+    *,
+    negative: str = "abs",
+    offset: str | None = None,
+) -> Sensitivity:
+    """Differentiate a predicted limit by implicit differentiation of the equation that it solves.
+
+    Published, ρ = g(R(ρ), ε) with R' = -D t²/(2R), t the magnitude of the next weight to go:
+    dρ*/dε = g_ε/(1 + g_R D t²/(2R)), dρ*/dR = g_R/(the same), dρ*/d log s = R dρ*/dR. Costs a few
+    evaluations of the trace, no pass over the weights.
+
+    Args:
+        measure: spectrum of H that the limit was predicted from.
+        limit: from `pruning_limit`, or from `random_subspace_threshold` if `offset` is given.
+        epsilon: ε that it was predicted with.
+        negative: "abs" or "clip", likewise.
+        offset: None for the published limit, else "perpendicular" or "random".
+
+    Returns:
+        A `Sensitivity`, zeros where R = 0.
+
+    Raises:
+        TypeError: as `pruning_limit`.
+        ValueError: as `pruning_limit`.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxlimit.spectrum import exact_measure
+    >>> measure, weights = exact_measure(jnp.full(1000, 2.0)), jnp.linspace(0, 1, 1000)
+    >>> limit = pruning_limit(measure, weights, 1.0)
+    >>> sensitivity(measure, limit, 1.0).epsilon
+    Array(-0.05116, dtype=float32)
+    """
+    check_choice("negative", negative, NEGATIVE)
+    if offset is not None:
+        check_choice("offset", offset, OFFSETS)
+    check_measure("measure", measure)
+    value, _ = split_epsilon(epsilon)
+    return _sensitivity(Criterion(negative, offset), measure, limit, value)
+
+
+@partial(jax.jit, static_argnums=0)
+def _sensitivity(criterion, measure, limit, epsilon) -> Sensitivity:
+    at = Crossing(limit.ratio, limit.num_kept, limit.radius**2, limit.threshold)
+    rates = _crossing.slopes(criterion, measure, at, epsilon)
+    by_radius = rates.square * 2 * limit.radius
+    return Sensitivity(rates.epsilon, by_radius, by_radius * limit.radius)
+
+
+def key_factors(
+    measure: SpectralMeasure,
+    weights: Any,
+    epsilon: Any,
+    *,
+    limit: PruningLimit | None = None,
+    negative: str = "abs",
+    where: Where = is_weight,
+) -> KeyFactors:
+    """Measure weight magnitude and flatness at the predicted limit.
+
+    ρ* ≤ r/(r + ε) with r = ½R² tr|H|/D: small weights (R) and a flat landscape (tr|H|) prune far,
+    and only their product counts, against ε.
+
+    Args:
+        measure: spectrum of H over the same weights.
+        weights: w*, a pytree or flat vector.
+        epsilon: ε ≥ 0.
+        limit: from `pruning_limit` with the same arguments; computed if not given.
+        negative: "abs" or "clip".
+        where: which leaves are weights under study.
+
+    Returns:
+        A `KeyFactors`.
+
+    Raises:
+        TypeError: as `pruning_limit`.
+        ValueError: as `pruning_limit`.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxlimit.spectrum import exact_measure
+    >>> factors = key_factors(exact_measure(jnp.full(4, 2.0)), jnp.array([4.0, 1, 1, 1]), 1.0)
+    >>> factors.rise, factors.trace
+    (Array(1., dtype=float32), Array(8., dtype=float32))
+
+    Zhang et al. (2024), section 4.
+    """
+    if limit is None:
+        limit = pruning_limit(measure, weights, epsilon, negative=negative, where=where)
+    value, _ = split_epsilon(epsilon)
+    norm = jnp.linalg.norm(flatten_weights(weights, where)[0])
+    mean = trace_bracket(measure, partial(curvature_size, negative=negative)).value
+    trace = mean * measure.dim
+    by_scale = sensitivity(measure, limit, value, negative=negative).scale
+    return KeyFactors(
+        radius=limit.radius,
+        norm=norm,
+        removed=_ratio(limit.radius**2, norm**2),
+        trace=trace,
+        rise=limit.radius**2 * mean / 2,
+        bound=trace_bound(trace, limit.radius, value, dim=measure.dim),
+        elasticity=_ratio(by_scale, limit.ratio),
+    )
+
+
+def _ratio(numerator, denominator):
+    return jnp.where(denominator > 0, numerator / jnp.where(denominator > 0, denominator, 1), 0)

@@ -1,0 +1,181 @@
+"""The pruning limit as a fixed point: the ratio at which a bound asks for no more than is kept."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxlimit._checks import check_choice
+from jaxlimit._weights import Where, flatten_weights, is_weight
+from jaxlimit.limits import _crossing
+from jaxlimit.limits._crossing import Criterion
+from jaxlimit.limits.bounds import NEGATIVE, check_measure
+from jaxlimit.limits.tolerance import split_epsilon
+from jaxlimit.spectrum import SpectralMeasure
+
+OFFSETS = ("perpendicular", "random")
+
+
+class PruningLimit(NamedTuple):
+    """A predicted pruning limit with its error bar.
+
+    Attributes:
+        ratio: ρ*, the smallest fraction of weights kept.
+        lower: lower end of the 95 % interval, which joins the bracket over the Lanczos depth with
+            the random errors, of the probes and of ε.
+        upper: its upper end.
+        standard_error: the random part alone: that of the probes and, where ε came with an error
+            of its own, of ε by dρ*/dε.
+        num_kept: ρ*·D.
+        radius: R(ρ*), the norm of what is removed.
+        threshold: magnitude of the smallest weight kept.
+    """
+
+    ratio: Float[Array, ""]
+    lower: Float[Array, ""]
+    upper: Float[Array, ""]
+    standard_error: Float[Array, ""]
+    num_kept: Int[Array, ""]
+    radius: Float[Array, ""]
+    threshold: Float[Array, ""]
+
+
+def pruning_limit(
+    measure: SpectralMeasure,
+    weights: Any,
+    epsilon: Any,
+    *,
+    negative: str = "abs",
+    where: Where = is_weight,
+) -> PruningLimit:
+    """Predict the pruning limit, as published: the ratio at which the lower bound meets itself.
+
+    ρ* = k*/D with k* the smallest k such that ρ_L(R(k/D)) ≤ k/D. ρ_L grows with R and R falls with
+    k, so there is one crossing; it is found by bisection on the magnitude threshold, exactly in k,
+    in 31 passes over the weights, without sorting; memory of two copies of them.
+
+    `ratio` and `radius` have derivatives, by the implicit function theorem, with respect to the
+    measure's nodes and weights, `weights` and `epsilon`; the other figures are constants to `grad`.
+
+    Args:
+        measure: spectrum of H over the same weights.
+        weights: w*, a pytree or flat vector.
+        epsilon: ε ≥ 0, tolerated rise of the loss: a number, or an `Estimate` whose standard error
+            is joined with that of the measure.
+        negative: "abs" or "clip".
+        where: which leaves are weights under study.
+
+    Returns:
+        A `PruningLimit`. It is 0 where H vanishes, all weights are 0 or ε = ∞. Any finite ε,
+        however large, keeps one weight, since ρ_L > 0 (the corrected threshold is 0 from some ε
+        on). ε = 0 removes what is 0 already, or as many weights as H has zero eigenvalues.
+
+    Raises:
+        TypeError: if `measure` is no `SpectralMeasure`, or a leaf is not real floating.
+        ValueError: if the number of weights differs from the measure's, the measure or a weight is
+            not finite, `negative` is unknown, or ε is negative, NaN or not one number.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxlimit.spectrum import exact_measure
+    >>> limit = pruning_limit(exact_measure(jnp.full(4, 2.0)), jnp.array([4.0, 1.0, 1.0, 1.0]), 1.0)
+    >>> limit.num_kept, limit.ratio
+    (Array(3, dtype=int32), Array(0.75, dtype=float32))
+
+    Zhang et al. (2024), section 4 and Algorithm 1.
+    """
+    return _predict(*_checked(Criterion(negative), measure, weights, epsilon, where))
+
+
+def random_subspace_threshold(
+    measure: SpectralMeasure,
+    weights: Any,
+    epsilon: Any,
+    *,
+    offset: str = "perpendicular",
+    negative: str = "abs",
+    where: Where = is_weight,
+) -> PruningLimit:
+    """Predict the pruning limit, as corrected: the threshold of random subspaces of the quadratic.
+
+    A random affine subspace of dimension k = ρD at distance R meets {½wᵀHw ≤ ε} asymptotically
+    where ρ ≥ (1/D) tr H(H + γI)⁻¹ with γ = c(1-ρ)/ρ if the offset R is perpendicular to the
+    subspace, as in pruning, and γ = c/ρ if the subspace passes through a random point at distance
+    R; c = 2ε/R². Here R = R(ρ) too, and ρ is solved for.
+
+    Derivation. Let W be a basis of the orthogonal complement, of dimension D - k, and u ⟂ V a unit
+    vector. The least loss on Ru + V is ½R² uᵀ(WᵀH⁻¹W)⁻¹u, the Schur complement, which for random
+    V and u concentrates at ½R² tr(WᵀH⁻¹W)⁻¹/(D-k). For a random W, W(WᵀAW)⁻¹Wᵀ has the
+    deterministic equivalent (A + κI)⁻¹, κ fixed by tr A(A + κI)⁻¹ = D - k. With A = H⁻¹, γ = 1/κ
+    these read tr H(H + γI)⁻¹ = k and least loss = ½R² γρ/(1-ρ), and the latter is ε at
+    γ = c(1-ρ)/ρ. Through a random point at distance R the perpendicular offset is only R√(1-ρ).
+
+    Args:
+        measure: spectrum of H over the same weights.
+        weights: w*, a pytree or flat vector.
+        epsilon: ε, as for `pruning_limit`.
+        offset: "perpendicular" or "random".
+        negative: "abs" or "clip".
+        where: which leaves are weights under study.
+
+    Returns:
+        A `PruningLimit`, found and differentiable as that of `pruning_limit`; it is 0 where a
+        random point at distance ‖w*‖ is inside, ½‖w*‖² tr|H|/D ≤ ε.
+
+    Raises:
+        TypeError: as `pruning_limit`.
+        ValueError: as `pruning_limit`, or if `offset` is unknown.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxlimit.spectrum import exact_measure
+    >>> measure = exact_measure(jnp.linspace(0.0, 4.0, 64))
+    >>> random_subspace_threshold(measure, jnp.ones(64), 1.0).ratio
+    Array(0.953125, dtype=float32)
+    """
+    check_choice("offset", offset, OFFSETS)
+    return _predict(*_checked(Criterion(negative, offset), measure, weights, epsilon, where))
+
+
+def _checked(
+    criterion: Criterion, measure: SpectralMeasure, weights: Any, epsilon: Any, where: Where
+) -> tuple:
+    """Return the arguments of `_predict`, or raise."""
+    check_choice("negative", criterion.negative, NEGATIVE)
+    check_measure("measure", measure)
+    epsilon, epsilon_error = split_epsilon(epsilon)
+    vector, _ = flatten_weights(weights, where)
+    if vector.size != measure.dim:
+        raise ValueError(
+            f"weights must have as many entries as the measure's operator, {measure.dim}, "
+            f"got {vector.size}"
+        )
+    return criterion, measure, vector, jnp.asarray(epsilon, jnp.result_type(float)), epsilon_error
+
+
+@partial(jax.jit, static_argnums=0)
+def _predict(criterion, measure, weights, epsilon, epsilon_error) -> PruningLimit:
+    fixed = jax.lax.stop_gradient((measure, weights, epsilon, epsilon_error))
+    crossings = _crossing.find(criterion, *fixed[:3])
+    at = jax.tree.map(lambda x: x[0], crossings)
+    by_probes, by_epsilon = _random_errors(criterion, at, fixed[0], *fixed[2:])
+    joint = jnp.hypot(by_probes, by_epsilon)
+    ratio, radius = _crossing.differentiable(criterion, at, measure, weights, epsilon)
+    # The readings' own crossings hold the error of the probes already.
+    extra = 1.96 * (joint - by_probes)
+    return PruningLimit(
+        ratio=ratio,
+        lower=jnp.maximum(crossings.ratio[1] - extra, 0),
+        upper=jnp.minimum(crossings.ratio[2] + extra, 1),
+        standard_error=joint,
+        num_kept=at.num_kept,
+        radius=radius,
+        threshold=at.threshold,
+    )
+
+
+def _random_errors(criterion, at, measure, epsilon, epsilon_error):
+    """Return the standard errors of the ratio that come from the probes and from ε."""
+    rates = _crossing.slopes(criterion, measure, at, epsilon)
+    excess = criterion.excess(measure, at.square, epsilon, at.ratio)
+    return rates.excess * excess.standard_error, jnp.abs(rates.epsilon) * epsilon_error

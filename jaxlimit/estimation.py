@@ -12,9 +12,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxlimit import curvature, limits, pruning, spectrum
 from jaxlimit._batches import check_scalar, first_batch
 from jaxlimit._checks import check_count, check_range
-from jaxlimit._estimate import Estimate
+from jaxlimit._estimate import Estimate, exact_estimate
 from jaxlimit._weights import Where, flatten_weights, is_weight
-from jaxlimit.limits import PruningLimit
+from jaxlimit.limits import KeyFactors, PruningLimit, Sensitivity
+from jaxlimit.limits.tolerance import split_epsilon
 from jaxlimit.spectrum import SpectralMeasure
 
 Progress = Callable[[str, int, int], None]
@@ -26,27 +27,36 @@ class LimitEstimate(NamedTuple):
     Attributes:
         dim: D, the number of weights under study.
         epsilon: ε, the tolerated rise of the loss.
+        epsilon_error: its standard error, 0 where ε was given as a number.
         prediction: ρ* as published, with |λ|.
         clipped: the same with max(λ, 0).
         corrected: the threshold of random subspaces perpendicular to their offset, with |λ|.
-        gap: Δ at the prediction, from the Hessian of the removed weights.
+        upper_bound: ρ_U at the prediction, from the Hessian of the removed weights.
+        gap: Δ = ρ_U - ρ_L there.
         trace_bound: the bound of ρ_L by tr|H| at the prediction.
+        sensitivity: what the prediction makes of a change of ε or of the weights.
+        factors: weight magnitude and flatness at the prediction.
         largest: the largest eigenvalue (Ritz value) of H.
         smallest: the smallest, negative where H is indefinite.
         near_zero: greatest share of the spectrum that can have |λ| < c = 2ε/R², flat at the scale
             that matters, by the rule with a node at 0.
         measure: spectrum of H.
-        removed_measure: spectrum of H on the removed weights; None if none are or all.
+        removed_measure: spectrum of H on the removed weights; None if all are
+            removed, or only zeros.
         reasons: what makes the interval wide or the theory doubtful here, in words.
     """
 
     dim: int
     epsilon: Float[Array, ""]
+    epsilon_error: Float[Array, ""]
     prediction: PruningLimit
     clipped: PruningLimit
     corrected: PruningLimit
+    upper_bound: Estimate
     gap: Estimate
     trace_bound: Float[Array, ""]
+    sensitivity: Sensitivity
+    factors: KeyFactors
     largest: Float[Array, ""]
     smallest: Float[Array, ""]
     near_zero: Float[Array, ""]
@@ -84,7 +94,8 @@ def estimate_limit(
         batches: a pytree with leaves [num_batches, batch, ...], or a list of batches.
         *operands: passed on to `loss`, such as BatchNorm statistics.
         key: random key of the probes.
-        epsilon: ε; measured by `limits.loss_tolerance` if not given.
+        epsilon: ε, a number or an `Estimate`; measured by `limits.loss_tolerance_estimate` on
+            `batches` if not given.
         num_steps: Lanczos steps a probe, at most.
         num_probes: probes.
         tolerance: stop as soon as the interval is at most this share of ρ*; 0 takes all steps.
@@ -114,15 +125,13 @@ def estimate_limit(
     check_count("num_probes", num_probes)
     check_range("tolerance", tolerance, 0)
     if epsilon is not None:
-        check_range("epsilon", epsilon, 0)
+        split_epsilon(epsilon)
     check_deterministic(loss, params, batches, *operands)
     if epsilon is None:
-        epsilon = limits.loss_tolerance(loss, params, batches, *operands)
+        epsilon = limits.loss_tolerance_estimate(loss, params, batches, *operands)
     weights, _ = flatten_weights(params, where)
     matvec = curvature.hessian_matvec(loss, params, batches, *operands, where=where, **settings)
-    run = partial(
-        spectrum.run_probes, num_steps=num_steps, num_probes=num_probes, on_progress=on_progress
-    )
+    run = partial(spectrum.run_probes, num_probes=num_probes, on_progress=on_progress)
     key, removed_key = jax.random.split(key)
     if measure is None:
 
@@ -130,17 +139,20 @@ def estimate_limit(
             limit = limits.pruning_limit(measure, weights, epsilon)
             return bool(limit.upper - limit.lower <= tolerance * limit.ratio)
 
-        measure = run(
-            matvec, key, dim=weights.size, stop=is_closed if tolerance else None, stage="spectrum"
-        )
+        stop = is_closed if tolerance else None
+        measure = run(matvec, key, dim=weights.size, num_steps=num_steps, stop=stop)
     prediction = limits.pruning_limit(measure, weights, epsilon)
-    kept = np.asarray(pruning.flat_magnitude_mask(weights, prediction.num_kept))
-    removed_measure = None
-    if (~kept).sum() > 0 and prediction.radius > 0:
-        restricted = curvature.restrict(matvec, ~kept)
-        depth = {"num_steps": measure.nodes.shape[-1]}
+    num_removed = weights.size - int(prediction.num_kept)
+    if prediction.num_kept == 0 or prediction.radius == 0:
+        removed_measure = None
+    elif removed_measure is None or removed_measure.dim != num_removed:
+        removed = ~np.asarray(pruning.flat_magnitude_mask(weights, prediction.num_kept))
         removed_measure = run(
-            restricted, removed_key, dim=int((~kept).sum()), stage="removed weights", **depth
+            curvature.restrict(matvec, removed),
+            removed_key,
+            dim=num_removed,
+            num_steps=num_steps if measure.diagonal is None else measure.nodes.shape[-1],
+            stage="removed weights",
         )
     return _report(measure, removed_measure, weights, epsilon, prediction)
 
@@ -160,23 +172,30 @@ def check_deterministic(loss: Callable, params: Any, batches: Any, *operands: An
 
 
 def _report(measure, removed_measure, weights, epsilon, prediction) -> LimitEstimate:
-    c = limits.ridge(prediction.radius, epsilon)
-    size = spectrum.trace_function(measure, jnp.abs).value * measure.dim
+    value, error = split_epsilon(epsilon)
+    at = (prediction.radius, value)
     if removed_measure is None:
-        gap = Estimate(*[jnp.zeros(())] * 4)
+        # Nothing kept, or nothing but zeros removed: the bounds coincide.
+        gap, bound = Estimate(*[jnp.zeros(())] * 4), exact_estimate(prediction.ratio)
     else:
-        gap = limits.gap(removed_measure, prediction.radius, epsilon, dim=measure.dim)
+        gap = limits.gap(removed_measure, *at, dim=measure.dim)
+        bound = limits.upper_bound(removed_measure, *at, dim=measure.dim)
+    factors = limits.key_factors(measure, weights, value, limit=prediction)
     report = LimitEstimate(
         dim=measure.dim,
-        epsilon=jnp.asarray(epsilon),
+        epsilon=jnp.asarray(value),
+        epsilon_error=jnp.asarray(error),
         prediction=prediction,
         clipped=limits.pruning_limit(measure, weights, epsilon, negative="clip"),
         corrected=limits.random_subspace_threshold(measure, weights, epsilon),
+        upper_bound=bound,
         gap=gap,
-        trace_bound=limits.trace_bound(size, prediction.radius, epsilon, dim=measure.dim),
+        trace_bound=factors.bound,
+        sensitivity=limits.sensitivity(measure, prediction, value),
+        factors=factors,
         largest=measure.nodes.max(),
         smallest=measure.nodes.min(),
-        near_zero=_mass_below(measure, c),
+        near_zero=_mass_below(measure, limits.ridge(*at)),
         measure=measure,
         removed_measure=removed_measure,
         reasons=(),
@@ -191,17 +210,12 @@ def _mass_below(measure: SpectralMeasure, c: Any) -> Float[Array, ""]:
 
 def _reasons(report: LimitEstimate) -> tuple[str, ...]:
     """Say in words what makes the numbers of a report less than certain."""
-    p, reasons = report.prediction, []
-    ratio = float(p.ratio)
-    if ratio == 0:
-        reasons.append("the prediction is 0: all weights may go within ε, or the Hessian vanishes")
-        return tuple(reasons)
-    width = float(p.upper - p.lower) / ratio
-    probes = 2 * 1.96 * float(p.standard_error) / ratio
-    if width > 0.1:
-        part = "the probes" if probes > width / 2 else "the Lanczos depth"
-        cure = "num_probes" if probes > width / 2 else "num_steps"
-        reasons.append(f"the interval is {width:.0%} of ρ*, most of it from {part}: raise {cure}")
+    everything_goes = _why_everything_goes(report)
+    if everything_goes:
+        return (everything_goes,)
+    ratio, reasons = float(report.prediction.ratio), _reasons_of_width(report)
+    if ratio == 1:
+        reasons.append("the prediction is 1: no weight may go within ε")
     spread = abs(ratio - float(report.clipped.ratio)) / ratio
     if spread > 0.1:
         reasons.append(
@@ -215,3 +229,40 @@ def _reasons(report: LimitEstimate) -> tuple[str, ...]:
             "width theory is not exact on this spectrum"
         )
     return tuple(reasons)
+
+
+def _why_everything_goes(report: LimitEstimate) -> str | None:
+    """Say why no weight is needed, if that is so."""
+    norm, trace = float(report.factors.norm), float(report.factors.trace)
+    if norm == 0:
+        return "all weights are 0 already, so that ρ* is 0"
+    if trace == 0:
+        return (
+            "the Hessian vanishes, so that ρ* is 0: to second order no weight matters to the loss "
+            "(is it linear in the weights, or the network dead?)"
+        )
+    if report.corrected.num_kept == 0:
+        rise = norm**2 * trace / report.dim / 2
+        return (
+            f"ε = {float(report.epsilon):.3g} is so large that all weights may go: a random step "
+            f"of the length of w* raises the quadratic loss by {rise:.3g}"
+        )
+    return None
+
+
+def _reasons_of_width(report: LimitEstimate) -> list[str]:
+    """Name the largest part of an interval wider than a tenth of ρ*, and what narrows it."""
+    p = report.prediction
+    width = float(p.upper - p.lower)
+    if width <= 0.1 * float(p.ratio):
+        return []
+    joint = float(p.standard_error)
+    by_epsilon = min(abs(float(report.sensitivity.epsilon * report.epsilon_error)), joint)
+    by_probes = (joint**2 - by_epsilon**2) ** 0.5
+    parts = {
+        "the Lanczos depth: raise num_steps": width - 2 * 1.96 * joint,
+        "the probes: raise num_probes": 2 * 1.96 * by_probes,
+        "the estimate of ε: measure it on more examples": 2 * 1.96 * by_epsilon,
+    }
+    part = max(parts, key=lambda name: parts[name])
+    return [f"the interval is {width / float(p.ratio):.0%} of ρ*, most of it from {part}"]

@@ -123,8 +123,9 @@ def extremal_eigenpairs(
         tolerance = float(jnp.finfo(dtype).eps) ** (2 / 3)
     elif is_concrete(tolerance) and not float(tolerance) > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}")
-    settings = _Settings(dim, num_pairs, which, basis_size, max_products, dtype)
-    pairs = _extremal_eigenpairs(matvec, key, jnp.asarray(tolerance, dtype), settings)
+    settings = _Settings(dim, num_pairs, which, basis_size, dtype)
+    limits = jnp.asarray(tolerance, dtype), jnp.int32(min(max_products, jnp.iinfo(jnp.int32).max))
+    pairs = _extremal_eigenpairs(matvec, key, *limits, settings)
     check_products(pairs.failed_product)
     return pairs
 
@@ -143,7 +144,6 @@ class _Settings(NamedTuple):
     num_pairs: int
     which: str
     basis_size: int
-    max_products: int
     dtype: Any
 
 
@@ -161,15 +161,15 @@ class _State(NamedTuple):
     complete: Bool[Array, ""]
 
 
-@partial(jax.jit, static_argnums=3)
+@partial(jax.jit, static_argnums=4)
 def _extremal_eigenpairs(
-    matvec: Partial, key: PRNGKeyArray, tolerance: Array, settings: _Settings
+    matvec: Partial, key: PRNGKeyArray, tolerance: Array, max_products: Array, settings: _Settings
 ) -> Eigenpairs:
     m, k = settings.basis_size, settings.num_pairs
 
     def affordable(state):
         needed = state.num_products + (m - state.filled) + k
-        return ~state.complete & (state.failed == ALL_FINITE) & (needed <= settings.max_products)
+        return ~state.complete & (state.failed == ALL_FINITE) & (needed <= max_products)
 
     def cycle(state):
         room = lambda s: (s.filled < m) & (s.failed == ALL_FINITE)  # noqa: E731

@@ -139,7 +139,7 @@ def test_opposite_eigenvalues_changing_places_are_nothing_new():
         assert pairs.num_products <= 24 + 2 * 20 + 4
 
 
-@pytest.mark.parametrize(("dim", "num_pairs"), [(1, 1), (5, 5), (6, 5)])
+@pytest.mark.parametrize(("dim", "num_pairs"), [(1, 1), (6, 5)])
 def test_all_or_nearly_all_pairs_of_a_small_operator(dim, num_pairs):
     eigenvalues = np.array([2.0, 2, -1, -1, 0, 0][:dim])
     diagonal = jnp.asarray(eigenvalues, jnp.float32)

@@ -209,7 +209,7 @@ def test_hutchinson_is_exact_on_diagonal_operators_and_unsure_after_one_probe():
     estimate = traces.hutchinson(matvec, jax.random.key(0), dim=DIM, num_matvecs=3)
     assert estimate.value == DIM * (DIM - 1) / 2
     assert estimate.standard_error == 0
-    for name, fewest in (("hutch++", 3), ("xtrace", 2), ("diagonal by hutchinson", 1)):
+    for name, fewest in (("hutch++", 3), ("diagonal", 2), ("diagonal by hutchinson", 1)):
         single = ESTIMATORS[name](matvec, jax.random.key(0), dim=DIM, num_matvecs=fewest)
         assert np.isfinite(single.value).all(), name
         assert np.isinf(single.standard_error).all(), name
@@ -231,7 +231,7 @@ def test_float64_reaches_its_own_precision():
 # --- Composition, cost and bad input ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", ["hutch++", "xtrace", "diagonal by hutchinson"])
 def test_the_products_are_as_many_as_promised(name):
     matrix = np.float32(dense(SPECTRA["indefinite"]))
     counted = []
@@ -253,7 +253,7 @@ def test_the_products_are_as_many_as_promised(name):
 @pytest.mark.parametrize("name", ["xtrace", "diagonal by hutchinson"])
 def test_blocks_and_jit_change_nothing(name):
     matvec = operator(dense(SPECTRA["indefinite"]))
-    run = partial(ESTIMATORS[name], matvec, jax.random.key(3), dim=DIM, num_matvecs=14)
+    run = partial(ESTIMATORS[name], matvec, jax.random.key(3), dim=DIM, num_matvecs=18)
     for a, b in zip(run(), jax.jit(partial(run, block_size=4))(), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4)
 

@@ -156,7 +156,8 @@ def predict(net, config, seed, folder, stages) -> LimitEstimate:
     """Predict the limit from the Hessian's spectrum, measured now or by an earlier run."""
     state = net.trained.state
     with stages.time("epsilon"):
-        epsilon = limits.loss_tolerance(*net.args, datasets.to_batches(net.train), state)
+        batches = datasets.to_batches(net.train)
+        epsilon = limits.loss_tolerance_estimate(*net.args, batches, state)
     names = ("num_steps", "num_probes", "tolerance", "hessian_images", "product_dtype")
     settings = {name: getattr(config, name) for name in names}
     note, files = folder / "spectrum.json", ("spectrum.npz", "removed_spectrum.npz")
@@ -246,6 +247,7 @@ def report(net, estimate, rise, sweeps, config) -> dict[str, Any]:
     return {
         "dim": estimate.dim,
         "epsilon": epsilon,
+        "epsilon_error": estimate.epsilon_error,
         "eigenvalues": {
             "largest": estimate.largest,
             "smallest": estimate.smallest,
@@ -254,7 +256,11 @@ def report(net, estimate, rise, sweeps, config) -> dict[str, Any]:
         "prediction": estimate.prediction,
         "clipped": estimate.clipped,
         "corrected": estimate.corrected,
-        "gap": estimate.gap,
+        "upper_bound": estimate.upper_bound,
+        "gap": estimate.gap.value,
+        "gap_interval": [estimate.gap.lower, estimate.gap.upper],
+        "sensitivity": estimate.sensitivity,
+        "factors": estimate.factors,
         "trace_bound": estimate.trace_bound,
         "depth": estimate.measure.nodes.shape[-1],
         "measured": {
@@ -321,7 +327,7 @@ def show(result: dict[str, Any], folder: Path) -> None:
         ("  probes' part of the error", percent(p["standard_error"])),
         ("  with λ < 0 taken for flat", interval(r["clipped"])),
         ("  corrected threshold", interval(r["corrected"])),
-        ("  gap Δ to the upper bound", percent(r["gap"]["value"])),
+        ("  gap Δ to the upper bound", percent(r["gap"])),
         ("  bound by the trace", percent(r["trace_bound"])),
         ("MEASURED limit, by training loss", percent(r["measured"]["by_loss"])),
         ("  with the l1 term in the loss", percent(r["measured"]["by_loss_with_l1"])),

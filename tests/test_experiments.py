@@ -1,0 +1,76 @@
+"""The main experiment end to end: what it writes, what it says, and that it resumes."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+pytest.importorskip("rich")
+pytest.importorskip("tyro")
+
+import pruning_limit
+
+KEYS = [
+    "dim",
+    "epsilon",
+    "prediction.ratio",
+    "prediction.lower",
+    "prediction.upper",
+    "corrected.ratio",
+    "measured.by_loss",
+    "measured.by_accuracy",
+    "baseline.support",
+    "baseline.taylor",
+    "gap",
+    "seconds",
+]
+
+
+def at(result, path):
+    for name in path.split("."):
+        result = result[name]
+    return result
+
+
+def test_run_writes_its_folder_and_resumes(tmp_path, capsys):
+    config = pruning_limit.Config(
+        epochs=2, num_steps=6, hessian_images=256, num_ratios=12, output=tmp_path / "run"
+    )
+    pruning_limit.main(config)
+    folder = tmp_path / "run" / "seed-0"
+    first = json.loads((folder / "result.json").read_text())
+    assert first["dim"] == 877_010
+    for key in KEYS:
+        assert at(first, key) is not None, key
+    assert 0 <= first["prediction"]["lower"] <= first["prediction"]["ratio"]
+    assert first["prediction"]["ratio"] <= first["prediction"]["upper"] <= 1
+    figures = [folder / f"{n}.png" for n in ("density", "theory_and_practice", "sweep")]
+    assert all(10_000 < figure.stat().st_size < 200_000 for figure in figures)
+    assert "resuming" not in capsys.readouterr().out
+
+    pruning_limit.main(config)
+    said = capsys.readouterr().out
+    assert "2 of 2 epochs" in said
+    assert "reusing the spectra" in said
+    second = json.loads((folder / "result.json").read_text())
+    for key in KEYS[:-1]:
+        assert at(second, key) == pytest.approx(at(first, key), rel=1e-5), key
+
+
+def test_missing_data_is_told_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = pruning_limit.Config(dataset="cifar100", data_dir=tmp_path, output=tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="cifar100"):
+        pruning_limit.main(config)
+
+
+@pytest.mark.slow
+def test_default_predicts_what_pruning_then_finds(tmp_path):
+    """FC5 on digits at its l1 minimum: the prediction is within 15 % of the measured limit."""
+    pruning_limit.main(pruning_limit.Config(output=tmp_path / "run"))
+    result = json.loads((tmp_path / "run" / "seed-0" / "result.json").read_text())
+    measured = result["measured"]["by_loss"]
+    assert result["prediction"]["ratio"] == pytest.approx(measured, rel=0.15)

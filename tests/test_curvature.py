@@ -14,10 +14,7 @@ from curvature_problems import (
     MODES,
     NET_BATCHES,
     NET_DIM,
-    NUM_CLASSES,
     NUM_EXAMPLES,
-    NUM_HIDDEN,
-    NUM_INPUTS,
     OUTPUT_GRADIENT,
     SCALE,
     SOFTMAX,
@@ -68,9 +65,9 @@ def test_every_mode_of_hvp_meets_the_closed_form(mode):
     vector, unflatten = flatten_weights(SOFTMAX)
 
     @jax.jit
-    def product(v, w=vector):
-        loss = (softmax_loss, unflatten(w), unflatten(v), (X, LABELS))
-        return flatten_weights(curvature.hvp(*loss, mode=mode))[0]
+    def product(v):
+        tangent = curvature.hvp(softmax_loss, SOFTMAX, unflatten(v), (X, LABELS), mode=mode)
+        return flatten_weights(tangent)[0]
 
     # A central difference rounds to about eps^(2/3) of the gradient's scale.
     rounding = EPS ** (2 / 3) if mode == "finite-difference" else EPS
@@ -271,64 +268,12 @@ def test_a_block_of_vectors_shares_the_primal_pass(operators):
 
 def test_memory_budget_chooses_the_mode():
     params, state = make_net()
-    make = lambda **kw: curvature.hessian_matvec(  # noqa: E731
-        net_loss, params, (X[None], LABELS[None]), state, **kw
-    )
-    vector = jnp.ones(NET_DIM)
-    assert " scan[" in str(program_of(make(memory_budget=0), vector))
-    assert " scan[" not in str(program_of(make(), vector))
-
-
-# --- other libraries --------------------------------------------------------------------------
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
-def test_agreement_with_curvlinops():
-    torch = pytest.importorskip("torch")
-    curvlinops = pytest.importorskip("curvlinops")
-    tensor = lambda x: torch.tensor(np.asarray(x))  # noqa: E731
-    model = torch.nn.Sequential(
-        torch.nn.Linear(NUM_INPUTS, NUM_HIDDEN, bias=False),
-        torch.nn.Tanh(),
-        torch.nn.Linear(NUM_HIDDEN, NUM_CLASSES, bias=False),
-    )
-    # PyTorch keeps the transposes, so that its flat order is another one.
-    model[0].weight.data, model[2].weight.data = (tensor(w.T) for w in MLP.values())
-    order = np.concatenate(
-        [np.arange(12).reshape(4, 3).T.ravel(), 12 + np.arange(9).reshape(3, 3).T.ravel()]
-    )
-    one = jnp.float32(1.0)
-    ours = {
-        "HessianLinearOperator": curvature.hessian_matvec(mlp_loss, MLP, BATCHES, one),
-        "GGNLinearOperator": curvature.gauss_newton_matvec(
-            mlp_logits, output_loss, MLP, BATCHES, one
-        ),
-        "EFLinearOperator": curvature.fisher_matvec(
-            mlp_logits, MLP, BATCHES, one, example_losses=example_losses
-        ),
-    }
-    data = [(tensor(x), tensor(y)) for x, y in BATCHES]
-    for name, matvec in ours.items():
-        theirs = getattr(curvlinops, name)(
-            model,
-            torch.nn.CrossEntropyLoss(),
-            list(model.parameters()),
-            data,
-            check_deterministic=False,
-        )
-        matrix = (theirs @ torch.eye(MLP_DIM)).detach().numpy()
-        assert_close(dense(matvec, MLP_DIM)[np.ix_(order, order)], matrix)
-
-
-def test_matfree_takes_the_operator_as_it_is():
-    decomp = pytest.importorskip("matfree.decomp")
-    matvec = curvature.hessian_matvec(softmax_loss, SOFTMAX, ragged(X, LABELS))
-    tridiagonalize = decomp.tridiag_sym(11)
-    start = jnp.asarray(np.random.default_rng(7).normal(size=15), jnp.float32)
-    _, tridiagonal, *_ = tridiagonalize(lambda v, m: m(v), start, matvec)
-    # Ten nonzero eigenvalues, and 0 for the 5 shifts of all classes at once.
-    found = np.linalg.eigvalsh(np.asarray(tridiagonal, float))
-    assert_close(found, np.linalg.eigvalsh(softmax_hessian())[4:])
+    batches, vector = (X[None], LABELS[None]), jnp.ones(NET_DIM)
+    programs = [
+        str(program_of(curvature.hessian_matvec(net_loss, params, batches, state, **kw), vector))
+        for kw in ({}, {"memory_budget": 0})
+    ]
+    assert [" scan[" in program for program in programs] == [False, True]
 
 
 # --- bad input --------------------------------------------------------------------------------

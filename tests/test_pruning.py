@@ -123,6 +123,8 @@ def test_masks_are_traceable_and_leave_what_is_not_studied():
     mask = jax.jit(pruning.magnitude_mask)(params, 0.5)
     assert mask["kernel"].tolist() == [True, False, True, False]
     assert mask["BatchNorm_0"]["scale"].tolist() == [True, True]
+    within = jax.jit(lambda params: pruning.magnitude_mask(params, 0.5))(params)
+    assert within["kernel"].tolist() == [True, False, True, False]
     pruned = pruning.apply_mask(params, mask)
     assert pruned["kernel"].tolist() == [3.0, 0.0, 2.0, 0.0]
     everything = pruning.magnitude_mask(params, 1 / 6, where=lambda name, leaf: True)

@@ -1,6 +1,17 @@
 """How sparse can a trained network be pruned? Hessian spectra and convex-geometry limits in JAX."""
 
-from jaxlimit import curvature, geometry, lanczos, limits, models, pruning, spectrum, training
+from jaxlimit import (
+    curvature,
+    geometry,
+    lanczos,
+    limits,
+    models,
+    operators,
+    pruning,
+    spectrum,
+    traces,
+    training,
+)
 from jaxlimit._estimate import Estimate
 from jaxlimit._weights import flatten_weights
 from jaxlimit.estimation import LimitEstimate, estimate_limit
@@ -17,7 +28,9 @@ __all__ = [
     "lanczos",
     "limits",
     "models",
+    "operators",
     "pruning",
     "spectrum",
+    "traces",
     "training",
 ]

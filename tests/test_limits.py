@@ -10,6 +10,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import optimize
+from threadpoolctl import threadpool_limits
 
 from jaxlimit import _magnitudes, limits, spectrum
 from jaxlimit._estimate import Estimate
@@ -263,7 +264,8 @@ def test_corrected_threshold_meets_exact_linear_algebra_and_the_published_does_n
     weights = rng.standard_normal(dim).astype(np.float32) / 10
     measure = exact_measure(eigenvalues.astype(np.float32))
     published = limits.pruning_limit(measure, weights, epsilon)
-    rises = random_sections(eigenvalues, rng, 30)
+    with threadpool_limits(1):  # on a busy machine the threads of a small BLAS call spin in vain
+        rises = random_sections(eigenvalues, rng, 30)
     half_squares = squares_removed(weights)[:-1] / 2
     for offset, rise in zip(limits.prediction.OFFSETS, rises, strict=True):
         threshold = limits.random_subspace_threshold(measure, weights, epsilon, offset=offset)
@@ -326,6 +328,20 @@ def test_limit_has_derivatives_in_all_that_it_is_made_of():
     gradient = jax.grad(lambda w: solve(epsilon, w, measure.nodes)[0])(weights)
     _, (forward, _) = jax.jvp(lambda w: solve(epsilon, w, measure.nodes), (weights,), (weights,))
     assert jnp.vdot(gradient, weights) == pytest.approx(float(forward), rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
+def test_limit_of_weights_of_any_precision(dtype):
+    draws = np.random.default_rng(9).standard_normal(50)
+    with jax.enable_x64(dtype == jnp.float64):
+        weights = jnp.asarray(draws, dtype)
+        measure = exact_measure(jnp.linspace(0, 2, 50))
+        solve = lambda e, w: limits.pruning_limit(measure, w, e).ratio  # noqa: E731
+        expected = fewest(excesses(np.linspace(0, 2, 50), weights, np.float64(2)))
+        assert solve(2.0, weights) == pytest.approx(expected / 50)
+        rates = jax.grad(solve, (0, 1))(2.0, weights)
+        assert rates[0] < 0
+        assert rates[1].dtype == dtype
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e30])

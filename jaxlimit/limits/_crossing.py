@@ -139,4 +139,5 @@ def _differentiable_jvp(criterion, primals, tangents):
     ratio = rates.excess * shift + rates.epsilon * by_epsilon + rates.square * square
     along = square - weights.size * at.threshold**2 * ratio
     radius = jnp.where(at.square > 0, jnp.sqrt(at.square), jnp.inf)
-    return differentiable(criterion, *primals), (ratio, along / (2 * radius))
+    values, changes = differentiable(criterion, *primals), (ratio, along / (2 * radius))
+    return values, tuple(dx.astype(x.dtype) for x, dx in zip(values, changes, strict=True))

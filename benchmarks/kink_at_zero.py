@@ -77,7 +77,7 @@ def trained(l1: float, epochs: int) -> tuple[np.ndarray, float]:
     )
     with jax.enable_x64(True):
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), result.params)
-        images = (data.images - np.float64(result.normalization.mean)) / result.normalization.std
+        images = (data.images - result.normalization.mean[0]) / result.normalization.std[0]
         batches = [(images, data.labels)]
         loss = training.make_loss(module.clone(dtype=jnp.float64))
         weights, _ = flatten_weights(params)
@@ -85,7 +85,9 @@ def trained(l1: float, epochs: int) -> tuple[np.ndarray, float]:
         rows = jax.lax.map(matvec, jnp.eye(weights.size), batch_size=64)
         eigenvalues = np.linalg.eigvalsh(np.asarray(rows + rows.T) / 2)
         epsilon = limits.loss_tolerance(loss, params, batches, {})
-        limit = limits.pruning_limit(spectrum.exact_measure(eigenvalues), weights, epsilon)
+        limit = limits.pruning_limit(
+            spectrum.exact_measure(jnp.asarray(eigenvalues)), weights, epsilon
+        )
         return eigenvalues, float(limits.ridge(limit.radius, epsilon))
 
 
@@ -114,6 +116,7 @@ def readings(run, depth, share) -> tuple[float, ...]:
         num_valid=jnp.minimum(run.num_valid, depth),
     )
     measure = spectrum.measure_from(prefix, dim=1)
+    assert measure.family_nodes is not None and measure.family_weights is not None
     family = jnp.sum(measure.family_weights[0, 1] * share(measure.family_nodes[0, 1]), axis=-1)
     gauss, pinned, greatest = family[-1], family[0], family.max()
     extrapolated = spectrum.trace_bracket(measure, share).value

@@ -41,10 +41,12 @@ class Stages:
 
     @contextmanager
     def time(self, name: str):
-        """Add the time of the body to the stage `name`."""
+        """Add the time of the body to the stage `name`; tell it where no bar can be seen."""
         started = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        if not console.is_terminal:
+            console.print(f"{name}: {self.seconds[name]:.1f} s")
 
     def show(self, name: str, done: int, total: int) -> None:
         """Set the bar `name`."""
@@ -70,10 +72,10 @@ def environment() -> dict[str, Any]:
 
 def plain(tree: Any) -> Any:
     """Turn results into what JSON holds; a number that is not finite becomes its name."""
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        return plain(dataclasses.asdict(tree))
     if hasattr(tree, "_asdict"):
         return plain(tree._asdict())
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        return plain(dataclasses.asdict(tree))
     if isinstance(tree, dict):
         return {str(key): plain(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):

@@ -161,7 +161,7 @@ def predict(net, config, seed, folder, stages) -> LimitEstimate:
     names = ("num_steps", "num_probes", "tolerance", "hessian_images", "product_dtype")
     settings = {name: getattr(config, name) for name in names}
     note, files = folder / "spectrum.json", ("spectrum.npz", "removed_spectrum.npz")
-    stored = {}
+    stored: dict[str, Any] = {}
     if note.exists() and json.loads(note.read_text()) == settings:
         console.print(f"reusing the spectra in {folder}")
         known = zip(("measure", "removed_measure"), files, strict=True)
@@ -324,7 +324,7 @@ def show(result: dict[str, Any], folder: Path) -> None:
         ("Hessian eigenvalues", f"from {e['smallest']:.3g} to {e['largest']:.3g}; "
          f"up to {e['near_zero']:.2%} of them flat at this ε"),
         ("PREDICTED limit ρ*, kept", f"{interval(p)}  (95 %, probes and depth {r['depth']})"),
-        ("  probes' part of the error", percent(p["standard_error"])),
+        ("  standard error of probes and ε", percent(p["standard_error"])),
         ("  with λ < 0 taken for flat", interval(r["clipped"])),
         ("  corrected threshold", interval(r["corrected"])),
         ("  gap Δ to the upper bound", percent(r["gap"])),

@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Int
 
 from jaxlimit._checks import check_count, is_concrete
+from jaxlimit._host import HostMatvec
 
 ALL_FINITE = -1
 
@@ -17,7 +18,7 @@ ALL_FINITE = -1
 dot = partial(jnp.matmul, precision="highest")
 
 
-def prepare(matvec: Any, dim: Any, dtype: Any) -> tuple[Partial, int, jnp.dtype]:
+def prepare(matvec: Any, dim: Any, dtype: Any) -> tuple[Any, int, jnp.dtype]:
     """Return `matvec` as a pytree with `dim` and `dtype` checked against what it maps.
 
     Raises:
@@ -26,6 +27,10 @@ def prepare(matvec: Any, dim: Any, dtype: Any) -> tuple[Partial, int, jnp.dtype]
             where JAX has them switched off.
     """
     dim, dtype = check_count("dim", dim), check_dtype(dtype)
+    if isinstance(matvec, HostMatvec):
+        if matvec.dim != dim:
+            raise ValueError(f"matvec must map [{dim}] to [{dim}], it maps [{matvec.dim}]")
+        return matvec, dim, dtype
     result = jax.eval_shape(matvec, jax.ShapeDtypeStruct((dim,), dtype))
     if getattr(result, "shape", None) != (dim,):
         raise ValueError(f"matvec must map [{dim}] to [{dim}], it returns {result}")

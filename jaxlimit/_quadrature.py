@@ -4,7 +4,7 @@ The small eigenproblems are solved in float64 whatever the type of the recurrenc
 eigenvalues by a c that is a thousandth of the largest, so single precision here would be seen.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.linalg import eigh_tridiagonal
@@ -21,10 +21,10 @@ class Rules(NamedTuple):
     around 0; the last row is the Gauss rule itself (a node at ±∞).
     """
 
-    nodes: np.ndarray  # [m]
-    weights: np.ndarray  # [m]
-    family_nodes: np.ndarray  # [2, NUM_PINNED, m + 1]
-    family_weights: np.ndarray  # [2, NUM_PINNED, m + 1]
+    nodes: Any  # [m]
+    weights: Any  # [m]
+    family_nodes: Any  # [2, NUM_PINNED, m + 1]
+    family_weights: Any  # [2, NUM_PINNED, m + 1]
 
 
 def gauss_rule(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -43,6 +43,7 @@ def radau_rule(
     T is bordered by β_m and the last diagonal entry that makes `node` an eigenvalue. Where `node`
     is an eigenvalue of T already, that entry is infinite and the rule is the Gauss rule.
     """
+    diagonal, off_diagonal = np.asarray(diagonal, float), np.asarray(off_diagonal, float)
     pivot = diagonal[0] - node
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for alpha, beta in zip(diagonal[1:], off_diagonal, strict=True):
@@ -63,6 +64,7 @@ def rules(
 ) -> Rules:
     """Build all rules of the leading `num_valid` steps, padded with weights 0."""
     room = diagonal.size
+    diagonal, off_diagonal = np.asarray(diagonal, float), np.asarray(off_diagonal, float)
     if num_valid == 0:
         empty = np.zeros((2, NUM_PINNED, room + 1))
         return Rules(empty[0, 0, :room], empty[0, 0, :room], empty, empty)

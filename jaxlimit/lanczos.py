@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxlimit._checks import check_choice, check_count, is_concrete, is_finite
 from jaxlimit._eigenpairs import Eigenpairs, extremal_eigenpairs  # noqa: F401 (public here)
+from jaxlimit._host import HostMatvec
 from jaxlimit._matvec import dot, prepare
 
 REORTHOGONALIZE = ("full", "selective", "none")
@@ -178,7 +179,8 @@ def extend(
     """Carry a recurrence on by `num_steps` steps, in one `scan`.
 
     Args:
-        matvec: the same operator as before.
+        matvec: the same operator as before; one that loops over data on the host
+            (`curvature.hessian_matvec_over`) is called eagerly, step by step.
         state: from `start` or an earlier `extend`. Steps past its room change nothing.
         num_steps: steps to take now.
         reorthogonalize: as it was for `start`.
@@ -196,6 +198,10 @@ def extend(
             f"reorthogonalize={reorthogonalize!r} needs a state with a basis, got basis None"
         )
     matvec, _, _ = prepare(matvec, state.current.size, state.current.dtype)
+    if isinstance(matvec, HostMatvec):
+        for _ in range(num_steps):
+            state = _advance(matvec(state.current), state, reorthogonalize)
+        return state
     return _extend(matvec, state, num_steps, reorthogonalize)
 
 
@@ -220,7 +226,12 @@ def _extend(matvec: Partial, state: LanczosState, num_steps: int, mode: str) -> 
     return jax.lax.scan(step, state, length=num_steps)[0]
 
 
-def _step(matvec: Partial, state: LanczosState, mode: str) -> LanczosState:
+@partial(jax.jit, static_argnums=2)
+def _advance(product: Array, state: LanczosState, mode: str) -> LanczosState:
+    return _step(lambda _: product, state, mode)
+
+
+def _step(matvec: Any, state: LanczosState, mode: str) -> LanczosState:
     j, current = state.step, state.current
     room = j < state.diagonal.shape[0]
     coupling = jnp.where(j > 0, state.off_diagonal[jnp.maximum(j - 1, 0)], 0)
@@ -244,7 +255,7 @@ def _step(matvec: Partial, state: LanczosState, mode: str) -> LanczosState:
     following = jnp.where(goes_on, residual / jnp.where(goes_on, norm, 1), 0)
     norm = jnp.where(goes_on, norm, 0)
     off_diagonals = state.off_diagonal.at[j].add(norm, mode="drop")
-    if mode == "selective":
+    if mode == "selective" and basis is not None:
         lock = partial(_lock, basis, diagonals, off_diagonals)
         basis = jax.lax.cond(j == basis.shape[0] - 1, lock, lambda: basis)
     return LanczosState(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlimit import lanczos
+from jaxlimit import curvature, lanczos
 
 
 def symmetric(key, dim, eigenvalues=None):
@@ -214,3 +214,17 @@ def test_bad_types_are_named():
         lanczos.tridiagonalize(lambda v: v, jnp.arange(3), num_steps=2)
     with pytest.raises(TypeError, match=r"num_steps must be a static int, got 2\.5"):
         lanczos.tridiagonalize(lambda v: v, jnp.ones(3), num_steps=2.5)
+
+
+def test_products_over_an_iterator_on_the_host_give_the_same_recurrence():
+    data = np.random.default_rng(3).normal(size=(3, 8, 6)).astype(np.float32)
+    loss = lambda w, x: jnp.mean(jnp.tanh(x @ w) ** 2)  # noqa: E731
+    params = jnp.linspace(-1.0, 1.0, 6)
+    stacked = curvature.hessian_matvec(loss, params, jnp.asarray(data))
+    streamed = curvature.hessian_matvec_over(loss, params, lambda: iter(data))
+    results = [
+        lanczos.tridiagonalize(matvec, jnp.arange(1.0, 7), num_steps=4)
+        for matvec in (stacked, streamed)
+    ]
+    np.testing.assert_allclose(results[0].diagonal, results[1].diagonal, atol=1e-5)
+    np.testing.assert_allclose(results[0].off_diagonal, results[1].off_diagonal, atol=1e-5)

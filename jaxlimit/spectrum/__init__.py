@@ -1,0 +1,33 @@
+"""The spectrum of a symmetric operator as a measure: stochastic Lanczos quadrature and its errors.
+
+A probe u, uniform on the unit sphere, sees the spectrum as the measure Σ (uᵀvᵢ)² δ(λᵢ), whose mean
+is the spectral distribution (1/D) Σ δ(λᵢ). Lanczos from u gives that measure's moments, and Gauss
+quadrature turns them into (1/D) tr f(H) for any f. Two errors stay apart throughout: that of the
+probes, which averaging reduces, and that of the depth, which only more steps reduce.
+"""
+
+from jaxlimit.spectrum.functions import density, trace_bracket, trace_function
+from jaxlimit.spectrum.measure import (
+    SpectralMeasure,
+    exact_measure,
+    load,
+    measure_from,
+    pinned_measure,
+    save,
+)
+from jaxlimit.spectrum.probes import probe, run_probes, spectral_measure
+
+__all__ = [
+    "SpectralMeasure",
+    "density",
+    "exact_measure",
+    "load",
+    "measure_from",
+    "pinned_measure",
+    "probe",
+    "run_probes",
+    "save",
+    "spectral_measure",
+    "trace_bracket",
+    "trace_function",
+]

@@ -116,7 +116,8 @@ def readings(run, depth, share) -> tuple[float, ...]:
         num_valid=jnp.minimum(run.num_valid, depth),
     )
     measure = spectrum.measure_from(prefix, dim=1)
-    assert measure.family_nodes is not None and measure.family_weights is not None
+    assert measure.family_nodes is not None
+    assert measure.family_weights is not None
     family = jnp.sum(measure.family_weights[0, 1] * share(measure.family_nodes[0, 1]), axis=-1)
     gauss, pinned, greatest = family[-1], family[0], family.max()
     extrapolated = spectrum.trace_bracket(measure, share).value

@@ -263,6 +263,7 @@ def report(net, estimate, rise, sweeps, config) -> dict[str, Any]:
         "factors": estimate.factors,
         "trace_bound": estimate.trace_bound,
         "depth": estimate.measure.nodes.shape[-1],
+        "hessian_images": min(config.hessian_images, len(net.train.labels)),
         "measured": {
             "by_loss": by_loss,
             "by_loss_with_l1": pruning.empirical_limit(penalised, penalised.losses[-1], epsilon),

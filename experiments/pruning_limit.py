@@ -57,6 +57,8 @@ class Config:
     num_steps: int = 128
     """Lanczos depth a probe, at most."""
     num_probes: int = 1
+    num_gap_steps: int = 128
+    """Lanczos depth on the removed weights, for the gap."""
     tolerance: float = 0.0
     """Stop Lanczos once the interval is this share of the prediction; 0 takes all steps."""
     hessian_images: int = 10_000
@@ -158,7 +160,8 @@ def predict(net, config, seed, folder, stages) -> LimitEstimate:
     with stages.time("epsilon"):
         batches = datasets.to_batches(net.train)
         epsilon = limits.loss_tolerance_estimate(*net.args, batches, state)
-    names = ("num_steps", "num_probes", "tolerance", "hessian_images", "product_dtype")
+    names = ("num_steps", "num_probes", "num_gap_steps", "tolerance", "hessian_images",
+             "product_dtype")  # fmt: skip
     settings = {name: getattr(config, name) for name in names}
     note, files = folder / "spectrum.json", ("spectrum.npz", "removed_spectrum.npz")
     stored: dict[str, Any] = {}
@@ -175,6 +178,7 @@ def predict(net, config, seed, folder, stages) -> LimitEstimate:
             epsilon=epsilon,
             num_steps=config.num_steps,
             num_probes=config.num_probes,
+            num_gap_steps=config.num_gap_steps,
             tolerance=config.tolerance,
             product_dtype=product_dtype(config),
             on_progress=stages.show,
@@ -195,7 +199,7 @@ def forecast(net, config) -> SweepResult:
     matvec = curvature.hessian_matvec(*operator, product_dtype=product_dtype(config))
     gradient = curvature.mean_gradient(*operator)
     ratios = np.geomspace(config.smallest_ratio, 1, 60)
-    rise = pruning.taylor_forecast(gradient, matvec, weights, ratios)
+    rise = jax.block_until_ready(pruning.taylor_forecast(gradient, matvec, weights, ratios))
     return SweepResult(jnp.asarray(ratios), rise, *[jnp.zeros(60)] * 3)
 
 

@@ -74,6 +74,7 @@ def estimate_limit(
     epsilon: Any = None,
     num_steps: int = 128,
     num_probes: int = 1,
+    num_gap_steps: int = 128,
     tolerance: float = 0.0,
     where: Where = is_weight,
     measure: SpectralMeasure | None = None,
@@ -85,7 +86,7 @@ def estimate_limit(
 
     Measures ε, runs Lanczos on the Hessian of the mean loss, solves for the published and the
     corrected limit, and runs Lanczos again on the removed weights for the gap. Costs the two runs'
-    products, 2 · num_probes · num_steps, each about two gradients over the data.
+    products, num_probes · (num_steps + num_gap_steps), each about two gradients over the data.
 
     Args:
         loss: `loss(params, batch, *operands)`, the mean data loss over the batch's examples in
@@ -98,6 +99,7 @@ def estimate_limit(
             `batches` if not given.
         num_steps: Lanczos steps a probe, at most.
         num_probes: probes.
+        num_gap_steps: Lanczos steps a probe on the removed weights, at most.
         tolerance: stop as soon as the interval is at most this share of ρ*; 0 takes all steps.
         where: which leaves are weights under study.
         measure: the spectrum of H, if it is known already; saves the first run.
@@ -123,6 +125,7 @@ def estimate_limit(
     """
     check_count("num_steps", num_steps)
     check_count("num_probes", num_probes)
+    check_count("num_gap_steps", num_gap_steps)
     check_range("tolerance", tolerance, 0)
     if epsilon is not None:
         split_epsilon(epsilon)
@@ -151,7 +154,7 @@ def estimate_limit(
             curvature.restrict(matvec, removed),
             removed_key,
             dim=num_removed,
-            num_steps=num_steps if measure.diagonal is None else measure.nodes.shape[-1],
+            num_steps=num_gap_steps,
             stage="removed weights",
         )
     return _report(measure, removed_measure, weights, epsilon, prediction)

@@ -3,6 +3,9 @@ from pathlib import Path
 
 import pytest
 
+# Helpers without tests; the first needs torch, which is optional.
+collect_ignore = ["torch_references.py", "curvature_problems.py"]
+
 
 @pytest.fixture(scope="session")
 def data_dir():

@@ -14,6 +14,7 @@ from jaxlimit.spectrum.measure import (
     measure_from,
     pinned_measure,
     save,
+    truncate,
 )
 from jaxlimit.spectrum.probes import probe, run_probes, spectral_measure
 
@@ -30,4 +31,5 @@ __all__ = [
     "spectral_measure",
     "trace_bracket",
     "trace_function",
+    "truncate",
 ]

@@ -176,6 +176,44 @@ def pinned_measure(tridiagonal: Any, node: float, *, dim: int | None = None) -> 
     )
 
 
+def truncate(measure: SpectralMeasure, num_steps: int) -> SpectralMeasure:
+    """Return the measure as it was after its first `num_steps` steps; costs no product.
+
+    Args:
+        measure: from Lanczos.
+        num_steps: at most its own depth.
+
+    Raises:
+        ValueError: if the measure is exact or `num_steps` lies outside [1, its depth].
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxlimit.spectrum import spectral_measure
+    >>> operator = lambda v: jnp.arange(8.0) * v
+    >>> measure = spectral_measure(operator, jax.random.key(0), dim=8, num_steps=6)
+    >>> truncate(measure, 3).nodes.shape
+    (1, 3)
+    """
+    if measure.diagonal is None or measure.off_diagonal is None:
+        raise ValueError("measure must come from Lanczos, got an exact measure")
+    depth = measure.diagonal.shape[-1]
+    if not 1 <= num_steps <= depth:
+        raise ValueError(f"num_steps must lie in [1, {depth}], got {num_steps}")
+    shorter = num_steps < depth
+    return measure_from(
+        lanczos.Tridiagonalization(
+            diagonal=measure.diagonal[:, :num_steps],
+            off_diagonal=measure.off_diagonal[:, : num_steps - 1],
+            basis=None,
+            residual_norm=(
+                measure.off_diagonal[:, num_steps - 1] if shorter else measure.residual_norm
+            ),
+            num_valid=jnp.minimum(measure.num_valid, num_steps),
+            failed_step=jnp.full(len(measure.diagonal), -1, jnp.int32),
+        ),
+        dim=measure.dim,
+    )
+
+
 def save(path: Any, measure: SpectralMeasure) -> None:
     """Write a measure as a versioned npz: the recurrence, or the spectrum if exact.
 

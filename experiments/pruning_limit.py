@@ -248,6 +248,10 @@ def report(net, estimate, rise, sweeps, config) -> dict[str, Any]:
         normalization=net.trained.normalization,
     )
     at = jnp.argmin(jnp.abs(accuracy.ratios - by_loss))
+    baseline = {
+        "support": float(pruning.support_fraction(net.trained.params)),
+        "taylor": float(pruning.empirical_limit(rise, 0.0, epsilon)),
+    }
     return {
         "dim": estimate.dim,
         "epsilon": epsilon,
@@ -273,21 +277,31 @@ def report(net, estimate, rise, sweeps, config) -> dict[str, Any]:
             "by_loss_with_l1": pruning.empirical_limit(penalised, penalised.losses[-1], epsilon),
             "by_accuracy": by_accuracy,
         },
-        "baseline": {
-            "support": pruning.support_fraction(net.trained.params),
-            "taylor": pruning.empirical_limit(rise, 0.0, epsilon),
-        },
+        "baseline": baseline,
         "distance_from_minimum": distance._asdict()
         | {"final_learning_rate": net.trained.history.learning_rate[-1]},
         "dense": {"loss": loss.losses[-1], "accuracy": accuracy.losses[-1]},
         "pruned_accuracy": accuracy.losses[at],
-        "reasons": estimate.reasons,
+        "reasons": estimate.reasons + repeated(float(estimate.prediction.ratio), baseline),
         "sweep": {
             "loss": {"ratios": loss.ratios, "values": loss.losses, "radii": loss.radii},
             "accuracy": {"ratios": accuracy.ratios, "values": accuracy.losses},
             "taylor": {"ratios": rise.ratios, "values": rise.losses},
         },
     }
+
+
+def repeated(prediction: float, baseline: dict[str, float]) -> tuple[str, ...]:
+    """Say where the prediction tells no more than a baseline does."""
+    reasons = []
+    if abs(prediction - baseline["taylor"]) < 0.1 * prediction:
+        reasons.append("the second-order Taylor baseline gives the same within 10 %")
+    if prediction > 0.5 * baseline["support"]:
+        reasons.append(
+            "the prediction is more than half of the support: beyond it nothing is left to remove, "
+            "so that any prediction would come out near it"
+        )
+    return tuple(reasons)
 
 
 def draw(folder, estimate, sweeps, result, config) -> None:

@@ -99,23 +99,16 @@ def errors(eigenvalues: np.ndarray, c: float, mode: str, num_probes: int) -> np.
     table = []
     for key in jax.random.split(jax.random.key(0), num_probes):
         start = spectrum.probe(key, eigenvalues.size)
-        run = lanczos.tridiagonalize(
-            operator, start, num_steps=max(DEPTHS), reorthogonalize=mode
-        )._replace(basis=None)
+        run = lanczos.tridiagonalize(operator, start, num_steps=max(DEPTHS), reorthogonalize=mode)
+        measure = spectrum.measure_from(run, dim=eigenvalues.size)
         truth = np.asarray(start, np.float64) ** 2 @ exact
-        table.append([[v / truth - 1 for v in readings(run, depth, share)] for depth in DEPTHS])
+        table.append([[v / truth - 1 for v in readings(measure, depth, share)] for depth in DEPTHS])
     return np.array(table, np.float64)
 
 
-def readings(run, depth, share) -> tuple[float, ...]:
+def readings(measure, depth, share) -> tuple[float, ...]:
     """Read all rules off the first `depth` steps."""
-    prefix = run._replace(
-        diagonal=run.diagonal[:depth],
-        off_diagonal=run.off_diagonal[: depth - 1],
-        residual_norm=run.off_diagonal[depth - 1] if depth < max(DEPTHS) else run.residual_norm,
-        num_valid=jnp.minimum(run.num_valid, depth),
-    )
-    measure = spectrum.measure_from(prefix, dim=1)
+    measure = spectrum.truncate(measure, min(depth, int(measure.num_valid[0])))
     assert measure.family_nodes is not None
     assert measure.family_weights is not None
     family = jnp.sum(measure.family_weights[0, 1] * share(measure.family_nodes[0, 1]), axis=-1)

@@ -193,22 +193,22 @@ def truncate(measure: SpectralMeasure, num_steps: int) -> SpectralMeasure:
     >>> truncate(measure, 3).nodes.shape
     (1, 3)
     """
-    if measure.diagonal is None or measure.off_diagonal is None:
+    if measure.diagonal is None:
         raise ValueError("measure must come from Lanczos, got an exact measure")
-    depth = measure.diagonal.shape[-1]
+    diagonal, off_diagonal, residual_norm, num_valid = (
+        jnp.asarray(getattr(measure, name)) for name in _RECURRENCE
+    )
+    depth = diagonal.shape[-1]
     if not 1 <= num_steps <= depth:
         raise ValueError(f"num_steps must lie in [1, {depth}], got {num_steps}")
-    shorter = num_steps < depth
     return measure_from(
         lanczos.Tridiagonalization(
-            diagonal=measure.diagonal[:, :num_steps],
-            off_diagonal=measure.off_diagonal[:, : num_steps - 1],
+            diagonal=diagonal[:, :num_steps],
+            off_diagonal=off_diagonal[:, : num_steps - 1],
             basis=None,
-            residual_norm=(
-                measure.off_diagonal[:, num_steps - 1] if shorter else measure.residual_norm
-            ),
-            num_valid=jnp.minimum(measure.num_valid, num_steps),
-            failed_step=jnp.full(len(measure.diagonal), -1, jnp.int32),
+            residual_norm=residual_norm if num_steps == depth else off_diagonal[:, num_steps - 1],
+            num_valid=jnp.minimum(num_valid, num_steps),
+            failed_step=jnp.full(len(diagonal), -1, jnp.int32),
         ),
         dim=measure.dim,
     )

@@ -11,12 +11,6 @@ from jax.scipy.special import erfc
 from jax.tree_util import Partial
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from jaxlimit import _checks
-
-# Under a caller's `jit` even operations on known values are staged; checks must see the values now.
-check_range = jax.ensure_compile_time_eval()(_checks.check_range)
-check_floating_tree = jax.ensure_compile_time_eval()(_checks.check_floating_tree)
-
 # Tests homogeneity: a power of two is exact in floating point, a large one leaves bounded sets.
 STRETCH = 1024.0
 TOLERANCE = 1e-3  # iterative projections of users are not exact; wrong ones fail by far more

@@ -9,14 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlimit._checks import check_choice, is_concrete
-from jaxlimit.geometry._numerics import (
-    check_range,
-    excess_moments,
-    increasing_root,
-    integrate,
-    widened,
-)
+from jaxlimit._checks import check_choice, check_range, is_concrete
+from jaxlimit.geometry._numerics import excess_moments, increasing_root, integrate, widened
 
 Scalar = Float[Array, "..."] | float
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlimit._checks import check_choice, is_concrete
-from jaxlimit.geometry._numerics import check_range, increasing_root, widened
+from jaxlimit._checks import check_choice, check_range, is_concrete
+from jaxlimit.geometry._numerics import increasing_root, widened
 
 Scalar = Float[Array, "..."] | float
 Vector = Float[Array, "... dim"]

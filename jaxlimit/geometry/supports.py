@@ -8,14 +8,12 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from jaxlimit._checks import check_count, is_concrete
+from jaxlimit._checks import check_count, check_floating_tree, check_range, is_concrete
 from jaxlimit._estimate import Estimate, estimate_from_samples
 from jaxlimit.geometry._numerics import (
     STRETCH,
     TOLERANCE,
     as_operand,
-    check_floating_tree,
-    check_range,
     increasing_root,
     map_gaussian,
     map_rows,

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxlimit._checks import check_range
 from jaxlimit.geometry._numerics import (
-    check_range,
     chi_mean,
     excess_moments,
     increasing_root,

@@ -8,15 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlimit import _checks
-from jaxlimit._checks import check_choice, check_count, is_concrete
+from jaxlimit._checks import check_choice, check_count, check_range, is_concrete
 from jaxlimit._estimate import Estimate
 from jaxlimit.spectrum import SpectralMeasure, trace_bracket
 
 NEGATIVE = ("abs", "clip")
-
-# Under a caller's `jit` even operations on known values are staged; checks must see the values now.
-check_range = jax.ensure_compile_time_eval()(_checks.check_range)
 
 
 def ridge(radius: Any, epsilon: Any) -> Float[Array, "..."]:

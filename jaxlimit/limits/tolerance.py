@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlimit._batches import check_scalar, first_batch, group_batches
-from jaxlimit._checks import check_count
+from jaxlimit._checks import check_count, check_range
 from jaxlimit._estimate import Estimate
-from jaxlimit.limits.bounds import check_range
 
 
 def loss_tolerance(

@@ -9,7 +9,6 @@ depth from which on each rule stays within 5, 2 and 1 %, and a figure.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import jax
@@ -29,9 +28,7 @@ from jaxlimit import (
     spectrum,
     training,
 )
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-from common import console, environment, write_json
+from jaxlimit.reporting import console, environment, write_json
 
 DEPTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256)
 RULES = ("Gauss", "node at 0", "middle of the bracket", "extrapolated")

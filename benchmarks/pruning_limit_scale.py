@@ -7,13 +7,6 @@ included. The radius found is held against a float64 sum on the host.
 """
 
 import dataclasses
-import json
-import os
-import platform
-import statistics
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +16,7 @@ import numpy as np
 import tyro
 
 from jaxlimit import limits, spectrum
+from jaxlimit.reporting import console, environment, time_in_turns, write_json
 
 
 @dataclasses.dataclass
@@ -36,7 +30,7 @@ class Args:
     num_steps: int = 128
     """Lanczos depth of the spectrum."""
     sort: bool = True
-    """Time XLA's sort of the same weights, too, at most three times."""
+    """Time XLA's sort of the same weights, too."""
     output: Path = Path("benchmarks/results/pruning_limit_scale.json")
 
 
@@ -49,15 +43,6 @@ def make_measure(num_steps: int) -> spectrum.SpectralMeasure:
     )
 
 
-def seconds(call: Callable[[], Any], repeats: int) -> list[float]:
-    taken = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        taken.append(time.perf_counter() - start)
-    return taken
-
-
 def run(dim: int, measure: spectrum.SpectralMeasure, args: Args) -> dict[str, Any]:
     measure = dataclasses.replace(measure, dim=dim)
     # Heavy tails and many tiny weights, as l1 training leaves them.
@@ -66,35 +51,20 @@ def run(dim: int, measure: spectrum.SpectralMeasure, args: Args) -> dict[str, An
     compiled = jax.jit(limits.pruning_limit).lower(measure, weights, epsilon).compile()
     memory = compiled.memory_analysis()
     planned = memory.argument_size_in_bytes + memory.temp_size_in_bytes if memory else None
-    first = seconds(lambda: limits.pruning_limit(measure, weights, epsilon), 1)[0]
-    taken = seconds(lambda: limits.pruning_limit(measure, weights, epsilon), args.repeats)
+    calls = {"limit": lambda: limits.pruning_limit(measure, weights, epsilon)}
+    if args.sort:
+        sort = jax.jit(lambda w: jnp.sort(jnp.abs(w)))
+        calls["sort"] = lambda: sort(weights)
+    seconds = time_in_turns(calls, repeats=args.repeats)
     limit = limits.pruning_limit(measure, weights, epsilon)
     magnitudes = np.abs(np.asarray(weights))
     removed = magnitudes[magnitudes < float(limit.threshold)].astype(np.float64)
-    result = {
+    return {
         "dim": dim,
-        "seconds": {"minimum": min(taken), "median": statistics.median(taken), "all": taken},
-        "first_call_seconds": first,
+        "seconds": seconds,
         "floats_a_weight": planned and planned / 4 / dim,
         "ratio": float(limit.ratio),
         "relative_error_of_radius": float(limit.radius) / np.sqrt(np.sum(removed**2)) - 1,
-    }
-    if args.sort:
-        sort = jax.jit(lambda w: jnp.sort(jnp.abs(w)))
-        seconds(lambda: sort(weights), 1)
-        result["sort_seconds"] = {"minimum": min(seconds(lambda: sort(weights), 3))}
-    return result
-
-
-def environment() -> dict[str, Any]:
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "cpu_count": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "device": jax.devices()[0].device_kind,
-        "versions": {module.__name__: module.__version__ for module in (jax, np)},
     }
 
 
@@ -103,16 +73,14 @@ def main(args: Args) -> None:
     results = []
     for dim in args.dims:
         results.append(run(dim, measure, args))
-        taken = results[-1]["seconds"]
-        print(
+        taken = results[-1]["seconds"]["limit"]
+        console.print(
             f"D = {dim:>12,}: minimum {taken['minimum']:.4f} s, median {taken['median']:.4f} s, "
-            f"{results[-1]['floats_a_weight'] or float('nan'):.2f} floats a weight",
-            flush=True,
+            f"{results[-1]['floats_a_weight'] or float('nan'):.2f} floats a weight"
         )
     settings = {**dataclasses.asdict(args), "output": None}
-    text = {"benchmark": "pruning_limit_scale", "settings": settings, "results": results}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps({**text, "environment": start}, indent=2) + "\n")
+    content = {"benchmark": "pruning_limit_scale", "settings": settings, "results": results}
+    write_json(args.output, content | {"environment": start})
 
 
 if __name__ == "__main__":

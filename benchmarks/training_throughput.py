@@ -8,15 +8,10 @@ so that whatever else the machine does falls on both; each turn gives one ratio.
 """
 
 import dataclasses
-import json
-import os
-import platform
 import statistics
-import sys
 import time
 from pathlib import Path
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +19,7 @@ import optax
 import tyro
 
 from jaxlimit import datasets, models, training
+from jaxlimit.reporting import console, environment, write_json
 
 
 @dataclasses.dataclass
@@ -105,7 +101,7 @@ def compare(args: Args) -> dict:
         losses["plain"].append(plain_epoch())
         mark = time.perf_counter()
         plain.append(mark - now)
-        print(f"epoch {metrics.epoch}: fit {ours[-1]:.2f} s, plain {plain[-1]:.2f} s", flush=True)
+        console.print(f"epoch {metrics.epoch}: fit {ours[-1]:.2f} s, plain {plain[-1]:.2f} s")
 
     training.fit(network, (images, labels), config, normalization=normalization, on_epoch=take_turn)
     seen = len(images) // config.batch_size * config.batch_size
@@ -122,24 +118,11 @@ def compare(args: Args) -> dict:
     }
 
 
-def environment() -> dict:
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "cpu_count": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "device": jax.devices()[0].device_kind,
-        "versions": {module.__name__: module.__version__ for module in (jax, flax, optax, np)},
-    }
-
-
 def main(args: Args) -> None:
     result = compare(args)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(args.output, result)
     ratio = result["ratio"]
-    print(f"plain/fit: minimum {ratio['minimum']:.2f}, median {ratio['median']:.2f}")
+    console.print(f"plain/fit: minimum {ratio['minimum']:.2f}, median {ratio['median']:.2f}")
 
 
 if __name__ == "__main__":

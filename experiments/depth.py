@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from common import console, write_json
 
 from jaxlimit import limits, plotting, spectrum
+from jaxlimit.reporting import console, write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from common import Stages, console, environment, write_json
 from scipy.optimize import linprog
 
 from jaxlimit import geometry, plotting
 from jaxlimit.plotting import Transition, plot_phase_transitions
+from jaxlimit.reporting import Stages, console, environment, write_json
 
 
 @dataclasses.dataclass(frozen=True)

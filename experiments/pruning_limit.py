@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from common import Stages, console, environment, plain, write_json
 from rich.table import Table
 
 from jaxlimit import (
@@ -31,6 +30,7 @@ from jaxlimit import (
     training,
 )
 from jaxlimit.pruning import SweepResult
+from jaxlimit.reporting import Stages, console, environment, plain, write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,10 @@ PACKAGE = "jaxlimit"
 OUTSIDE = {"experiments", "benchmarks", "tests"}
 
 # Public modules, each with the public modules it may import.
-LEAVES = ("curvature", "datasets", "geometry", "lanczos", "models", "pruning", "traces", "training")
+LEAVES = (
+    "curvature", "datasets", "geometry", "lanczos", "models", "pruning", "reporting", "traces",
+    "training",
+)  # fmt: skip
 LAYERS: dict[str, set[str]] = {
     **{name: set() for name in LEAVES},
     "operators": set(),

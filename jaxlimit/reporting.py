@@ -1,13 +1,15 @@
-"""What every experiment shares: its run folder, its progress bars and its result file."""
+"""What experiments and benchmarks share: progress bars, times, result files, the environment."""
 
 import dataclasses
 import json
 import os
 import platform
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import jax
@@ -65,8 +67,39 @@ def environment() -> dict[str, Any]:
         "num_devices": jax.device_count(),
         "processor": platform.machine(),
         "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
+    }
+
+
+def time_in_turns(
+    calls: dict[str, Callable[[], Any]], *, repeats: int
+) -> dict[str, dict[str, Any]]:
+    """Time several calls in turns, so that whatever else the machine does falls on all of them.
+
+    Each is called once before, to compile. A result may hold JAX arrays, which are waited for.
+
+    Args:
+        calls: by name.
+        repeats: timed calls of each.
+
+    Returns:
+        For each name the seconds of `first` (with compilation), their `minimum`, `median` and
+        `all`.
+    """
+
+    def seconds(call: Callable[[], Any]) -> float:
+        started = time.perf_counter()
+        jax.block_until_ready(call())
+        return time.perf_counter() - started
+
+    first = {name: seconds(call) for name, call in calls.items()}
+    rounds = [{name: seconds(call) for name, call in calls.items()} for _ in range(repeats)]
+    times = {name: [one[name] for one in rounds] for name in calls}
+    return {
+        name: {"first": first[name], "minimum": min(all_), "median": median(all_), "all": all_}
+        for name, all_ in times.items()
     }
 
 

@@ -27,6 +27,7 @@ from jaxlimit.reporting import build, console, plain, write_json
 
 HERE = Path(__file__).parent
 SETTINGS = ("paper", "annealed", "smoke")
+PAIR = ("theory", "measured")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +257,9 @@ def published(cell: Cell, quantity: str) -> MeanAndDeviation:
 def factor(cell: Cell) -> str:
     """Show how many times the measurement the prediction is."""
     theory, measured = cell.value("theory"), cell.value("measured")
-    return "not run yet" if theory is None else f"{theory.mean / measured.mean:.2f}"
+    if theory is None or measured is None:
+        return "not run yet"
+    return f"{theory.mean / measured.mean:.2f}"
 
 
 def links(cell: Cell) -> str:
@@ -301,24 +304,19 @@ def tabulate(rows: list[Row], config: Config) -> list[Cell]:
     config.results.mkdir(parents=True, exist_ok=True)
     (config.results / "table.md").write_text(markdown(cells))
     write_csv(config.results / "table.csv", cells)
-    drawn = [
-        TableRow(
-            row.name,
-            {
-                "published": tuple(
-                    MeanAndDeviation(*row.published[q]) for q in ("theory", "measured")
-                )
-            }
-            | {
-                f"here, {cell.setting} setting": (cell.value("theory"), cell.value("measured"))
-                for cell in cells
-                if cell.row is row and cell.setting != "smoke"
-            },
-        )
-        for row in rows
-    ]
+    drawn = [TableRow(row.name, pairs(row, cells)) for row in rows]
     plotting.save(plotting.plot_tables(drawn), config.results / "table.png")
     return cells
+
+
+def pairs(row: Row, cells: list[Cell]) -> dict[str, tuple]:
+    """Pair theory and measurement of a row, by where they come from."""
+    published = {"published": tuple(MeanAndDeviation(*row.published[q]) for q in PAIR)}
+    return published | {
+        f"here, {cell.setting} setting": tuple(map(cell.value, PAIR))
+        for cell in cells
+        if cell.row is row and cell.setting != "smoke"
+    }
 
 
 def main(config: Config) -> None:

@@ -21,7 +21,7 @@ class TableRow(NamedTuple):
     """A network with its (prediction, measurement) by where they come from, in per cent."""
 
     name: str
-    pairs: dict[str, tuple[MeanAndDeviation | None, MeanAndDeviation | None]]
+    pairs: dict[str, tuple[MeanAndDeviation | None, ...]]
 
 
 def plot_tables(rows: list[TableRow]) -> Figure:
@@ -62,7 +62,8 @@ def _draw_pair(axes: Any, height: float, pair: tuple, marker: str, *, hollow: bo
                   fontsize=7, color=NEUTRAL, style="italic")  # fmt: skip
         return
     axes.plot([value.mean for value in pair], [height] * 2, color=NEUTRAL, linewidth=0.8, zorder=0)
-    for value, color in zip(pair, (PREDICTED, MEASURED), strict=True):
+    # The second lies on the first where they agree, so the first is larger.
+    for value, color, size in zip(pair, (PREDICTED, MEASURED), (7, 4), strict=True):
         face = "white" if hollow else color
         axes.errorbar(value.mean, height, xerr=value.deviation, fmt=marker, color=color,
-                      markerfacecolor=face, markersize=5, capsize=2)  # fmt: skip
+                      markerfacecolor=face, markersize=size, capsize=2)  # fmt: skip

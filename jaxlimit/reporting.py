@@ -151,7 +151,8 @@ def build(cls: type[T], values: dict[str, Any], where: str) -> T:
             raise ValueError(f"{where}: unknown setting {name!r}, did you mean {near!r}?")
         fields[name] = _typed(hints[name], value)
         if fields[name] is NotImplemented:
-            kind = getattr(hints[name], "__name__", hints[name])
+            hint = hints[name]
+            kind = hint.__name__ if isinstance(hint, type) else hint
             raise TypeError(f"{where}: {name} must be {kind}, got {value!r}")
     return cls(**fields)
 

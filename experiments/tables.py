@@ -34,7 +34,7 @@ PAIR = ("theory", "measured")
 class Config:
     """Run rows of the paper's tables, and tabulate all that have been run."""
 
-    rows: tuple[str, ...] = ("",)
+    rows: tuple[str, ...] = ()
     """Names of rows, or how they begin; all by default."""
     settings: tuple[Literal["paper", "annealed", "smoke"], ...] = ("paper", "annealed")
     seeds: tuple[int, ...] = (0,)
@@ -89,13 +89,13 @@ def read_rows(folder: Path = HERE / "rows") -> list[Row]:
 
 
 def select(rows: list[Row], names: tuple[str, ...]) -> list[Row]:
-    """Select the rows whose names begin with one of `names`."""
+    """Select the rows whose names begin with one of `names`; all if there are none."""
     for name in names:
         if not any(row.name.startswith(name) for row in rows):
             known = ", ".join(row.name for row in rows)
             raise ValueError(f"rows must be names of rows or their beginnings, one of {known}; "
                              f"got {name!r}")  # fmt: skip
-    return [row for row in rows if row.name.startswith(names)]
+    return [row for row in rows if row.name.startswith(names or ("",))]
 
 
 def run(row: Row, setting: str, seed: int, config: Config) -> None:
@@ -116,14 +116,23 @@ def collect(row: Row, config: Config) -> None:
     for setting in SETTINGS:
         name = f"{row.name}-{setting}"
         for path in sorted((config.runs / name).glob("seed-*/result.json")):
-            result = json.loads(path.read_text())
-            made = build(pruning_limit.Config, result["config"], str(path)).network()
-            asked = row.config(setting, result["seed"]).network()
-            other = [f"{k} {v!r}, not {asked[k]!r}" for k, v in made.items() if v != asked[k]]
-            if other:
-                console.print(f"left out, made with another setting: {path}: {'; '.join(other)}")
+            try:
+                result = read_result(path, row, setting)
+            except (ValueError, TypeError) as error:
+                console.print(f"left out {path}: {error}")
                 continue
             write_json(config.results / name / path.parent.name / "result.json", thinned(result))
+
+
+def read_result(path: Path, row: Row, setting: str) -> dict[str, Any]:
+    """Read a result, and refuse one of a network that was trained in another way."""
+    result = json.loads(path.read_text())
+    made = build(pruning_limit.Config, result["config"], "its config").network()
+    asked = row.config(setting, result["seed"]).network()
+    other = [f"{k} {v!r}, not {asked[k]!r}" for k, v in made.items() if v != asked[k]]
+    if other:
+        raise ValueError(f"made with another setting: {'; '.join(other)}")
+    return result
 
 
 def thinned(result: dict[str, Any], num_points: int = 40) -> dict[str, Any]:
@@ -272,11 +281,13 @@ def notes(cells: list[Cell]) -> Iterator[str]:
     """Say of each run what makes its numbers uncertain, as the run itself has it."""
     for cell in cells:
         for result in cell.results:
-            depth, images = result["depth"], result["hessian_images"]
+            made = [f"Lanczos depth {result['depth']}", f"{result['hessian_images']:,} images in H"]
+            for name, value in result.get("speed", {}).items():
+                made.append(f"{value:,.3g} {name.replace('_per_second', ' a second')}")
             lines = [f"- {reason}" for reason in result["reasons"]]
             yield "\n".join(
-                [f"{cell.row.name}, {cell.setting}, seed {result['seed']} (Lanczos depth {depth}, "
-                 f"{images:,} Hessian images):\n", *(lines or ["- nothing to note"])]
+                [f"{cell.row.name}, {cell.setting}, seed {result['seed']} ({', '.join(made)}):",
+                 "", *(lines or ["- nothing to note"])]
             )  # fmt: skip
 
 

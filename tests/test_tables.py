@@ -160,12 +160,16 @@ def test_results_of_another_setting_are_left_out(config, capsys):
         made = made_up(row.config("paper", seed, **more), seed)
         made["config"].pop("training_dtype")  # as an older result, which lacks a newer flag
         write_json(config.runs / "fc5-cifar10-paper" / f"seed-{seed}" / "result.json", made)
+    torn = config.runs / "fc5-cifar10-annealed" / "seed-0" / "result.json"
+    torn.parent.mkdir(parents=True)
+    torn.write_text('{"seed": 0, "conf')
     tables.main(dataclasses.replace(config, collect=True))
     kept = list(config.results.glob("*/*/result.json"))
     assert [path.parent.name for path in kept] == ["seed-0"]
     said = " ".join(capsys.readouterr().out.split())
     assert "l1 1.0, not 5e-05" in said
     assert "max_images 99, not None" in said
+    assert "Unterminated string" in said
     sweep = json.loads(kept[0].read_text())["sweep"]["loss"]
     assert (len(sweep["ratios"]), sweep["ratios"][0], sweep["ratios"][-1]) == (40, 0, 199)
 

@@ -48,9 +48,14 @@ class Config:
     schedule: Literal["constant", "cosine", "multi-step"] = "cosine"
     milestones: tuple[int, ...] = ()
     warmup_epochs: int = 0
+    batch_size: int = 128
     l1: float = 3e-4
     """Strength of the l1 penalty on the weights."""
     l1_method: Literal["subgradient", "proximal"] = "subgradient"
+    l2: float = 0.0
+    """Strength of the l2 penalty on the weights."""
+    sam_radius: float = 0.0
+    """Radius of sharpness-aware steps; 0 takes plain ones."""
     augment: bool = False
     """Random crop and flip while training."""
     seeds: tuple[int, ...] = (0,)
@@ -75,8 +80,8 @@ class Config:
 
     def training(self, seed: int) -> training.TrainingConfig:
         """Select what training is told."""
-        names = ("epochs", "learning_rate", "schedule", "milestones", "warmup_epochs", "l1",
-                 "l1_method", "augment")  # fmt: skip
+        names = ("epochs", "learning_rate", "schedule", "milestones", "warmup_epochs",
+                 "batch_size", "l1", "l1_method", "l2", "sam_radius", "augment")  # fmt: skip
         return training.TrainingConfig(seed=seed, **{name: getattr(self, name) for name in names})
 
     def folder(self) -> Path:
@@ -90,21 +95,29 @@ class Config:
 def run(config: Config, seed: int) -> dict[str, Any]:
     """Run one seed, write its folder, and return what result.json holds."""
     folder = config.folder() / f"seed-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
     with Stages() as stages:
-        with stages.time("data"):
-            train = datasets.load(config.dataset, "train", config.data_dir)
-            held_out = "validation" if config.dataset.startswith("tiny_imagenet") else "test"
-            test = datasets.load(config.dataset, held_out, config.data_dir)
-        module = models.create(config.model, num_classes=train.num_classes)
-        with stages.time("training"):
-            trained = fit(module, train, config, seed, folder, stages)
-        net = Net(module, trained, train, test)
-        estimate = predict(net, config, seed, folder, stages)
-        with stages.time("taylor"):
-            rise = forecast(net, config)
-        with stages.time("sweep"):
-            sweeps = prune(net, estimate.epsilon, config, stages)
+        return analyse(train(config, seed, folder, stages), config, seed, folder, stages)
+
+
+def train(config, seed, folder, stages) -> "Net":
+    """Load the data and train a network on them, or take it from the folder's checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with stages.time("data"):
+        data = datasets.load(config.dataset, "train", config.data_dir)
+        held_out = "validation" if config.dataset.startswith("tiny_imagenet") else "test"
+        test = datasets.load(config.dataset, held_out, config.data_dir)
+    module = models.create(config.model, num_classes=data.num_classes)
+    with stages.time("training"):
+        return Net(module, fit(module, data, config, seed, folder, stages), data, test)
+
+
+def analyse(net, config, seed, folder, stages) -> dict[str, Any]:
+    """Predict and measure how far a trained network can be pruned; write and return the result."""
+    estimate = predict(net, config, seed, folder, stages)
+    with stages.time("taylor"):
+        rise = forecast(net, config)
+    with stages.time("sweep"):
+        sweeps = prune(net, estimate.epsilon, config, stages)
     result = report(net, estimate, rise, sweeps, config) | {
         "seed": seed,
         "config": config,
@@ -245,6 +258,7 @@ def report(net, estimate, rise, sweeps, config) -> dict[str, Any]:
         net.trained.state,
         net.train,
         l1=config.l1,
+        l2=config.l2,
         normalization=net.trained.normalization,
     )
     at = jnp.argmin(jnp.abs(accuracy.ratios - by_loss))

@@ -74,8 +74,9 @@ def fit(
     `checkpoint_dir`, a run that is asked for again goes on from its newest checkpoint and ends,
     on the same machine, with the same bits as one that was never interrupted.
 
-    Cost: three forward passes' worth of arithmetic a step, twice that with `sam_radius`; memory for three copies of the
-    parameters, the training images as they came, and the activations of a slice.
+    Cost: three forward passes' worth of arithmetic a step, twice that with a `sam_radius`; memory
+    for three copies of the parameters, the training images as they came, and the activations of a
+    slice.
 
     Args:
         module: a Linen module, `__call__(images [n, h, w, c], *, train)` to logits; or a function

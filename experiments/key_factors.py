@@ -10,7 +10,7 @@ second part prunes the base network in rounds with training in between, and in o
 
 import dataclasses
 import json
-from itertools import accumulate
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,58 +119,58 @@ def prune_in_rounds(config: Config) -> dict[str, Any]:
     The one shot gets as many epochs afterwards as the rounds up to there got together.
     """
     run = settings(config)[0][2]
-    arms = {"gradual": [], "one_shot": []}
+
+    def step(name: str, net: pruning_limit.Net, ratio: float, epochs: int) -> tuple:
+        with stages.time("retraining"):
+            after, row = prune_once(net, ratio, epochs, run)
+        folder = config.output / f"{name}-{epochs}-epochs"
+        folder.mkdir(parents=True, exist_ok=True)
+        return after, row | {"after": summarise(analyse(after, run, folder, stages))}
+
     with Stages() as stages:
-        dense = pruning_limit.train(run, 0, run.folder() / "seed-0", stages)
-        before, start = dense, score(dense, dense.trained.params)
-        epochs = accumulate([config.retrain_epochs] * len(config.ratios))
-        for ratio, total in zip(config.ratios, epochs, strict=True):
-            for arm, net, num in (("gradual", before, config.retrain_epochs),
-                                  ("one_shot", dense, total)):  # fmt: skip
-                with stages.time("retraining"):
-                    after, row = prune_once(net, ratio, num, run)
-                # Named by all that made it, since spectra found in a folder are taken for its own.
-                made = (
-                    config.ratios[: total // config.retrain_epochs] if arm == "gradual" else [ratio]
-                )
-                folder = config.output / "-".join([arm, *map(str, made), f"{total}-epochs"])
-                folder.mkdir(parents=True, exist_ok=True)
-                found = analyse(after, run, folder, stages)
-                arms[arm].append(row | {"after": summarise(found)})
-                before = after if arm == "gradual" else before
-    return {"dense": start, "epochs_a_round": config.retrain_epochs} | arms
+        dense = before = pruning_limit.train(run, 0, run.folder() / "seed-0", stages)
+        gradual, one_shot, name = [], [], "gradual"
+        for done, ratio in enumerate(config.ratios, 1):
+            # Named by all that made it, for what is found in a folder is taken for its own.
+            name += f"-{ratio:g}"
+            before, row = step(name, before, ratio, config.retrain_epochs)
+            gradual.append(row)
+            if done > 1:  # the first round is a single shot itself
+                _, row = step(f"one_shot-{ratio:g}", dense, ratio, done * config.retrain_epochs)
+            one_shot.append(row)
+    return {"dense": score(dense), "gradual": gradual, "one_shot": one_shot}
 
 
 def prune_once(net, ratio, epochs, run) -> tuple[pruning_limit.Net, dict[str, Any]]:
     """Prune a network to a ratio, train what is kept, and say what each step did."""
-    params = net.trained.params
-    mask = pruning.magnitude_mask(params, ratio)
-    pruned = pruning.apply_mask(params, mask)
-    trained = training.fit(
+    trained = net.trained
+    mask = pruning.magnitude_mask(trained.params, ratio)
+    pruned = trained._replace(params=pruning.apply_mask(trained.params, mask))
+    again = training.fit(
         net.module,
         net.train,
         dataclasses.replace(run.training(0), epochs=epochs),
-        params=pruned,
-        state=net.trained.state,
+        params=pruned.params,
+        state=pruned.state,
         mask=mask,
-        normalization=net.trained.normalization,
+        normalization=pruned.normalization,
     )
-    return net._replace(trained=trained), {
+    after = net._replace(trained=again)
+    return after, {
         "ratio": ratio,
-        "radius": pruning.removed_norm(params, ratio),
-        "pruned": score(net, pruned),
-        "retrained": score(net, trained.params, trained.state),
+        "radius": pruning.removed_norm(trained.params, ratio),
+        "pruned": score(net._replace(trained=pruned)),
+        "retrained": score(after),
     }
 
 
-def score(net, params, state=None) -> dict[str, Any]:
+def score(net) -> dict[str, Any]:
     """Return training loss and test accuracy."""
-    trained, settings = net.trained, {"normalization": net.trained.normalization}
-    at = (net.module, params, trained.state if state is None else state)
-    return {
-        "loss": training.evaluate(*at, net.train, **settings).loss,
-        "accuracy": training.evaluate(*at, net.test, **settings).accuracy,
-    }
+    at = net.trained
+    evaluate = partial(
+        training.evaluate, net.module, at.params, at.state, normalization=at.normalization
+    )
+    return {"loss": evaluate(net.train).loss, "accuracy": evaluate(net.test).accuracy}
 
 
 def correlate(rows: list[dict[str, Any]]) -> dict[str, Any]:

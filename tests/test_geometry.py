@@ -520,7 +520,7 @@ def closed_forms():
         "circular, asymptotic": lambda d: geometry.statistical_dimension_circular_cone(
             d, 0.3, method="asymptotic"
         ),
-        "l1": lambda d: geometry.statistical_dimension_l1_descent_cone(d, d / 1e5),
+        "l1": lambda d: geometry.statistical_dimension_l1_descent_cone(d, d / 1e4),
         "ball": lambda d: geometry.gaussian_width_ball(d, 2.0),
         "cross-polytope": lambda d: geometry.gaussian_width_cross_polytope(d, 2.0),
         "l1-l2": lambda d: geometry.gaussian_width_l1_l2_ball(d, 50.0, 2.0),

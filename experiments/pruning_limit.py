@@ -49,9 +49,14 @@ class Config:
     schedule: Literal["constant", "cosine", "multi-step"] = "cosine"
     milestones: tuple[int, ...] = ()
     warmup_epochs: int = 0
+    batch_size: int = 128
     l1: float = 3e-4
     """Strength of the l1 penalty on the weights."""
     l1_method: Literal["subgradient", "proximal"] = "subgradient"
+    l2: float = 0.0
+    """Strength of the l2 penalty on the weights."""
+    sam_radius: float = 0.0
+    """Radius of sharpness-aware steps; 0 takes plain ones."""
     augment: bool = False
     """Random crop and flip while training."""
     training_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -82,8 +87,8 @@ class Config:
 
     def training(self, seed: int) -> training.TrainingConfig:
         """Select what training is told."""
-        names = ("epochs", "learning_rate", "schedule", "milestones", "warmup_epochs", "l1",
-                 "l1_method", "augment")  # fmt: skip
+        names = ("epochs", "learning_rate", "schedule", "milestones", "warmup_epochs",
+                 "batch_size", "l1", "l1_method", "l2", "sam_radius", "augment")  # fmt: skip
         return training.TrainingConfig(seed=seed, **{name: getattr(self, name) for name in names})
 
     def network(self) -> dict[str, Any]:
@@ -272,6 +277,7 @@ def report(net, estimate, rise, sweeps, config) -> dict[str, Any]:
         net.trained.state,
         net.train,
         l1=config.l1,
+        l2=config.l2,
         normalization=net.trained.normalization,
         batch_size=config.images_at_once,
     )

@@ -28,6 +28,7 @@ from jaxlimit.reporting import build, console, plain, write_json
 HERE = Path(__file__).parent
 SETTINGS = ("paper", "annealed", "smoke")
 PAIR = ("theory", "measured")
+PUBLISHED = (*PAIR, "gap")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +185,10 @@ class Cell(NamedTuple):
         values = np.array([100 * float(QUANTITIES[quantity](r)) for r in self.results])
         return MeanAndDeviation(values.mean(), values.std(ddof=1) if len(values) > 1 else None)
 
+    def published(self, quantity: str) -> MeanAndDeviation:
+        """Return what the paper has."""
+        return MeanAndDeviation(*self.row.published[quantity])
+
 
 def read_cell(row: Row, setting: str, config: Config) -> Cell:
     """Read what has been collected."""
@@ -204,7 +209,6 @@ def shown(value: tuple[float, float | None] | None) -> str:
 def markdown(cells: list[Cell]) -> str:
     """Lay out the tables."""
     full = [cell for cell in cells if cell.setting != "smoke"]
-    smoke = [cell for cell in cells if cell.setting == "smoke" and cell.results]
     baselines = list(QUANTITIES)[3:]
     return "\n\n".join(
         [
@@ -214,18 +218,18 @@ def markdown(cells: list[Cell]) -> str:
             "## Pruning ratios",
             table(
                 ["network", "setting", "theory, paper", "theory, here", "measured, paper",
-                 "measured, here", "theory / measured", "distance from the minimum, % of ‖w‖",
+                 "measured, here", "theory - measured", "distance from the minimum, % of ‖w‖",
                  "results, by seed"],
-                [[*labels(cell), shown(published(cell, "theory")), shown(cell.value("theory")),
-                  shown(published(cell, "measured")), shown(cell.value("measured")),
-                  factor(cell), shown(cell.value("distance from the minimum")), links(cell)]
+                [[*labels(cell), shown(cell.published("theory")), shown(cell.value("theory")),
+                  shown(cell.published("measured")), shown(cell.value("measured")),
+                  difference(cell), shown(cell.value("distance from the minimum")), links(cell)]
                  for cell in full],
             ),
             "The paper states one setting; it stands beside both of ours.",
             "## Δ, the gap between the bounds",
             table(
                 ["network", "setting", "Δ, paper", "Δ, here"],
-                [[*labels(cell), shown(published(cell, "gap")), shown(cell.value("gap"))]
+                [[*labels(cell), shown(cell.published("gap")), shown(cell.value("gap"))]
                  for cell in full],
             ),
             "## What they are held against",
@@ -236,13 +240,23 @@ def markdown(cells: list[Cell]) -> str:
             "## Smoke runs",
             "One epoch on a few images: they show that the commands run, and no number of them "
             "says anything.",
-            table(["network", "training images", "theory", "measured", "Δ", "seconds",
-                   "results, by seed"],
-                  [[cell.row.name, str(cell.results[0]["config"]["max_images"]),
-                    *(shown(cell.value(q)) for q in ("theory", "measured", "gap")),
-                    f"{cell.results[0]['seconds']['total']:.0f}", links(cell)] for cell in smoke]),
+            smoke_table([cell for cell in cells if cell.setting == "smoke" and cell.results]),
         ]
     ) + "\n"  # fmt: skip
+
+
+def smoke_table(cells: list[Cell]) -> str:
+    """Lay out the smoke runs, by the first seed of each."""
+    firsts = [cell.results[0] for cell in cells]
+    return table(
+        ["network", "training images", *PUBLISHED, "seconds", "results, by seed"],
+        [
+            [cell.row.name, str(first["config"]["max_images"]),
+             *(shown(cell.value(q)) for q in PUBLISHED),
+             f"{first['seconds']['total']:.0f}", links(cell)]
+            for cell, first in zip(cells, firsts, strict=True)
+        ],
+    )  # fmt: skip
 
 
 def table(header: list[str], lines: list[list[str]]) -> str:
@@ -258,17 +272,12 @@ def labels(cell: Cell) -> tuple[str, str]:
     return cell.row.name, f"{cell.setting} ({trained}{', augmented' if c.augment else ''})"
 
 
-def published(cell: Cell, quantity: str) -> MeanAndDeviation:
-    """Return what the paper has."""
-    return MeanAndDeviation(*cell.row.published[quantity])
-
-
-def factor(cell: Cell) -> str:
-    """Show how many times the measurement the prediction is."""
+def difference(cell: Cell) -> str:
+    """Show how far the prediction is from the measurement, in points and as a factor."""
     theory, measured = cell.value("theory"), cell.value("measured")
     if theory is None or measured is None:
         return "not run yet"
-    return f"{theory.mean / measured.mean:.2f}"
+    return f"{theory.mean - measured.mean:+.2g} ({theory.mean / measured.mean:.2f} times)"
 
 
 def links(cell: Cell) -> str:
@@ -281,7 +290,9 @@ def notes(cells: list[Cell]) -> Iterator[str]:
     """Say of each run what makes its numbers uncertain, as the run itself has it."""
     for cell in cells:
         for result in cell.results:
-            made = [f"Lanczos depth {result['depth']}", f"{result['hessian_images']:,} images in H"]
+            low, high = (100 * result["prediction"][end] for end in ("lower", "upper"))
+            made = [f"theory between {low:.3g} and {high:.3g}", f"Lanczos depth {result['depth']}",
+                    f"{result['hessian_images']:,} images in H"]  # fmt: skip
             for name, value in result.get("speed", {}).items():
                 made.append(f"{value:,.3g} {name.replace('_per_second', ' a second')}")
             lines = [f"- {reason}" for reason in result["reasons"]]
@@ -296,12 +307,11 @@ def write_csv(path: Path, cells: list[Cell]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         ours = [f"{q}, {part}" for q in QUANTITIES for part in ("mean", "std")]
-        paper = [f"{q}, paper, {part}" for q in ("theory", "measured", "gap")
-                 for part in ("mean", "std")]  # fmt: skip
+        paper = [f"{q}, paper, {part}" for q in PUBLISHED for part in ("mean", "std")]
         writer.writerow(["network", "setting", "seeds", *paper, *ours, "results"])
         for cell in cells:
             values = [cell.value(q) or MeanAndDeviation(None, None) for q in QUANTITIES]
-            numbers = [*(published(cell, q) for q in ("theory", "measured", "gap")), *values]
+            numbers = [*map(cell.published, PUBLISHED), *values]
             flat = ["" if x is None else f"{x:.6g}" for value in numbers for x in value]
             writer.writerow([cell.row.name, cell.setting, len(cell.results), *flat,
                              " ".join(cell.paths) or "not run yet"])  # fmt: skip
@@ -315,18 +325,17 @@ def tabulate(rows: list[Row], config: Config) -> list[Cell]:
     config.results.mkdir(parents=True, exist_ok=True)
     (config.results / "table.md").write_text(markdown(cells))
     write_csv(config.results / "table.csv", cells)
-    drawn = [TableRow(row.name, pairs(row, cells)) for row in rows]
+    drawn = [TableRow(row.name, pairs([c for c in cells if c.row is row])) for row in rows]
     plotting.save(plotting.plot_tables(drawn), config.results / "table.png")
     return cells
 
 
-def pairs(row: Row, cells: list[Cell]) -> dict[str, tuple]:
-    """Pair theory and measurement of a row, by where they come from."""
-    published = {"published": tuple(MeanAndDeviation(*row.published[q]) for q in PAIR)}
-    return published | {
+def pairs(cells: list[Cell]) -> dict[str, tuple]:
+    """Pair theory and measurement of one row, by where they come from."""
+    return {"published": tuple(map(cells[0].published, PAIR))} | {
         f"here, {cell.setting} setting": tuple(map(cell.value, PAIR))
         for cell in cells
-        if cell.row is row and cell.setting != "smoke"
+        if cell.setting != "smoke"
     }
 
 
@@ -350,7 +359,7 @@ def main(config: Config) -> None:
             theory, measured = shown(cell.value("theory")), shown(cell.value("measured"))
             console.print(
                 f"{cell.row.name}, {cell.setting}, {len(cell.results)} seeds: theory {theory} %, "
-                f"{factor(cell)} times the measured {measured} %"
+                f"measured {measured} %, difference {difference(cell)}"
             )
     console.print(f"written to {config.results}")
     if failures:

@@ -21,7 +21,7 @@ from jaxlimit.reporting import plain, write_json
 
 def made_up(config, seed, *, theory=0.02, measured=0.01):
     """Return what a run writes, with numbers of our own."""
-    limit = {"ratio": theory + 0.002 * seed}
+    limit = {"ratio": theory + 0.002 * seed, "lower": 0.01, "upper": 0.03}
     sweep = {"ratios": list(range(200)), "values": list(range(200))}
     return plain(
         {
@@ -143,8 +143,16 @@ def test_one_failure_loses_no_other_run_and_nothing_is_run_twice(config, runner,
         assert json.loads((config.results / path).read_text())["config"]["model"] == "fc5"
     text = (config.results / "table.md").read_text()
     row = next(t for t in text.splitlines() if t.startswith("| fc5-cifar10 | paper"))
-    for part in ("2.1 ± 0.25", "2.2 ± 0.2", "1.7 ± 0.12", "1.17 ± 0.21", "1.89", "seed-2/result"):
+    for part in (
+        "2.1 ± 0.25",
+        "2.2 ± 0.2",
+        "1.7 ± 0.12",
+        "1.17 ± 0.21",
+        "+1 (1.89 times)",
+        "seed-2/result",
+    ):
         assert part in row
+    assert "theory between 1 and 3, Lanczos depth 128" in text
     assert "the moon was full" in text
     assert 20_000 < (config.results / "table.png").stat().st_size < 200_000
 

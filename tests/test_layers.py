@@ -21,7 +21,7 @@ LAYERS: dict[str, set[str]] = {
     "spectrum": {"lanczos"},
     "limits": {"lanczos", "spectrum"},
 }
-COMPOSING = {"__init__", "estimation"}
+COMPOSING = {"__init__", "estimation", "lomp"}
 FIGURES = "plotting"
 
 

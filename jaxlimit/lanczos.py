@@ -6,6 +6,7 @@ numerically (an invariant subspace, a product that is not finite) ends the recur
 stands and is told in the result; it never spreads NaN.
 """
 
+import os
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,10 +20,12 @@ from jaxlimit._checks import check_choice, check_count, is_concrete, is_finite
 from jaxlimit._eigenpairs import Eigenpairs, extremal_eigenpairs  # noqa: F401 (public here)
 from jaxlimit._host import HostMatvec
 from jaxlimit._matvec import dot, prepare
+from jaxlimit._memory import check_memory
 
 REORTHOGONALIZE = ("full", "selective", "none")
 WARM_UP = 48  # steps that "selective" reorthogonalises fully
 NUM_LOCKED = 24  # converged Ritz vectors that it goes on with, at most
+FORMAT_VERSION = 1
 
 
 class Tridiagonalization(NamedTuple):
@@ -104,6 +107,7 @@ def tridiagonalize(
         TypeError: if `start_vector` is not a real floating vector.
         ValueError: if `start_vector` is zero, not finite or no vector, `num_steps` < 1,
             `reorthogonalize` is unknown, or `matvec` returns another shape.
+        MemoryError: if the basis is larger than the device's memory; says what takes less.
 
     >>> import jax.numpy as jnp
     >>> result = tridiagonalize(lambda v: jnp.array([1.0, 3.0]) * v, jnp.ones(2), num_steps=2)
@@ -143,6 +147,7 @@ def start(
     Raises:
         TypeError: as `tridiagonalize`.
         ValueError: as `tridiagonalize`.
+        MemoryError: as `tridiagonalize`.
 
     >>> import jax.numpy as jnp
     >>> state = start(jnp.ones(3), num_steps=2, reorthogonalize="none")
@@ -153,13 +158,14 @@ def start(
     start_vector = _check_start(start_vector)
     (dim,) = start_vector.shape
     num_steps = min(check_count("num_steps", num_steps), dim)
-    rows = {"full": num_steps, "selective": min(WARM_UP, num_steps), "none": 0}[reorthogonalize]
+    rows = num_rows(num_steps, reorthogonalize)
     if keep_basis is not None and keep_basis != (rows > 0) and reorthogonalize != "none":
         raise ValueError(
             f"keep_basis must not be {keep_basis} where reorthogonalize is {reorthogonalize!r}"
         )
     rows = num_steps if keep_basis else rows
     dtype = start_vector.dtype
+    check_basis(rows, dim, dtype)
     norm = jnp.linalg.norm(start_vector)
     return LanczosState(
         previous=jnp.zeros_like(start_vector),
@@ -170,6 +176,21 @@ def start(
         step=jnp.int32(0),
         num_valid=jnp.int32(0),
         failed_step=jnp.int32(-1),
+    )
+
+
+def num_rows(num_steps: int, reorthogonalize: str) -> int:
+    """Return how many vectors a recurrence of `num_steps` steps stores besides its own two."""
+    return {"full": num_steps, "selective": min(WARM_UP, num_steps), "none": 0}[reorthogonalize]
+
+
+def check_basis(rows: int, dim: int, dtype: Any) -> None:
+    """Raise `MemoryError` if `rows` vectors are more than the device can hold."""
+    check_memory(
+        f"a Lanczos basis of {rows} vectors of {dim} entries",
+        rows * dim * jnp.dtype(dtype).itemsize,
+        f"take fewer steps, reorthogonalize='selective' ({WARM_UP} vectors a probe) or 'none' "
+        "(no basis), or probes one after the other",
     )
 
 
@@ -216,6 +237,68 @@ def finish(state: LanczosState) -> Tridiagonalization:
         num_valid=state.num_valid,
         failed_step=state.failed_step,
     )
+
+
+def with_room(
+    state: LanczosState, num_steps: int, *, reorthogonalize: str = "full"
+) -> LanczosState:
+    """Give a recurrence room for `num_steps` steps, so that it can go on beyond its first plan.
+
+    Args:
+        state: from `start`, `extend` or `load`, with its own room or less used up.
+        num_steps: the new greatest depth, clamped to D; no room is taken away.
+        reorthogonalize: as it was for `start`. The basis grows with the room, but not if
+            "selective", where it holds Ritz vectors after the steps first planned.
+
+    Returns:
+        The same recurrence; `extend` takes it to the same bits as if it had begun with this room.
+
+    >>> import jax.numpy as jnp
+    >>> state = start(jnp.ones(3), num_steps=1, reorthogonalize="none")
+    >>> with_room(state, 2, reorthogonalize="none").diagonal.shape
+    (2,)
+    """
+    room = state.diagonal.shape[0]
+    added = max(min(check_count("num_steps", num_steps), state.current.size) - room, 0)
+    basis = state.basis
+    if basis is not None and reorthogonalize != "selective":
+        check_basis(room + added, state.current.size, basis.dtype)
+        basis = jnp.pad(basis, ((0, added), (0, 0)))
+    return state._replace(
+        diagonal=jnp.pad(state.diagonal, (0, added)),
+        off_diagonal=jnp.pad(state.off_diagonal, (0, added)),
+        basis=basis,
+    )
+
+
+def save(path: Any, state: LanczosState) -> None:
+    """Write a recurrence as a versioned npz, to go on with another day.
+
+    Raises:
+        OSError: if the file cannot be written; one that was there before is kept whole.
+    """
+    fields = {k: np.asarray(v) for k, v in state._asdict().items() if v is not None}
+    temporary = f"{path}.tmp"
+    with open(temporary, "wb") as file:
+        np.savez(file, version=FORMAT_VERSION, **fields)
+    os.replace(temporary, path)
+
+
+def load(path: Any) -> LanczosState:
+    """Read a recurrence that `save` wrote.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if it is no recurrence, or of another version.
+    """
+    with np.load(path) as file:
+        version = file.get("version", "none")
+        if int(file.get("version", -1)) != FORMAT_VERSION or "failed_step" not in file:
+            raise ValueError(
+                f"{path} must be a Lanczos recurrence of format {FORMAT_VERSION}, got {version}"
+            )
+        fields: dict[str, Any] = {k: jnp.asarray(file[k]) for k in file.files if k != "version"}
+    return LanczosState(**{"basis": None} | fields)
 
 
 @partial(jax.jit, static_argnums=(2, 3))

@@ -20,6 +20,7 @@ from jaxlimit._weights import Where, flatten_weights, is_weight, selected
 Matvec = Callable[[Array], Array]
 
 MATVEC_MODES = ("auto", "linearized", "forward-over-reverse")
+MEMORY_BUDGET = 4 * 2**30
 
 
 class MatvecSettings(TypedDict, total=False):
@@ -57,7 +58,7 @@ def make_operator(
     mask: Any = None,
     where: Where = is_weight,
     mode: str = "auto",
-    memory_budget: float = 4 * 2**30,
+    memory_budget: float = MEMORY_BUDGET,
     product_dtype: Any = None,
 ) -> Partial:
     """Make the product with the derivative of a gradient map; see `MatvecSettings`."""
@@ -69,8 +70,7 @@ def make_operator(
         mode = "linearized"
     operator_args = (unflatten, weights, group_batches(batches), operands)
     if mode == "auto":
-        stored = jax.eval_shape(partial(_linearize, kind, None), *operator_args)
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stored))
+        size = linearization_size(kind, None, *operator_args)
         mode = "linearized" if size <= memory_budget else "forward-over-reverse"
     if mode == "forward-over-reverse":
         matvec = Partial(_Recomputed(kind), *operator_args)
@@ -113,6 +113,12 @@ def _linearize(kind, product_dtype, unflatten, weights, groups, operands) -> Any
 
     _, linear = jax.linearize(mean_gradient, weights)
     return linear if product_dtype is None else narrow_products(linear, weights, product_dtype)
+
+
+def linearization_size(kind: Any, product_dtype: Any, *operator_args: Any) -> int:
+    """Count the bytes that a linearisation keeps, by its shapes alone."""
+    stored = jax.eval_shape(partial(_linearize, kind, product_dtype), *operator_args)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stored))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxlimit import lanczos
 from jaxlimit._checks import check_count
 from jaxlimit._matvec import prepare
+from jaxlimit._oom import catching_refusals
 from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
 
 
@@ -28,6 +29,7 @@ def spectral_measure(
     num_steps: int,
     num_probes: int = 1,
     reorthogonalize: str = "selective",
+    store: str = "device",
     vectorize: bool = False,
     dtype: Any = jnp.float32,
 ) -> SpectralMeasure:
@@ -44,6 +46,7 @@ def spectral_measure(
         num_probes: independent probes.
         reorthogonalize: "selective", "full" or "none", see `lanczos.tridiagonalize`; without it
             the bracket of `trace_bracket` closes at twice the depth or more.
+        store: where the basis is kept, "device", "bfloat16" or "pinned_host", likewise.
         vectorize: run all probes side by side by `vmap` instead of one after the other.
         dtype: floating type of the probes.
 
@@ -52,7 +55,8 @@ def spectral_measure(
 
     Raises:
         TypeError: if a count is no static int.
-        ValueError: if a count is below 1, or `matvec` does not map [D] to [D].
+        ValueError: if a count is below 1, `matvec` does not map [D] to [D], or `vectorize` is asked
+            of a basis in "pinned_host".
         FloatingPointError: if a product was not finite; names the probe and the step.
 
     >>> import jax, jax.numpy as jnp
@@ -68,15 +72,21 @@ def spectral_measure(
     matvec, dim, dtype = prepare(matvec, dim, dtype)
     num_steps = min(check_count("num_steps", num_steps), dim)
     keys = jax.random.split(key, num_probes)
-    settings = (dim, num_steps, reorthogonalize, dtype)
+    if vectorize and store == "pinned_host":
+        raise ValueError("vectorize must be False where store is 'pinned_host'")
+    settings = (dim, num_steps, reorthogonalize, store, dtype)
     return measure_from(_run_probes(matvec, keys, vectorize, *settings), dim=dim)
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4, 5, 6))
-def _run_probes(matvec, keys, vectorize, dim, num_steps, reorthogonalize, dtype):
+@partial(jax.jit, static_argnums=(2, 3, 4, 5, 6, 7))
+def _run_probes(matvec, keys, vectorize, dim, num_steps, reorthogonalize, store, dtype):
     def one(key):
         result = lanczos.tridiagonalize(
-            matvec, probe(key, dim, dtype), num_steps=num_steps, reorthogonalize=reorthogonalize
+            matvec,
+            probe(key, dim, dtype),
+            num_steps=num_steps,
+            reorthogonalize=reorthogonalize,
+            store=store,
         )
         return result._replace(basis=None)
 
@@ -91,6 +101,8 @@ def run_probes(
     num_steps: int,
     num_probes: int = 1,
     reorthogonalize: str = "selective",
+    store: str = "device",
+    states: tuple[lanczos.LanczosState, ...] = (),
     chunk: int = 32,
     stop: Callable[[SpectralMeasure], bool] | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
@@ -108,6 +120,9 @@ def run_probes(
         num_steps: steps a probe, at most.
         num_probes: independent probes, carried on in turn.
         reorthogonalize: as for `spectral_measure`.
+        store: as for `spectral_measure`.
+        states: recurrences to go on from, one a probe, those of a `DeviceMemoryError`; they keep
+            their own store.
         chunk: steps between two looks.
         stop: called with the measure so far, once the depth has doubled since the last look and
             at least 4 chunks are done; True ends the run.
@@ -122,30 +137,37 @@ def run_probes(
         TypeError: as `spectral_measure`.
         ValueError: as `spectral_measure`.
         FloatingPointError: as `spectral_measure`.
+        DeviceMemoryError: if the device runs out of memory; carries the states before that.
     """
     check_count("num_probes", num_probes)
     matvec, dim, dtype = prepare(matvec, dim, dtype)
     num_steps = min(check_count("num_steps", num_steps), dim)
-    states = [
-        lanczos.start(probe(k, dim, dtype), num_steps=num_steps, reorthogonalize=reorthogonalize)
+    recurrences = list(states) or [
+        lanczos.start(
+            probe(k, dim, dtype), num_steps=num_steps, reorthogonalize=reorthogonalize, store=store
+        )
         for k in jax.random.split(key, num_probes)
     ]
-    done, looked = 0, 2 * chunk
+    done, looked = min(int(state.step) for state in recurrences), 2 * chunk
     while done < num_steps:
         take = min(chunk, num_steps - done)
-        for i, state in enumerate(states):
-            states[i] = lanczos.extend(
-                matvec, state, num_steps=take, reorthogonalize=reorthogonalize
-            )
+        for i, state in enumerate(recurrences):
+            left = done + take - int(state.step)
+            if left <= 0:
+                continue
+            with catching_refusals(f"at step {done} of probe {i}", recurrences):
+                following = lanczos.extend(
+                    matvec, state, num_steps=left, reorthogonalize=reorthogonalize
+                )
+                recurrences[i] = jax.block_until_ready(following)
             if on_progress is not None:
-                jax.block_until_ready(states[i].current)
                 on_progress(stage, done * num_probes + (i + 1) * take, num_steps * num_probes)
         done += take
         if stop is not None and (done >= 2 * looked or done == num_steps):
             looked = done
-            if stop(_measure_of_states(states, done, dim)):
+            if stop(_measure_of_states(recurrences, done, dim)):
                 break
-    return _measure_of_states(states, done, dim)
+    return _measure_of_states(recurrences, done, dim)
 
 
 def _measure_of_states(states: list, depth: int, dim: int) -> SpectralMeasure:

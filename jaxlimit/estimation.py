@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -176,7 +176,7 @@ class _PlannedRuns:
 
     def __init__(self, operator: tuple, plan_settings: dict[str, Any]) -> None:
         loss, params, batches, operands, where, settings = operator
-        self._operator, self._matvec = operator, None
+        self._operator, self._matvec = operator, cast(Any, None)
         self._workload = planning.measure(
             loss,
             params,
@@ -186,7 +186,7 @@ class _PlannedRuns:
             product_dtype=settings.get("product_dtype"),
         )
         modes = _modes(self._workload.linearization, **settings)
-        self._plan_settings = plan_settings | {"modes": modes}
+        self._plan_settings: dict[str, Any] = plan_settings | {"modes": modes}
         self._plan = self._affordable(planning.plan(self._workload, **self._plan_settings))
         self.notes: tuple[str, ...] = ()
 
@@ -242,7 +242,7 @@ class _PlannedRuns:
 def _modes(
     linearization: int,
     mode: str = "auto",
-    memory_budget: float = curvature.MEMORY_BUDGET,
+    memory_budget: float = float("inf"),
     product_dtype: Any = None,
     **others: Any,
 ) -> tuple[str, ...]:

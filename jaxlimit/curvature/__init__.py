@@ -12,7 +12,7 @@ So one mechanism serves them all: `jax.jvp` of the gradient map for each product
 
 from jaxlimit._host import HostMatvec
 from jaxlimit._weights import Where, every_leaf, is_weight
-from jaxlimit.curvature._operator import MATVEC_MODES, MEMORY_BUDGET, MatvecSettings, restrict
+from jaxlimit.curvature._operator import MATVEC_MODES, MatvecSettings, restrict
 from jaxlimit.curvature.derivatives import HVP_MODES, hvp, mean_gradient
 from jaxlimit.curvature.operators import (
     fisher_matvec,
@@ -26,7 +26,6 @@ from jaxlimit.curvature.preflight import Preflight, check
 __all__ = [
     "HVP_MODES",
     "MATVEC_MODES",
-    "MEMORY_BUDGET",
     "HostMatvec",
     "MatvecSettings",
     "Preflight",

@@ -20,7 +20,6 @@ from jaxlimit._weights import Where, flatten_weights, is_weight, selected
 Matvec = Callable[[Array], Array]
 
 MATVEC_MODES = ("auto", "linearized", "forward-over-reverse")
-MEMORY_BUDGET = 4 * 2**30
 
 
 class MatvecSettings(TypedDict, total=False):
@@ -58,7 +57,7 @@ def make_operator(
     mask: Any = None,
     where: Where = is_weight,
     mode: str = "auto",
-    memory_budget: float = MEMORY_BUDGET,
+    memory_budget: float = 4 * 2**30,
     product_dtype: Any = None,
 ) -> Partial:
     """Make the product with the derivative of a gradient map; see `MatvecSettings`."""

@@ -198,8 +198,9 @@ def _equation_flops(equation: core.JaxprEqn) -> int:
 
 
 def _product_flops(equation: core.JaxprEqn) -> int:
-    left, right = (variable.aval.shape for variable in equation.invars)
-    out = math.prod(equation.outvars[0].aval.shape)
+    avals: list[Any] = [variable.aval for variable in (*equation.invars, *equation.outvars)]
+    left, right, out = (aval.shape for aval in avals)
+    out = math.prod(out)
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
         return 2 * out * math.prod(left[axis] for axis in contracted)

@@ -29,14 +29,16 @@ INFINIBAND = 50e9  # bytes a second between nodes, 400 Gb/s a device
 
 
 def device_memory(device: Any = None) -> int:
-    """Return the bytes that a device has for arrays: the host's memory if it is a CPU.
+    """Return the bytes that a device has for arrays: half of the host's memory if it is a CPU.
+
+    A device refuses what is too much; a host ends the process, and its memory has other users.
 
     >>> device_memory() > 0
     True
     """
     device = device or jax.local_devices()[0]
     statistics = device.memory_stats() or {}
-    return int(statistics.get("bytes_limit") or host_memory())
+    return int(statistics.get("bytes_limit") or host_memory() / 2)
 
 
 def host_memory() -> int:

@@ -1,7 +1,6 @@
 """What fits on a device: the linearisation or one batch at a time, and where the basis goes."""
 
 from collections.abc import Callable, Iterator
-from itertools import product
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ USABLE = 0.9  # of a device's memory: what allocators, code and fragments leave
 
 # Vectors of Lanczos besides the basis: two of the state, before and after a chunk, the product, the
 # residual and scratch; from the compiled program.
-NUM_VECTORS = 8
+NUM_VECTORS = 7
 # A product's own temporaries, as a multiple of what a linearisation of the same examples keeps; the
 # greatest ratio that the compiled programs of the zoo show (benchmarks/scale_model.py).
 TEMPORARIES = {"linearized": 1.0, "forward-over-reverse": 2.0}
@@ -137,8 +136,8 @@ def plan(
 ) -> Plan:
     """Choose how a spectrum is measured so that it fits, the fastest and most exact way first.
 
-    Tried in turn: the basis on the device, in bfloat16, in pinned host memory, each linearised and
-    then batch by batch, with batches halved as often as it takes; last of all, no basis.
+    Tried in turn: linearised, with the basis on the device, in bfloat16, in pinned host memory; the
+    same batch by batch, the batches halved as often as it takes; last of all, no basis.
 
     Args:
         workload: from `measure`, or filled in by hand.
@@ -217,12 +216,12 @@ def _options(
     workload, num_steps, num_probes, reorthogonalize, limit, modes, stores
 ) -> Iterator[Plan]:
     num_steps = min(num_steps, workload.dim)
-    ways = [(store, reorthogonalize) for store in stores if store != "none"]
+    ways = [(mode, store, reorthogonalize) for mode in modes for store in stores if store != "none"]
     if reorthogonalize == "none":
-        ways = [("device", "none")]
-    elif "none" in stores:
-        ways.append(("device", "none"))
-    for (store, kind), mode in product(ways, modes):
+        ways = []
+    if "none" in stores or not ways:
+        ways += [(mode, "device", "none") for mode in modes]
+    for mode, store, kind in ways:
         resident, working, on_host = _basis_bytes(workload, num_steps, kind, store)
         for pieces in _cuts(workload.batch_size) if mode == MODES[1] else (1,):
             parts = {

@@ -13,6 +13,7 @@ them. The file is written again after every case, so that a run cut off keeps wh
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,12 +181,9 @@ def measure_spectrum(case: tuple, config: Config) -> dict[str, Any]:
     dtype = DTYPES[config.precision][1]
     with jax.default_matmul_precision(DTYPES[config.precision][0]):
         matvec = curvature.hessian_matvec(loss, params, batches, state, product_dtype=dtype)
-        call = lambda: (
-            spectrum.spectral_measure(  # noqa: E731
-                matvec, jax.random.key(5), dim=dim, num_steps=config.num_steps
-            ).nodes
-        )
-        return time_in_turns({"slq": call}, repeats=1)["slq"]
+        run = partial(spectrum.spectral_measure, dim=dim, num_steps=config.num_steps)
+        key = jax.random.key(5)
+        return time_in_turns({"slq": lambda: run(matvec, key).nodes}, repeats=1)["slq"]
 
 
 def measure_prediction(config: Config) -> dict[str, Any]:

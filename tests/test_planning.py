@@ -93,7 +93,7 @@ def small_network(name, width):
     images = jnp.ones((4, 16, 16, 16, 3))
     variables = dict(module.init(jax.random.key(0), images[0, :1]))
     params = variables.pop("params")
-    loss = training.make_loss(module, (jnp.zeros(3), jnp.ones(3)))
+    loss = training.make_loss(module)
     return loss, params, (images, jnp.zeros((4, 16), jnp.int32)), variables
 
 

@@ -79,7 +79,7 @@ def linearization_bytes(
     >>> import jax.numpy as jnp
     >>> loss = lambda w, batch: jnp.mean(jnp.tanh(batch @ w) ** 2)
     >>> linearization_bytes(loss, jnp.zeros(3), jnp.ones((2, 4, 3)))
-    108
+    292
     """
     check_scalar(loss, params, first_batch(batches), *operands)
 

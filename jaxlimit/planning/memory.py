@@ -243,15 +243,11 @@ def _cuts(batch_size: int) -> list[int]:
 
 
 def _product_bytes(workload: Workload, mode: str, pieces: int) -> dict[str, int]:
-    activations = max(workload.linearization - workload.dim * workload.itemsize, 0)
+    vectors, kept = 3 * workload.dim * workload.itemsize, workload.linearization
     if mode == "linearized":
-        return {
-            "linearisation": workload.linearization,
-            "product": int(TEMPORARIES[mode] * activations),
-        }
+        return {"linearisation": kept, "product": int(TEMPORARIES[mode] * kept) + vectors}
     share = workload.batch_size / pieces / workload.num_examples
-    weights = workload.dim * workload.itemsize
-    return {"product": int(TEMPORARIES[mode] * activations * share) + 3 * weights}
+    return {"product": int(TEMPORARIES[mode] * kept * share) + vectors}
 
 
 def _basis_bytes(

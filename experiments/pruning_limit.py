@@ -25,6 +25,7 @@ from jaxlimit import (
     flatten_weights,
     limits,
     models,
+    planning,
     plotting,
     pruning,
     spectrum,
@@ -82,6 +83,8 @@ class Config:
     smallest_ratio: float = 1e-4
     accuracy_tolerance: float = 0.01
     """Loss of test accuracy that the limit by accuracy tolerates."""
+    dry_run: bool = False
+    """Say what memory the spectrum will take and how, and stop."""
     output: Path | None = None
     """Run folder; default runs/MODEL-DATASET-DIGEST, the digest that of the training settings."""
 
@@ -426,8 +429,31 @@ def product_dtype(config: Config) -> Any:
     return None if config.product_dtype == "float32" else jnp.dtype(config.product_dtype)
 
 
+def print_plan(config: Config) -> None:
+    """Print the plan for the spectrum of the network as it is before training."""
+    train = datasets.load(config.dataset, "train", config.data_dir)
+    module = models.create(config.model, num_classes=train.num_classes)
+    state = dict(module.init(jax.random.key(0), jnp.asarray(train.images[:1], jnp.float32)))
+    workload = planning.measure(
+        training.make_loss(module, training.channel_statistics(train.images)),
+        state.pop("params"),
+        datasets.to_batches(first(train, config.hessian_images)),
+        state,
+        product_dtype=product_dtype(config),
+    )
+    modes = planning.MODES if config.product_dtype == "float32" else ("linearized",)
+    plan = planning.plan(
+        workload, num_steps=config.num_steps, num_probes=config.num_probes, modes=modes
+    )
+    console.print(f"{config.model} on {config.dataset}, D = {workload.dim:,}", highlight=False)
+    console.print(planning.describe(plan), highlight=False)
+
+
 def main(config: Config) -> None:
     """Run every seed and, for several, their mean and spread."""
+    if config.dry_run:
+        print_plan(config)
+        return
     results = []
     for seed in config.seeds:
         results.append(run(config, seed))

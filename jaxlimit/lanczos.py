@@ -16,6 +16,8 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
+from jaxlimit import _basis, _two_pass
+from jaxlimit._basis import STORES
 from jaxlimit._checks import check_choice, check_count, is_concrete, is_finite
 from jaxlimit._eigenpairs import Eigenpairs, extremal_eigenpairs  # noqa: F401 (public here)
 from jaxlimit._host import HostMatvec
@@ -49,6 +51,20 @@ class Tridiagonalization(NamedTuple):
     failed_step: Int[Array, ""]
 
 
+class RitzPairs(NamedTuple):
+    """Approximate eigenpairs, and how good each is.
+
+    Attributes:
+        values: vᵀHv, the most extreme first.
+        vectors: row i, of norm 1, belongs to `values[i]`.
+        residual_norms: ‖Hv - λv‖; an eigenvalue of H lies this near.
+    """
+
+    values: Float[Array, "k"]
+    vectors: Float[Array, "k D"]
+    residual_norms: Float[Array, "k"]
+
+
 class LanczosState(NamedTuple):
     """Everything the recurrence needs to go on: two vectors, T so far, and the basis if kept.
 
@@ -58,7 +74,8 @@ class LanczosState(NamedTuple):
         diagonal: α, allocated for the greatest depth.
         off_diagonal: β, including the last, which couples to `current`.
         basis: the Lanczos vectors, allocated for the greatest depth; if "selective" those of the
-            warm-up, and after it the converged Ritz vectors; None if not kept.
+            warm-up, and after it the converged Ritz vectors (in 24 more rows of their own unless
+            on the device in full precision); None if not kept.
         step: steps asked for so far.
         num_valid: steps that were possible.
         failed_step: as in `Tridiagonalization`.
@@ -81,6 +98,7 @@ def tridiagonalize(
     num_steps: int,
     reorthogonalize: str = "full",
     keep_basis: bool | None = None,
+    store: str = "device",
 ) -> Tridiagonalization:
     """Run Lanczos from a start vector.
 
@@ -99,6 +117,9 @@ def tridiagonalize(
             that have converged by then, the outliers, whose ghosts are the first to come.
         keep_basis: whether the result carries the basis; by default it does if "full", and it
             cannot if "selective".
+        store: where the basis is kept: "device", as it is; "bfloat16", on the device in half the
+            memory; "pinned_host", in the host's memory, streamed through the device block by
+            block. The last two are not differentiable in reverse, the last not under `vmap`.
 
     Returns:
         A `Tridiagonalization`; an invariant subspace ends it early, see `num_valid`.
@@ -106,7 +127,7 @@ def tridiagonalize(
     Raises:
         TypeError: if `start_vector` is not a real floating vector.
         ValueError: if `start_vector` is zero, not finite or no vector, `num_steps` < 1,
-            `reorthogonalize` is unknown, or `matvec` returns another shape.
+            `reorthogonalize` or `store` is unknown, or `matvec` returns another shape.
         MemoryError: if the basis is larger than the device's memory; says what takes less.
 
     >>> import jax.numpy as jnp
@@ -118,7 +139,11 @@ def tridiagonalize(
     orthogonalisation; Parlett (1998), chapter 13.
     """
     state = start(
-        start_vector, num_steps=num_steps, reorthogonalize=reorthogonalize, keep_basis=keep_basis
+        start_vector,
+        num_steps=num_steps,
+        reorthogonalize=reorthogonalize,
+        keep_basis=keep_basis,
+        store=store,
     )
     num_steps = state.diagonal.shape[0]
     matvec, _, _ = prepare(matvec, state.current.size, state.current.dtype)
@@ -132,6 +157,7 @@ def start(
     num_steps: int,
     reorthogonalize: str = "full",
     keep_basis: bool | None = None,
+    store: str = "device",
 ) -> LanczosState:
     """Begin a recurrence with room for `num_steps` steps.
 
@@ -140,6 +166,7 @@ def start(
         num_steps: the greatest depth that `extend` may reach; clamped to D.
         reorthogonalize: as for `tridiagonalize`.
         keep_basis: as for `tridiagonalize`.
+        store: as for `tridiagonalize`; `extend` finds it in the state.
 
     Returns:
         The state before the first step.
@@ -155,6 +182,7 @@ def start(
     Array(1, dtype=int32)
     """
     check_choice("reorthogonalize", reorthogonalize, REORTHOGONALIZE)
+    check_choice("store", store, STORES)
     start_vector = _check_start(start_vector)
     (dim,) = start_vector.shape
     num_steps = min(check_count("num_steps", num_steps), dim)
@@ -165,14 +193,16 @@ def start(
         )
     rows = num_steps if keep_basis else rows
     dtype = start_vector.dtype
-    check_basis(rows, dim, dtype)
+    if reorthogonalize == "selective" and _basis.goes_in_blocks(store, dtype):
+        rows += NUM_LOCKED
+    check_basis(rows, dim, dtype, store)
     norm = jnp.linalg.norm(start_vector)
     return LanczosState(
         previous=jnp.zeros_like(start_vector),
         current=start_vector / jnp.where(norm > 0, norm, 1),
         diagonal=jnp.zeros(num_steps, dtype),
         off_diagonal=jnp.zeros(num_steps, dtype),
-        basis=jnp.zeros((rows, dim), dtype) if rows else None,
+        basis=_basis.allocate(rows, start_vector, store) if rows else None,
         step=jnp.int32(0),
         num_valid=jnp.int32(0),
         failed_step=jnp.int32(-1),
@@ -184,11 +214,16 @@ def num_rows(num_steps: int, reorthogonalize: str) -> int:
     return {"full": num_steps, "selective": min(WARM_UP, num_steps), "none": 0}[reorthogonalize]
 
 
-def check_basis(rows: int, dim: int, dtype: Any) -> None:
-    """Raise `MemoryError` if `rows` vectors are more than the device can hold."""
+def check_basis(rows: int, dim: int, dtype: Any, store: str = "device") -> None:
+    """Raise `MemoryError` if `rows` vectors, kept as `store` says, are more than the device holds.
+
+    Those in the host's memory pass.
+    """
+    if store == "pinned_host":
+        return
     check_memory(
         f"a Lanczos basis of {rows} vectors of {dim} entries",
-        rows * dim * jnp.dtype(dtype).itemsize,
+        rows * dim * jnp.dtype(jnp.bfloat16 if store == "bfloat16" else dtype).itemsize,
         f"take fewer steps, reorthogonalize='selective' ({WARM_UP} vectors a probe) or 'none' "
         "(no basis), or probes one after the other",
     )
@@ -226,13 +261,68 @@ def extend(
     return _extend(matvec, state, num_steps, reorthogonalize)
 
 
+def two_pass_eigenpairs(
+    matvec: Any,
+    start_vector: Float[Array, "D"],
+    *,
+    num_steps: int,
+    num_pairs: int,
+    which: str = "largest",
+) -> RitzPairs:
+    """Find extreme eigenpairs where no basis fits: Lanczos once for T, once more for the vectors.
+
+    v = Σ sⱼ qⱼ with T s = θ s, the qⱼ made a second time and added up as they come. Costs
+    2·num_steps + k products and memory of k + 5 vectors; `extremal_eigenpairs` takes about half the
+    products where a basis fits, and finds multiple eigenvalues, which this cannot.
+
+    Args:
+        matvec: H, as for `tridiagonalize`.
+        start_vector: as for `tridiagonalize`.
+        num_steps: m, at most D.
+        num_pairs: k ≤ m. Eigenvalues nearer than √ε‖H‖ to each other count as one, since without
+            reorthogonalisation each is found several times; fewer pairs come if T has no more.
+        which: "largest", "smallest" or "magnitude".
+
+    Returns:
+        `RitzPairs`, converged or not: see their residual norms.
+
+    Raises:
+        TypeError: as `tridiagonalize`.
+        ValueError: as `tridiagonalize`, and if `which` is unknown or `num_pairs` > m.
+        FloatingPointError: if a product was not finite; names the step.
+
+    >>> import jax.numpy as jnp
+    >>> matvec = lambda v: jnp.array([5.0, 1.0, 0.0, -2.0]) * v
+    >>> two_pass_eigenpairs(matvec, jnp.ones(4), num_steps=4, num_pairs=2).values.round(3)
+    Array([5., 1.], dtype=float32)
+
+    Cullum, Willoughby (1985), chapter 4.
+    """
+    check_choice("which", which, ("largest", "smallest", "magnitude"))
+    state = start(start_vector, num_steps=num_steps, reorthogonalize="none")
+    num_pairs, depth = check_count("num_pairs", num_pairs), state.diagonal.size
+    if num_pairs > depth:
+        raise ValueError(f"num_pairs must be at most num_steps = {depth}, got {num_pairs}")
+    first = state.current
+    matvec, _, _ = prepare(matvec, first.size, first.dtype)
+    state = extend(matvec, state, num_steps=depth, reorthogonalize="none")
+    if int(state.failed_step) >= 0:
+        raise FloatingPointError(f"matvec returned NaN or infinity at step {state.failed_step}")
+    alpha, beta = (x[: int(state.num_valid)] for x in (state.diagonal, state.off_diagonal))
+    coefficients = _two_pass.pick_distinct(np.asarray(alpha), np.asarray(beta), num_pairs, which)
+    vectors = _two_pass.combine_again(matvec, first, alpha, beta, jnp.asarray(coefficients))
+    vectors /= jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    values, norms = _two_pass.judge(matvec, vectors)
+    return RitzPairs(values, vectors, norms)
+
+
 def finish(state: LanczosState) -> Tridiagonalization:
     """Read a recurrence out; the state can still be extended."""
     last = jnp.maximum(state.num_valid - 1, 0)
     return Tridiagonalization(
         diagonal=state.diagonal,
         off_diagonal=state.off_diagonal[:-1],
-        basis=state.basis,
+        basis=None if state.basis is None else _basis.read(state.basis),
         residual_norm=state.off_diagonal[last],
         num_valid=state.num_valid,
         failed_step=state.failed_step,
@@ -277,7 +367,10 @@ def save(path: Any, state: LanczosState) -> None:
     Raises:
         OSError: if the file cannot be written; one that was there before is kept whole.
     """
-    fields = {k: np.asarray(v) for k, v in state._asdict().items() if v is not None}
+    fields: dict[str, Any] = {
+        name: np.asarray(value) for name, value in state._asdict().items() if value is not None
+    }
+    fields["on_host"] = np.asarray(state.basis is not None and _basis.is_on_host(state.basis))
     temporary = f"{path}.tmp"
     with open(temporary, "wb") as file:
         np.savez(file, version=FORMAT_VERSION, **fields)
@@ -297,8 +390,14 @@ def load(path: Any) -> LanczosState:
             raise ValueError(
                 f"{path} must be a Lanczos recurrence of format {FORMAT_VERSION}, got {version}"
             )
-        fields: dict[str, Any] = {k: jnp.asarray(file[k]) for k in file.files if k != "version"}
-    return LanczosState(**{"basis": None} | fields)
+        fields: dict[str, Any] = {"basis": None} | {
+            name: file[name] if name == "basis" else jnp.asarray(file[name])
+            for name in file.files
+            if name in LanczosState._fields
+        }
+        if fields["basis"] is not None:
+            fields["basis"] = _basis.place(fields["basis"], on_host=bool(file["on_host"]))
+    return LanczosState(**fields)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
@@ -326,8 +425,7 @@ def _step(matvec: Any, state: LanczosState, mode: str) -> LanczosState:
     residual = product - diagonal * current
     basis = state.basis
     if basis is not None:
-        row = jnp.where(alive, current, basis[jnp.minimum(j, basis.shape[0] - 1)])
-        basis = basis.at[j].set(row, mode="drop")
+        basis = _remember(basis, j, current, alive, mode)
     residual = _reorthogonalize(residual, basis, j, mode)
     norm = jnp.linalg.norm(residual)
     diagonals = state.diagonal.at[j].add(jnp.where(alive, diagonal, 0), mode="drop")
@@ -339,8 +437,7 @@ def _step(matvec: Any, state: LanczosState, mode: str) -> LanczosState:
     norm = jnp.where(goes_on, norm, 0)
     off_diagonals = state.off_diagonal.at[j].add(norm, mode="drop")
     if mode == "selective" and basis is not None:
-        lock = partial(_lock, basis, diagonals, off_diagonals)
-        basis = jax.lax.cond(j == basis.shape[0] - 1, lock, lambda: basis)
+        basis = _lock(basis, diagonals, off_diagonals, j)
     return LanczosState(
         previous=jnp.where(room, current, state.previous),
         current=jnp.where(room, following, current),
@@ -353,9 +450,18 @@ def _step(matvec: Any, state: LanczosState, mode: str) -> LanczosState:
     )
 
 
+def _remember(basis, step, current, alive, mode):
+    if _basis.is_stored(basis, current.dtype):
+        return _basis.write(basis, step, current, alive & (step < _warm_up(basis, current, mode)))
+    row = jnp.where(alive, current, basis[jnp.minimum(step, basis.shape[0] - 1)])
+    return basis.at[step].set(row, mode="drop")
+
+
 def _reorthogonalize(residual, basis, step, mode):
     if mode == "none":
         return residual
+    if _basis.is_stored(basis, residual.dtype):
+        return _reorthogonalize_in_blocks(residual, basis, step, mode)
 
     def twice():
         return _project_off(_project_off(residual, basis), basis)
@@ -366,18 +472,51 @@ def _reorthogonalize(residual, basis, step, mode):
     return jax.lax.cond(step < basis.shape[0], twice, lambda: _project_off(residual, locked))
 
 
-def _lock(basis, diagonals, off_diagonals):
-    """Replace the basis by its converged Ritz vectors, the best converged first, and zeros."""
-    size = basis.shape[0]
-    alpha, beta = diagonals[:size], off_diagonals[:size]
+def _reorthogonalize_in_blocks(residual, basis, step, mode):
+    """Project off the rows so far, twice, or off the locked ones; no row is read in vain."""
+    warm_up = _warm_up(basis, residual, mode)
+    warm = step < warm_up
+    first = jnp.where(warm, 0, warm_up)
+    last = jnp.where(warm, step + 1, basis.shape[0])
+
+    def project(_, vector):
+        return _basis.project_off(vector, basis, first, last)
+
+    return jax.lax.fori_loop(0, jnp.where(warm, 2, 1), project, residual)
+
+
+def _warm_up(basis, vector, mode) -> int:
+    """Count the rows that Lanczos vectors are written into."""
+    stored = _basis.is_stored(basis, vector.dtype)
+    return basis.shape[0] - (NUM_LOCKED if mode == "selective" and stored else 0)
+
+
+def _lock(basis, diagonals, off_diagonals, step):
+    """After the warm-up, go on with its converged Ritz vectors in place of the basis."""
+    size = _warm_up(basis, diagonals, "selective")
+    if size < WARM_UP:
+        return basis
+    converged = partial(_converged, diagonals[:size], off_diagonals[:size])
+    now = step == size - 1
+    if _basis.is_stored(basis, diagonals.dtype):
+        nothing = jnp.zeros((size, NUM_LOCKED), diagonals.dtype)
+        return _basis.combine(basis, jax.lax.cond(now, converged, lambda: nothing), now)
+
+    def replace():
+        return basis.at[:NUM_LOCKED].set(dot(converged().T, basis))
+
+    return jax.lax.cond(now, replace, lambda: basis)
+
+
+def _converged(alpha, beta):
+    """Combinations of the basis that are its converged Ritz vectors, best first, then zeros."""
     tridiagonal = jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
     values, vectors = jnp.linalg.eigh(tridiagonal)
     errors = jnp.abs(beta[-1] * vectors[-1])
-    order = jnp.argsort(errors)
+    order = jnp.argsort(errors)[:NUM_LOCKED]
     # √eps is where a Ritz vector starts to come back into the recurrence (Parlett, Scott 1979).
-    limit = jnp.finfo(basis.dtype).eps ** 0.5 * jnp.max(jnp.abs(values))
-    chosen = jnp.where(errors[order] <= limit, vectors[:, order], 0)
-    return dot(chosen.T, basis)
+    limit = jnp.finfo(alpha.dtype).eps ** 0.5 * jnp.max(jnp.abs(values))
+    return jnp.where(errors[order] <= limit, vectors[:, order], 0)
 
 
 def _project_off(vector: Float[Array, "D"], rows: Float[Array, "k D"]) -> Float[Array, "D"]:

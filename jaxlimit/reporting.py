@@ -5,7 +5,9 @@ import difflib
 import json
 import os
 import platform
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -16,6 +18,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import jax
 import numpy as np
+from jax.profiler import ProfileData
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -104,6 +107,39 @@ def time_in_turns(
         name: {"first": first[name], "minimum": min(all_), "median": median(all_), "all": all_}
         for name, all_ in times.items()
     }
+
+
+def kernel_times(call: Callable[[], Any], *, top: int) -> list[dict[str, Any]]:
+    """Profile one call and return the kernels that took the most time.
+
+    Args:
+        call: compiled before; its result is waited for.
+        top: how many.
+
+    Returns:
+        `name`, `seconds` and `share` of each, the longest first; the share is that of the time in
+        all kernels. On a CPU, operations stand in for kernels. Empty if the trace shows none.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(call())
+        files = [str(path) for path in Path(folder).rglob("*.xplane.pb")]
+        planes = [plane for file in files for plane in ProfileData.from_file(file).planes]
+    on_device = [plane for plane in planes if plane.name.startswith("/device:")]
+    seconds: Counter[str] = Counter()
+    for plane in on_device or planes:
+        for line in plane.lines:
+            # A device's other lines repeat its kernels by module and by step.
+            if line.name.startswith("Stream" if on_device else "tf_XLA"):
+                for event in line.events:
+                    # A name of C++ is that of what runs the operations, counted already.
+                    if "::" not in event.name:
+                        seconds[event.name] += event.duration_ns * 1e-9
+    whole = sum(seconds.values())
+    return [
+        {"name": name[:80], "seconds": taken, "share": taken / whole}
+        for name, taken in seconds.most_common(top)
+    ]
 
 
 def plain(tree: Any) -> Any:

@@ -20,6 +20,7 @@ LAYERS: dict[str, set[str]] = {
     "operators": set(),
     "spectrum": {"lanczos"},
     "limits": {"lanczos", "spectrum"},
+    "planning": {"curvature", "lanczos"},
 }
 COMPOSING = {"__init__", "estimation", "lomp"}
 FIGURES = "plotting"

@@ -84,7 +84,7 @@ def test_a_saved_recurrence_comes_back_and_foreign_files_are_refused(tmp_path):
 
 
 def test_a_basis_too_large_is_refused_before_the_run_and_says_what_to_change(monkeypatch):
-    monkeypatch.setattr(_memory, "memory_limit", lambda: 2**30)
+    monkeypatch.setattr(_memory, "device_memory", lambda: 2**30)
     dim, key = 4_000_000, jax.random.key(0)
     never = jax.tree_util.Partial(lambda v: v)
     for run in (
@@ -108,5 +108,5 @@ def test_a_basis_too_large_is_refused_before_the_run_and_says_what_to_change(mon
 
 
 def test_a_device_that_does_not_tell_its_memory_refuses_nothing(monkeypatch):
-    monkeypatch.setattr(_memory, "memory_limit", lambda: None)
+    monkeypatch.setattr(_memory, "device_memory", lambda: None)
     _memory.check_memory("anything", 1e30, "")

@@ -27,6 +27,7 @@ def spectral_measure(
     num_steps: int,
     num_probes: int = 1,
     reorthogonalize: str = "selective",
+    store: str = "device",
     vectorize: bool = False,
     dtype: Any = jnp.float32,
 ) -> SpectralMeasure:
@@ -43,6 +44,7 @@ def spectral_measure(
         num_probes: independent probes.
         reorthogonalize: "selective", "full" or "none", see `lanczos.tridiagonalize`; without it
             the bracket of `trace_bracket` closes at twice the depth or more.
+        store: where the basis is kept, "device", "bfloat16" or "pinned_host", likewise.
         vectorize: run all probes side by side by `vmap` instead of one after the other.
         dtype: floating type of the probes.
 
@@ -51,7 +53,8 @@ def spectral_measure(
 
     Raises:
         TypeError: if a count is no static int.
-        ValueError: if a count is below 1, or `matvec` does not map [D] to [D].
+        ValueError: if a count is below 1, `matvec` does not map [D] to [D], or `vectorize` is asked
+            of a basis in "pinned_host".
         FloatingPointError: if a product was not finite; names the probe and the step.
         MemoryError: if the basis is larger than the device's memory; says what takes less.
 
@@ -68,17 +71,23 @@ def spectral_measure(
     matvec, dim, dtype = prepare(matvec, dim, dtype)
     num_steps = min(check_count("num_steps", num_steps), dim)
     at_once = num_probes if vectorize else 1
-    lanczos.check_basis(at_once * lanczos.num_rows(num_steps, reorthogonalize), dim, dtype)
+    lanczos.check_basis(at_once * lanczos.num_rows(num_steps, reorthogonalize), dim, dtype, store)
+    if vectorize and store == "pinned_host":
+        raise ValueError("vectorize must be False where store is 'pinned_host'")
     keys = jax.random.split(key, num_probes)
-    settings = (dim, num_steps, reorthogonalize, dtype)
+    settings = (dim, num_steps, reorthogonalize, store, dtype)
     return measure_from(_run_probes(matvec, keys, vectorize, *settings), dim=dim)
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4, 5, 6))
-def _run_probes(matvec, keys, vectorize, dim, num_steps, reorthogonalize, dtype):
+@partial(jax.jit, static_argnums=(2, 3, 4, 5, 6, 7))
+def _run_probes(matvec, keys, vectorize, dim, num_steps, reorthogonalize, store, dtype):
     def one(key):
         result = lanczos.tridiagonalize(
-            matvec, probe(key, dim, dtype), num_steps=num_steps, reorthogonalize=reorthogonalize
+            matvec,
+            probe(key, dim, dtype),
+            num_steps=num_steps,
+            reorthogonalize=reorthogonalize,
+            store=store,
         )
         return result._replace(basis=None)
 

@@ -12,6 +12,7 @@ from jaxlimit import lanczos
 from jaxlimit._checks import check_count, check_range
 from jaxlimit._estimate import Estimate
 from jaxlimit._matvec import prepare
+from jaxlimit._memory import catching_refusals
 from jaxlimit.lanczos import LanczosState
 from jaxlimit.spectrum.functions import trace_bracket
 from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
@@ -29,6 +30,8 @@ def run_probes(
     num_steps: int,
     num_probes: int = 1,
     reorthogonalize: str = "selective",
+    store: str = "device",
+    states: tuple[LanczosState, ...] = (),
     chunk: int = CHUNK,
     stop: Callable[[SpectralMeasure], bool] | None = None,
     checkpoint: Any = None,
@@ -47,6 +50,9 @@ def run_probes(
         num_steps: steps a probe, at most.
         num_probes: independent probes, carried on in turn.
         reorthogonalize: as for `spectral_measure`.
+        store: as for `spectral_measure`.
+        states: recurrences to go on from, one a probe, those of a `DeviceMemoryError`; they keep
+            their own store.
         chunk: steps between two looks.
         stop: called with the measure so far, once the depth has doubled since the last look and
             at least 4 chunks are done; True ends the run.
@@ -64,47 +70,52 @@ def run_probes(
         TypeError: as `spectral_measure`.
         ValueError: as `spectral_measure`, and if `checkpoint` holds recurrences of another size.
         FloatingPointError: as `spectral_measure`.
-        MemoryError: as `spectral_measure`.
+        MemoryError: as `spectral_measure`; a `DeviceMemoryError` if the device runs out of memory
+            on the way, which carries the recurrences as they were before.
     """
     check_count("num_probes", num_probes)
     check_count("chunk", chunk)
     matvec, dim, dtype = prepare(matvec, dim, dtype)
     num_steps = min(check_count("num_steps", num_steps), dim)
     rows = num_probes * lanczos.num_rows(num_steps, reorthogonalize)
-    lanczos.check_basis(rows, dim, dtype)
+    lanczos.check_basis(rows, dim, dtype, store)
     files = [Path(checkpoint) / f"probe-{i}.npz" if checkpoint else None for i in range(num_probes)]
-    keys = jax.random.split(key, num_probes)
-    states = [
-        _begin(k, file, dim, num_steps, reorthogonalize, dtype)
-        for k, file in zip(keys, files, strict=True)
+    recurrences = list(states) or [
+        _begin(k, file, dim, num_steps, reorthogonalize, dtype, store)
+        for k, file in zip(jax.random.split(key, num_probes), files, strict=True)
     ]
-    done = min(num_steps, *(int(state.step) for state in states))
+    done = min(num_steps, *(int(state.step) for state in recurrences))
     looked = max(2 * chunk, done // 2)
     while done < num_steps:
         goal = min(done + chunk, num_steps)
-        for i, state in enumerate(states):
-            states[i] = _carry(matvec, state, goal, chunk, reorthogonalize)
+        for i, state in enumerate(recurrences):
+            with catching_refusals(f"at step {done} of probe {i}", recurrences):
+                following = _carry(matvec, state, goal, chunk, reorthogonalize)
+                recurrences[i] = jax.block_until_ready(following)
             if files[i] is not None:
-                lanczos.save(files[i], states[i])
+                lanczos.save(files[i], recurrences[i])
             if on_progress is not None:
-                jax.block_until_ready(states[i].current)
                 steps = done * num_probes + (i + 1) * (goal - done)
                 on_progress(stage, steps, num_steps * num_probes)
         done = goal
         if stop is not None and (done >= 2 * looked or done == num_steps):
             looked = done
-            if stop(_measure_of_states(states, done, dim)):
+            if stop(_measure_of_states(recurrences, done, dim)):
                 break
-    return _measure_of_states(states, done, dim)
+    return _measure_of_states(recurrences, done, dim)
 
 
-def _begin(key, file, dim, num_steps, reorthogonalize, dtype) -> LanczosState:
+def _begin(key, file, dim, num_steps, reorthogonalize, dtype, store="device") -> LanczosState:
     """Read a recurrence from its file, if that is there, or start it."""
     if file is None or not file.exists():
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-        start_vector = probe(key, dim, dtype)
-        return lanczos.start(start_vector, num_steps=num_steps, reorthogonalize=reorthogonalize)
+        return lanczos.start(
+            probe(key, dim, dtype),
+            num_steps=num_steps,
+            reorthogonalize=reorthogonalize,
+            store=store,
+        )
     state = lanczos.load(file)
     if state.current.shape != (dim,) or state.current.dtype != dtype:
         raise ValueError(

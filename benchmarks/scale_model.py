@@ -9,6 +9,7 @@ of docs/scale.md.
 """
 
 import dataclasses
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from jaxlimit import curvature, flatten_weights, models, planning, training
 from jaxlimit.planning import H100, INFINIBAND, Machine, Network
 from jaxlimit.reporting import console, environment, plain, time_in_turns, write_json
 
-IMAGES = {"fc5": 512, "resnet18": 32, "resnet50": 16}
+IMAGES = {"fc5": 512, "resnet18": 32, "resnet50": 8}
 STEPS = 96
+LINEAR = "linearized"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,76 +37,89 @@ class Config:
     output: Path = Path("benchmarks/results/scale_model.json")
 
 
-def make_case(name: str, num_images: int) -> tuple[Any, Any, Any, Any]:
-    """Make a network with zeros for weights and images, in two batches."""
+def make_case(name: str, num_images: int) -> tuple[Any, ...]:
+    """Make a network's loss, and the shapes of parameters, two batches and state."""
     module = models.create(name, num_classes=10)
-    images = jnp.zeros((2, num_images // 2, 32, 32, 3))
-    shapes = jax.eval_shape(module.init, jax.random.key(0), images[0, :1])
-    state = dict(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
-    labels = jnp.zeros(images.shape[:2], jnp.int32)
+    images = jax.ShapeDtypeStruct((2, num_images // 2, 32, 32, 3), jnp.float32)
+    state = dict(jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
+    labels = jax.ShapeDtypeStruct(images.shape[:2], jnp.int32)
     return training.make_loss(module), state.pop("params"), (images, labels), state
 
 
-def network_of(name: str, num_images: int) -> Network:
-    """Count a network of the zoo from its forward pass."""
-    loss, params, batches, state = make_case(name, num_images)
-    workload = planning.measure(loss, params, batches, state)
-    batch = jax.tree.map(lambda leaf: leaf[0], batches)
-    forward = planning.count_flops(loss, params, batch, state) / (num_images // 2)
-    first_flops = 2 * 3072 * 1000 if name == "fc5" else 2 * 27 * 64 * 32 * 32
+@cache
+def network_of(name: str) -> Network:
+    """Count a network of the zoo from its forward pass and its linearisation."""
+    loss, params, batches, state = make_case(name, IMAGES[name])
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches)
+    dim = jax.eval_shape(lambda p: flatten_weights(p)[0], params).size
     return Network(
-        parameters=workload.dim,
-        forward_flops=forward,
-        first_flops=first_flops,
-        activations=(workload.linearization / 4 - workload.dim) / num_images,
+        parameters=dim,
+        forward_flops=planning.count_flops(loss, params, batch, state) / (IMAGES[name] // 2),
+        first_flops=2 * 3072 * 1000 if name == "fc5" else 2 * 27 * 64 * 32 * 32,
+        activations=linearization(name) / 4 / IMAGES[name],
     )
+
+
+@cache
+def linearization(name: str) -> int:
+    """Count the bytes that a linearisation on the images keeps."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(operator(name, LINEAR)))
+
+
+def operator(name: str, mode: str) -> Any:
+    """Make the product's shapes: nothing of it runs."""
+    loss, *rest = make_case(name, IMAGES[name])
+
+    def make(params, batches, state):
+        return curvature.hessian_matvec(loss, params, batches, state, mode=mode)
+
+    return jax.eval_shape(make, *rest)
 
 
 def check(name: str, mode: str) -> dict[str, Any]:
     """Hold the model's operations and memory against the compiler's."""
-    num_images = IMAGES[name]
-    loss, params, batches, state = make_case(name, num_images)
-    matvec = curvature.hessian_matvec(loss, params, batches, state, mode=mode)
-    vector = jnp.zeros(flatten_weights(params)[0].size)
-    compiled = jax.jit(lambda matvec, v: matvec(v)).lower(matvec, vector).compile()
+    network, matvec = network_of(name), operator(name, mode)
+    vector = jax.ShapeDtypeStruct((network.parameters,), jnp.float32)
+    apply = lambda matvec, vector: matvec(vector)  # noqa: E731
+    compiled = jax.jit(apply).lower(matvec, vector).compile()
     memory: Any = compiled.memory_analysis()
-    workload = planning.measure(loss, params, batches, state)
-    plan = planning.plan(workload, num_steps=1, memory=1e15, modes=(mode,))
-    # A loop's body is counted once by the compiler: one of the two batches.
-    share = 1 if mode == "linearized" else 0.5
     operations: Any = compiled.cost_analysis()
-    counted = planning.count_flops(matvec, vector) * share
-    model = planning.product_flops(network_of(name, num_images), num_images, mode) * share
+    # A loop's body is counted once by the compiler, and holds memory once: one of two batches.
+    share = 1 if mode == LINEAR else 0.5
+    kept, images = linearization(name), IMAGES[name]
+    workload = planning.Workload(network.parameters, 4, 0, kept, images, images // 2)
+    plan = planning.plan(workload, num_steps=1, memory=1e15, modes=(mode,))
     return {
-        "flops": {"model": model, "traced": counted, "compiled": operations["flops"]},
+        "flops": {
+            "model": planning.product_flops(network, images, mode) * share,
+            "traced": planning.count_flops(apply, matvec, vector) * share,
+            "compiled": operations["flops"],
+        },
         "temporary_bytes": {
             "planned": plan.parts["product"],
             "compiled": memory.temp_size_in_bytes,
-            "ratio_to_kept": memory.temp_size_in_bytes
-            / (workload.linearization - 4 * workload.dim)
-            / (1 if mode == "linearized" else 0.5),
+            "ratio_to_kept": (memory.temp_size_in_bytes - 12 * network.parameters) / kept / share,
         },
-        "linearization_bytes": workload.linearization,
+        "linearization_bytes": kept,
     }
 
 
 def timed(config: Config) -> dict[str, Any]:
     """Time a product of FC5 and a matrix product, in both precisions, beside the model."""
-    loss, params, batches, state = make_case("fc5", config.timed_images)
-    vector = jnp.ones(flatten_weights(params)[0].size)
+    loss, *shapes = make_case("fc5", config.timed_images)
+    ones = jax.tree.map(lambda s: jnp.full(s.shape, 0.01, s.dtype), shapes)
+    vector = jnp.ones(network_of("fc5").parameters)
     calls, size = {}, config.matmul_size
     for dtype in (jnp.float32, jnp.bfloat16):
         name = jnp.dtype(dtype).name
         narrow = None if dtype == jnp.float32 else dtype
-        matvec = curvature.hessian_matvec(
-            loss, params, batches, state, mode="linearized", product_dtype=narrow
-        )
+        matvec = curvature.hessian_matvec(loss, *ones, mode=LINEAR, product_dtype=narrow)
         square = jnp.ones((size, size), dtype)
         multiply = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
         calls[f"product {name}"] = lambda matvec=matvec: matvec(vector)
         calls[f"matmul {name}"] = lambda a=square, multiply=multiply: multiply(a)
     seconds = time_in_turns(calls, repeats=config.repeats)
-    flops = planning.product_flops(network_of("fc5", 512), config.timed_images)
+    flops = planning.product_flops(network_of("fc5"), config.timed_images)
     result: dict[str, Any] = {"seconds": seconds}
     for name in ("float32", "bfloat16"):
         rate = 2 * size**3 / seconds[f"matmul {name}"]["minimum"]
@@ -119,7 +134,7 @@ def projections(efficiency: float) -> dict[str, Any]:
     """Project both targets at an efficiency."""
     gpus = H100
     across = H100._replace(link_bandwidth=INFINIBAND)
-    resnet50 = network_of("resnet50", 16)
+    resnet50 = network_of("resnet50")
     seven = planning.transformer(
         layers=32, width=4096, hidden=11008, vocabulary=32000, context=4096
     )

@@ -4,7 +4,6 @@ Without reorthogonalisation the run finds converged eigenvalues again and again 
 vectors of each copy are as good as any (Paige 1980), so that one copy of each is taken.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -56,7 +55,7 @@ def combine_again(
     return _scan_again(matvec, carry, steps)[2]
 
 
-@partial(jax.jit, donate_argnums=1)
+@jax.jit
 def _scan_again(matvec: Partial, carry: tuple, steps: tuple) -> tuple:
     def step(carry, step):
         return _again(matvec(carry[1]), carry, step), None

@@ -494,18 +494,18 @@ def _warm_up(basis, vector, mode) -> int:
 def _lock(basis, diagonals, off_diagonals, step):
     """After the warm-up, go on with its converged Ritz vectors in place of the basis."""
     size = _warm_up(basis, diagonals, "selective")
-    if size < WARM_UP:
-        return basis
     converged = partial(_converged, diagonals[:size], off_diagonals[:size])
     now = step == size - 1
-    if _basis.is_stored(basis, diagonals.dtype):
-        nothing = jnp.zeros((size, NUM_LOCKED), diagonals.dtype)
-        return _basis.combine(basis, jax.lax.cond(now, converged, lambda: nothing), now)
 
     def replace():
         return basis.at[:NUM_LOCKED].set(dot(converged().T, basis))
 
-    return jax.lax.cond(now, replace, lambda: basis)
+    if not _basis.is_stored(basis, diagonals.dtype):
+        return jax.lax.cond(now, replace, lambda: basis)
+    if size < WARM_UP:
+        return basis  # no step follows
+    nothing = jnp.zeros((size, NUM_LOCKED), diagonals.dtype)
+    return _basis.combine(basis, jax.lax.cond(now, converged, lambda: nothing), now)
 
 
 def _converged(alpha, beta):

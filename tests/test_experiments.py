@@ -68,6 +68,16 @@ def test_run_writes_its_folder_and_resumes(tmp_path, capsys):
         assert at(second, key) == pytest.approx(at(first, key), rel=1e-5), key
 
 
+def test_dry_run_prints_the_plan_and_does_nothing_else(tmp_path, capsys):
+    config = pruning_limit.Config(dry_run=True, num_steps=64, output=tmp_path / "run")
+    pruning_limit.main(config)
+    said = capsys.readouterr().out
+    assert "D = 877,010" in said
+    # 48 vectors in float32.
+    assert f"{48 * 4 * 877_010 / 2**30:.3g} GiB" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_missing_data_is_told_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -7,6 +7,7 @@ python experiments/pruning_limit.py --dataset cifar10 --epochs 200 --l1 2e-4 --d
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +21,7 @@ from jaxlimit import (
     LimitEstimate,
     curvature,
     datasets,
+    distributed,
     estimate_limit,
     flatten_weights,
     limits,
@@ -70,6 +72,9 @@ class Config:
     smallest_ratio: float = 1e-4
     accuracy_tolerance: float = 0.01
     """Loss of test accuracy that the limit by accuracy tolerates."""
+    distributed: bool = False
+    """This process is one of several, found by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID, or by SLURM; they share the devices of all, the data and the run folder."""
     output: Path | None = None
     """Run folder; default runs/MODEL-DATASET-DIGEST, the digest that of the training settings."""
 
@@ -91,6 +96,7 @@ def run(config: Config, seed: int) -> dict[str, Any]:
     """Run one seed, write its folder, and return what result.json holds."""
     folder = config.folder() / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
+    mesh = distributed.all_devices()
     with Stages() as stages:
         with stages.time("data"):
             train = datasets.load(config.dataset, "train", config.data_dir)
@@ -98,8 +104,8 @@ def run(config: Config, seed: int) -> dict[str, Any]:
             test = datasets.load(config.dataset, held_out, config.data_dir)
         module = models.create(config.model, num_classes=train.num_classes)
         with stages.time("training"):
-            trained = fit(module, train, config, seed, folder, stages)
-        net = Net(module, trained, train, test)
+            trained = fit(module, train, config, seed, folder, stages, mesh)
+        net = Net(module, trained, train, test, mesh)
         estimate = predict(net, config, seed, folder, stages)
         with stages.time("taylor"):
             rise = forecast(net, config)
@@ -111,8 +117,9 @@ def run(config: Config, seed: int) -> dict[str, Any]:
         "environment": environment(),
         "seconds": stages.seconds | {"total": sum(stages.seconds.values())},
     }
-    write_json(folder / "result.json", result)
-    draw(folder, estimate, sweeps, result, config)
+    if distributed.is_first():
+        write_json(folder / "result.json", result)
+        draw(folder, estimate, sweeps, result, config)
     return plain(result)
 
 
@@ -123,6 +130,7 @@ class Net(NamedTuple):
     trained: training.TrainingResult
     train: datasets.Dataset
     test: datasets.Dataset
+    mesh: jax.sharding.Mesh | None
 
     @property
     def loss(self) -> training.DataLoss:
@@ -135,7 +143,7 @@ class Net(NamedTuple):
         return self.loss, self.trained.params
 
 
-def fit(module, train, config, seed, folder, stages) -> training.TrainingResult:
+def fit(module, train, config, seed, folder, stages, mesh) -> training.TrainingResult:
     """Train, or go on from the checkpoint in the folder, and say so."""
 
     def resumed(metrics):
@@ -151,6 +159,7 @@ def fit(module, train, config, seed, folder, stages) -> training.TrainingResult:
         on_resume=resumed,
         checkpoint_dir=folder / "checkpoint",
         metrics_path=folder / "metrics.jsonl",
+        mesh=mesh,
     )
 
 
@@ -182,12 +191,18 @@ def predict(net, config, seed, folder, stages) -> LimitEstimate:
             tolerance=config.tolerance,
             product_dtype=product_dtype(config),
             on_progress=stages.show,
+            mesh=net.mesh,
+            checkpoint_dir=folder / "lanczos",
             **stored,
         )
+    distributed.barrier("spectra")  # the others may still be reading those of an earlier run
+    if not distributed.is_first():
+        return estimate
     for file, measure in zip(files, (estimate.measure, estimate.removed_measure), strict=True):
         if measure is not None:
             spectrum.save(folder / file, measure)
     write_json(note, settings)
+    shutil.rmtree(folder / "lanczos", ignore_errors=True)
     return estimate
 
 
@@ -196,7 +211,7 @@ def forecast(net, config) -> SweepResult:
     batches = datasets.to_batches(first(net.train, config.hessian_images))
     weights, _ = flatten_weights(net.trained.params)
     operator = (*net.args, batches, net.trained.state)
-    matvec = curvature.hessian_matvec(*operator, product_dtype=product_dtype(config))
+    matvec = curvature.hessian_matvec(*operator, product_dtype=product_dtype(config), mesh=net.mesh)
     gradient = curvature.mean_gradient(*operator)
     ratios = np.geomspace(config.smallest_ratio, 1, 60)
     rise = jax.block_until_ready(pruning.taylor_forecast(gradient, matvec, weights, ratios))
@@ -217,7 +232,14 @@ def prune(net, epsilon, config, stages) -> Sweeps:
 
     def sweep(loss, batches, ratios, stage):
         return pruning.magnitude_sweep(
-            loss, net.trained.params, batches, ratios, state, on_progress=stages.show, stage=stage
+            loss,
+            net.trained.params,
+            batches,
+            ratios,
+            state,
+            on_progress=stages.show,
+            stage=stage,
+            mesh=net.mesh,
         )
 
     coarse = sweep(net.loss, train, ratios, "sweep, loss")
@@ -392,5 +414,13 @@ def main(config: Config) -> None:
         )
 
 
+def start(config: Config) -> None:
+    """Run alone, or as one of several processes, the first of which speaks and writes."""
+    resume = "The same command again goes on from the newest checkpoints in the run folder."
+    with distributed.job(config.distributed, resume=resume):
+        console.quiet = not distributed.is_first()
+        main(config)
+
+
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    start(tyro.cli(Config))

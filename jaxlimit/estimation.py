@@ -1,18 +1,21 @@
 """The whole chain in one call: loss, trained weights and data in, pruning limit and reasons out."""
 
+import os
 from collections.abc import Callable
-from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxlimit import curvature, limits, pruning, spectrum
 from jaxlimit._batches import check_scalar, first_batch
 from jaxlimit._checks import check_count, check_range
 from jaxlimit._estimate import Estimate, exact_estimate
+from jaxlimit._mesh import takes_mesh
 from jaxlimit._weights import Where, flatten_weights, is_weight
 from jaxlimit.limits import KeyFactors, PruningLimit, Sensitivity
 from jaxlimit.limits.tolerance import split_epsilon
@@ -65,6 +68,7 @@ class LimitEstimate(NamedTuple):
     reasons: tuple[str, ...]
 
 
+@takes_mesh
 def estimate_limit(
     loss: Callable,
     params: Any,
@@ -80,6 +84,8 @@ def estimate_limit(
     measure: SpectralMeasure | None = None,
     removed_measure: SpectralMeasure | None = None,
     on_progress: Progress | None = None,
+    mesh: Mesh | None = None,
+    checkpoint_dir: str | os.PathLike | None = None,
     **settings: Any,
 ) -> LimitEstimate:
     """Predict how sparse a trained network can be pruned.
@@ -105,6 +111,9 @@ def estimate_limit(
         measure: the spectrum of H, if it is known already; saves the first run.
         removed_measure: that of H on the removed weights, likewise; taken if its dimension fits.
         on_progress: called as `on_progress(stage, steps_done, steps)`.
+        mesh: devices that share examples and vectors, a `jax.sharding.Mesh`; see
+            `curvature.MatvecSettings` and `lanczos.tridiagonalize`.
+        checkpoint_dir: where the two runs keep their checkpoints, as for `spectrum.run_probes`.
         **settings: further settings of `curvature.hessian_matvec`.
 
     Returns:
@@ -133,8 +142,14 @@ def estimate_limit(
     if epsilon is None:
         epsilon = limits.loss_tolerance_estimate(loss, params, batches, *operands)
     weights, _ = flatten_weights(params, where)
-    matvec = curvature.hessian_matvec(loss, params, batches, *operands, where=where, **settings)
-    run = partial(spectrum.run_probes, num_probes=num_probes, on_progress=on_progress)
+    settings |= {"where": where, "mesh": mesh}
+    matvec = curvature.hessian_matvec(loss, params, batches, *operands, **settings)
+    watch = {"num_probes": num_probes, "on_progress": on_progress, "mesh": mesh}
+
+    def run(*args, stage="spectrum", **kwargs):
+        folder = checkpoint_dir and Path(checkpoint_dir) / stage.replace(" ", "-")
+        return spectrum.run_probes(*args, stage=stage, checkpoint_dir=folder, **watch, **kwargs)
+
     key, removed_key = jax.random.split(key)
     if measure is None:
 

@@ -12,13 +12,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
+from jaxlimit import _mesh
 from jaxlimit._checks import check_choice, check_count, is_concrete, is_finite
 from jaxlimit._eigenpairs import Eigenpairs, extremal_eigenpairs  # noqa: F401 (public here)
 from jaxlimit._host import HostMatvec
 from jaxlimit._matvec import dot, prepare
+from jaxlimit._mesh import takes_mesh
 
 REORTHOGONALIZE = ("full", "selective", "none")
 WARM_UP = 48  # steps that "selective" reorthogonalises fully
@@ -59,6 +62,7 @@ class LanczosState(NamedTuple):
         step: steps asked for so far.
         num_valid: steps that were possible.
         failed_step: as in `Tridiagonalization`.
+        dim: D; on a mesh the vectors are padded with zeros to a size that divides.
     """
 
     previous: Float[Array, "D"]
@@ -69,8 +73,10 @@ class LanczosState(NamedTuple):
     step: Int[Array, ""]
     num_valid: Int[Array, ""]
     failed_step: Int[Array, ""]
+    dim: Int[Array, ""]
 
 
+@takes_mesh
 def tridiagonalize(
     matvec: Any,
     start_vector: Float[Array, "D"],
@@ -78,6 +84,7 @@ def tridiagonalize(
     num_steps: int,
     reorthogonalize: str = "full",
     keep_basis: bool | None = None,
+    mesh: Mesh | None = None,
 ) -> Tridiagonalization:
     """Run Lanczos from a start vector.
 
@@ -96,6 +103,8 @@ def tridiagonalize(
             that have converged by then, the outliers, whose ghosts are the first to come.
         keep_basis: whether the result carries the basis; by default it does if "full", and it
             cannot if "selective".
+        mesh: devices that each keep a part of every vector, split along D over the first axis of
+            a `jax.sharding.Mesh`; a basis in the result may have zeros past its D columns.
 
     Returns:
         A `Tridiagonalization`; an invariant subspace ends it early, see `num_valid`.
@@ -113,21 +122,23 @@ def tridiagonalize(
     Lanczos (1950); Paige (1972) for the order of operations; Parlett, Scott (1979) for selective
     orthogonalisation; Parlett (1998), chapter 13.
     """
-    state = start(
-        start_vector, num_steps=num_steps, reorthogonalize=reorthogonalize, keep_basis=keep_basis
-    )
+    settings = {"reorthogonalize": reorthogonalize, "keep_basis": keep_basis, "mesh": mesh}
+    state = start(start_vector, num_steps=num_steps, **settings)
     num_steps = state.diagonal.shape[0]
-    matvec, _, _ = prepare(matvec, state.current.size, state.current.dtype)
+    matvec, dim, _ = prepare(matvec, jnp.size(start_vector), state.current.dtype)
+    matvec = _mesh.pad_operator(matvec, dim, state.current.size)
     state = extend(matvec, state, num_steps=num_steps, reorthogonalize=reorthogonalize)
     return finish(state)
 
 
+@takes_mesh
 def start(
     start_vector: Float[Array, "D"],
     *,
     num_steps: int,
     reorthogonalize: str = "full",
     keep_basis: bool | None = None,
+    mesh: Mesh | None = None,
 ) -> LanczosState:
     """Begin a recurrence with room for `num_steps` steps.
 
@@ -136,6 +147,7 @@ def start(
         num_steps: the greatest depth that `extend` may reach; clamped to D.
         reorthogonalize: as for `tridiagonalize`.
         keep_basis: as for `tridiagonalize`.
+        mesh: as for `tridiagonalize`.
 
     Returns:
         The state before the first step.
@@ -161,16 +173,25 @@ def start(
     rows = num_steps if keep_basis else rows
     dtype = start_vector.dtype
     norm = jnp.linalg.norm(start_vector)
-    return LanczosState(
-        previous=jnp.zeros_like(start_vector),
-        current=start_vector / jnp.where(norm > 0, norm, 1),
+    current = start_vector / jnp.where(norm > 0, norm, 1)
+    if mesh is not None:
+        current = _mesh.split_vector(current, mesh)
+    state = LanczosState(
+        previous=_mesh.zeros(current.shape, dtype, mesh),
+        current=current,
         diagonal=jnp.zeros(num_steps, dtype),
         off_diagonal=jnp.zeros(num_steps, dtype),
-        basis=jnp.zeros((rows, dim), dtype) if rows else None,
+        basis=_mesh.zeros((rows, current.size), dtype, mesh) if rows else None,
         step=jnp.int32(0),
         num_valid=jnp.int32(0),
         failed_step=jnp.int32(-1),
+        dim=jnp.int32(dim),
     )
+    if mesh is None:
+        return state
+    long = {name: getattr(state, name) for name in ("previous", "current", "basis")}
+    short = _mesh.place(state._replace(**dict.fromkeys(long)), _mesh.whole(mesh))
+    return short._replace(**long)
 
 
 def extend(
@@ -197,12 +218,17 @@ def extend(
         raise ValueError(
             f"reorthogonalize={reorthogonalize!r} needs a state with a basis, got basis None"
         )
-    matvec, _, _ = prepare(matvec, state.current.size, state.current.dtype)
+    size, dtype = state.current.size, state.current.dtype
+    if is_concrete(state.dim) and size != state.dim:
+        matvec, dim, _ = prepare(matvec, int(state.dim), dtype)
+        matvec = _mesh.pad_operator(matvec, dim, size)
+    matvec, _, _ = prepare(matvec, size, dtype)
     if isinstance(matvec, HostMatvec):
         for _ in range(num_steps):
             state = _advance(matvec(state.current), state, reorthogonalize)
         return state
-    return _extend(matvec, state, num_steps, reorthogonalize)
+    with _mesh.on(_mesh.mesh_of(state.current)):
+        return _extend(matvec, state, num_steps, reorthogonalize)
 
 
 def finish(state: LanczosState) -> Tridiagonalization:
@@ -251,7 +277,7 @@ def _step(matvec: Any, state: LanczosState, mode: str) -> LanczosState:
     # What is left below the rounding of the products is no direction: the subspace is invariant.
     eps = jnp.finfo(current.dtype).eps
     scale = jnp.max(jnp.abs(diagonals)) + jnp.max(state.off_diagonal)
-    goes_on = alive & (norm > 16 * eps * scale) & (state.num_valid + 1 < current.size)
+    goes_on = alive & (norm > 16 * eps * scale) & (state.num_valid + 1 < state.dim)
     following = jnp.where(goes_on, residual / jnp.where(goes_on, norm, 1), 0)
     norm = jnp.where(goes_on, norm, 0)
     off_diagonals = state.off_diagonal.at[j].add(norm, mode="drop")
@@ -267,6 +293,7 @@ def _step(matvec: Any, state: LanczosState, mode: str) -> LanczosState:
         step=j + room,
         num_valid=state.num_valid + alive,
         failed_step=jnp.where(room & ~finite & (state.failed_step < 0), j, state.failed_step),
+        dim=state.dim,
     )
 
 

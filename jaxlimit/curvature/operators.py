@@ -11,11 +11,13 @@ from jaxtyping import Array, Float
 from jaxlimit._batches import check_scalar, first_batch, leading_size
 from jaxlimit._checks import check_floating_tree
 from jaxlimit._host import HostMatvec
+from jaxlimit._mesh import takes_mesh
 from jaxlimit._weights import Where, is_weight
 from jaxlimit.curvature._gradients import EmpiricalFisher, GaussNewton, Hessian
 from jaxlimit.curvature._operator import MatvecSettings, make_host_operator, make_operator
 
 
+@takes_mesh
 def hessian_matvec(
     loss: Callable, params: Any, batches: Any, *operands: Any, **settings: Unpack[MatvecSettings]
 ) -> Partial:
@@ -53,6 +55,7 @@ def hessian_matvec(
     return make_operator(Hessian(loss), params, batches, operands, **settings)
 
 
+@takes_mesh
 def gauss_newton_matvec(
     apply: Callable,
     output_loss: Callable,
@@ -95,6 +98,7 @@ def gauss_newton_matvec(
     return make_operator(kind, params, batches, operands, **settings)
 
 
+@takes_mesh
 def fisher_matvec(
     apply: Callable,
     params: Any,

@@ -5,6 +5,7 @@ Every function makes a new figure and returns it; `save` writes it small.
 
 from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, new_axes, save
 from jaxlimit.plotting.runs import plot_density, plot_sweep, plot_theory_and_practice
+from jaxlimit.plotting.scaling import plot_scaling
 from jaxlimit.plotting.transitions import Transition, plot_phase_transitions
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "new_axes",
     "plot_density",
     "plot_phase_transitions",
+    "plot_scaling",
     "plot_sweep",
     "plot_theory_and_practice",
     "save",

@@ -1,16 +1,21 @@
 """Random probes: from an operator to the measure that Lanczos sees of it."""
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlimit import lanczos
+from jaxlimit import _mesh, lanczos
+from jaxlimit._checkpoints import Checkpoints
 from jaxlimit._checks import check_count
 from jaxlimit._matvec import prepare
+from jaxlimit._mesh import takes_mesh
 from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
 
 
@@ -20,6 +25,7 @@ def probe(key: PRNGKeyArray, dim: int, dtype: Any = jnp.float32) -> Float[Array,
     return vector / jnp.linalg.norm(vector)
 
 
+@takes_mesh
 def spectral_measure(
     matvec: Any,
     key: PRNGKeyArray,
@@ -30,6 +36,7 @@ def spectral_measure(
     reorthogonalize: str = "selective",
     vectorize: bool = False,
     dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
 ) -> SpectralMeasure:
     """Estimate the spectral distribution of a symmetric operator by stochastic Lanczos quadrature.
 
@@ -46,6 +53,8 @@ def spectral_measure(
             the bracket of `trace_bracket` closes at twice the depth or more.
         vectorize: run all probes side by side by `vmap` instead of one after the other.
         dtype: floating type of the probes.
+        mesh: devices that each keep a part of every vector, as for `lanczos.tridiagonalize`; the
+            probes then run one after the other.
 
     Returns:
         A `SpectralMeasure` with one row a probe.
@@ -67,6 +76,11 @@ def spectral_measure(
     check_count("num_probes", num_probes)
     matvec, dim, dtype = prepare(matvec, dim, dtype)
     num_steps = min(check_count("num_steps", num_steps), dim)
+    if mesh is not None:
+        settings = {"num_probes": num_probes, "reorthogonalize": reorthogonalize, "dtype": dtype}
+        return run_probes(
+            matvec, key, dim=dim, num_steps=num_steps, chunk=num_steps, mesh=mesh, **settings
+        )
     keys = jax.random.split(key, num_probes)
     settings = (dim, num_steps, reorthogonalize, dtype)
     return measure_from(_run_probes(matvec, keys, vectorize, *settings), dim=dim)
@@ -83,6 +97,7 @@ def _run_probes(matvec, keys, vectorize, dim, num_steps, reorthogonalize, dtype)
     return jax.vmap(one)(keys) if vectorize else jax.lax.map(one, keys)
 
 
+@takes_mesh
 def run_probes(
     matvec: Any,
     key: PRNGKeyArray,
@@ -96,6 +111,9 @@ def run_probes(
     on_progress: Callable[[str, int, int], None] | None = None,
     stage: str = "spectrum",
     dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+    checkpoint_dir: Any = None,
+    checkpoint_every: int = 128,
 ) -> SpectralMeasure:
     """Run `spectral_measure` in chunks, so that it can be watched, and stopped when good enough.
 
@@ -114,42 +132,105 @@ def run_probes(
         on_progress: called as `on_progress(stage, steps_done, steps)` after every chunk.
         stage: a name for `on_progress`.
         dtype: floating type of the probes.
+        mesh: as for `spectral_measure`.
+        checkpoint_dir: where this run, and no other, keeps its newest checkpoint: a run that is
+            asked for again goes on from it, and ends with the same bits on the same machine.
+        checkpoint_every: steps a probe between checkpoints, in whole chunks; the last makes one.
 
     Returns:
         A `SpectralMeasure` of the depth reached.
 
     Raises:
         TypeError: as `spectral_measure`.
-        ValueError: as `spectral_measure`.
+        ValueError: as `spectral_measure`, or if the checkpoint is that of another run; says what
+            differs.
         FloatingPointError: as `spectral_measure`.
+        OSError: if a checkpoint cannot be written; the one before it stays whole.
     """
+    check_count("checkpoint_every", checkpoint_every)
     check_count("num_probes", num_probes)
     matvec, dim, dtype = prepare(matvec, dim, dtype)
     num_steps = min(check_count("num_steps", num_steps), dim)
     states = [
-        lanczos.start(probe(k, dim, dtype), num_steps=num_steps, reorthogonalize=reorthogonalize)
+        lanczos.start(
+            probe(k, dim, dtype),
+            num_steps=num_steps,
+            reorthogonalize=reorthogonalize,
+            mesh=mesh,
+        )
         for k in jax.random.split(key, num_probes)
     ]
-    done, looked = 0, 2 * chunk
-    while done < num_steps:
-        take = min(chunk, num_steps - done)
-        for i, state in enumerate(states):
-            states[i] = lanczos.extend(
-                matvec, state, num_steps=take, reorthogonalize=reorthogonalize
-            )
-            if on_progress is not None:
-                jax.block_until_ready(states[i].current)
-                on_progress(stage, done * num_probes + (i + 1) * take, num_steps * num_probes)
-        done += take
-        if stop is not None and (done >= 2 * looked or done == num_steps):
-            looked = done
-            if stop(_measure_of_states(states, done, dim)):
-                break
-    return _measure_of_states(states, done, dim)
+    checkpoints = Checkpoints(
+        checkpoint_dir,
+        checkpoint_every,
+        lambda: _identity(matvec, key, states, reorthogonalize),
+        unit="step",
+    )
+    with contextlib.closing(checkpoints):
+        states = _resume(checkpoints, states, matvec)
+        done, looked = checkpoints.saved, 2 * chunk
+        while 2 * looked < done:
+            looked *= 2
+        while done < num_steps:
+            if stop is not None and done >= 2 * looked:
+                looked = done
+                if stop(_measure_of_states(states, done, dim, mesh)):
+                    break
+            take = min(chunk, num_steps - done)
+            for i, state in enumerate(states):
+                states[i] = lanczos.extend(
+                    matvec, state, num_steps=take, reorthogonalize=reorthogonalize
+                )
+                if on_progress is not None:
+                    jax.block_until_ready(states[i].current)
+                    on_progress(stage, done * num_probes + (i + 1) * take, num_steps * num_probes)
+            done += take
+            checkpoints.save(done, _arrays(states), last=done == num_steps)
+    return _measure_of_states(states, done, dim, mesh)
 
 
-def _measure_of_states(states: list, depth: int, dim: int) -> SpectralMeasure:
+def _identity(matvec: Any, key: PRNGKeyArray, states: list, reorthogonalize: str) -> dict:
+    state = states[0]
+    return {
+        "dim": int(state.dim),
+        "padded_dim": state.current.size,
+        "dtype": str(state.current.dtype),
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "num_steps": state.diagonal.size,
+        "num_probes": len(states),
+        "reorthogonalize": reorthogonalize,
+    }
+
+
+def _arrays(states: list) -> dict[str, dict]:
+    """Return the states as the dictionaries that a checkpoint holds."""
+    return {
+        str(i): {name: value for name, value in state._asdict().items() if value is not None}
+        for i, state in enumerate(states)
+    }
+
+
+def _resume(checkpoints: Checkpoints, states: list, matvec: Any) -> list:
+    found = checkpoints.restore(lambda _: _arrays(states))
+    if found is None:
+        return states
+    resumed = [state._replace(**found[str(i)]) for i, state in enumerate(states)]
+    first, known = (
+        lanczos.extend(matvec, states[0], num_steps=1, reorthogonalize="none"),
+        resumed[0],
+    )
+    now, then = float(first.off_diagonal[0]), float(known.off_diagonal[0])
+    if not abs(now - then) <= 1e-3 * then:
+        raise ValueError(
+            f"checkpoint_dir {checkpoints.directory} holds the recurrence of another operator: "
+            f"its first step gave {then:.6g}, that of this one gives {now:.6g}"
+        )
+    return resumed
+
+
+def _measure_of_states(states: list, depth: int, dim: int, mesh: Mesh | None) -> SpectralMeasure:
     parts = [lanczos.finish(state)._replace(basis=None) for state in states]
+    parts = _mesh.gather(parts, mesh)
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *parts)
     return measure_from(
         stacked._replace(

@@ -13,16 +13,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from jaxlimit import _basis, _two_pass
+from jaxlimit import _basis, _mesh, _two_pass
 from jaxlimit._basis import STORES
 from jaxlimit._checks import check_choice, check_count, is_concrete, is_finite
 from jaxlimit._eigenpairs import Eigenpairs, extremal_eigenpairs  # noqa: F401 (public here)
 from jaxlimit._host import HostMatvec
 from jaxlimit._matvec import dot, prepare
 from jaxlimit._memory import check_memory
+from jaxlimit._mesh import takes_mesh
 
 REORTHOGONALIZE = ("full", "selective", "none")
 WARM_UP = 48  # steps that "selective" reorthogonalises fully
@@ -79,6 +81,7 @@ class LanczosState(NamedTuple):
         step: steps asked for so far.
         num_valid: steps that were possible.
         failed_step: as in `Tridiagonalization`.
+        dim: D; on a mesh the vectors are padded with zeros to a size that divides.
     """
 
     previous: Float[Array, "D"]
@@ -89,8 +92,10 @@ class LanczosState(NamedTuple):
     step: Int[Array, ""]
     num_valid: Int[Array, ""]
     failed_step: Int[Array, ""]
+    dim: Int[Array, ""]
 
 
+@takes_mesh
 def tridiagonalize(
     matvec: Any,
     start_vector: Float[Array, "D"],
@@ -99,6 +104,7 @@ def tridiagonalize(
     reorthogonalize: str = "full",
     keep_basis: bool | None = None,
     store: str = "device",
+    mesh: Mesh | None = None,
 ) -> Tridiagonalization:
     """Run Lanczos from a start vector.
 
@@ -120,6 +126,8 @@ def tridiagonalize(
         store: where the basis is kept: "device", as it is; "bfloat16", on the device in half the
             memory; "pinned_host", in the host's memory, streamed through the device block by
             block. The last two are not differentiable in reverse, the last not under `vmap`.
+        mesh: devices that each keep a part of every vector, split along D over the first axis of
+            a `jax.sharding.Mesh`; a basis in the result may have zeros past its D columns.
 
     Returns:
         A `Tridiagonalization`; an invariant subspace ends it early, see `num_valid`.
@@ -138,19 +146,16 @@ def tridiagonalize(
     Lanczos (1950); Paige (1972) for the order of operations; Parlett, Scott (1979) for selective
     orthogonalisation; Parlett (1998), chapter 13.
     """
-    state = start(
-        start_vector,
-        num_steps=num_steps,
-        reorthogonalize=reorthogonalize,
-        keep_basis=keep_basis,
-        store=store,
-    )
+    settings = {"reorthogonalize": reorthogonalize, "keep_basis": keep_basis}
+    state = start(start_vector, num_steps=num_steps, store=store, mesh=mesh, **settings)
     num_steps = state.diagonal.shape[0]
-    matvec, _, _ = prepare(matvec, state.current.size, state.current.dtype)
+    matvec, dim, _ = prepare(matvec, jnp.size(start_vector), state.current.dtype)
+    matvec = _mesh.pad_operator(matvec, dim, state.current.size)
     state = extend(matvec, state, num_steps=num_steps, reorthogonalize=reorthogonalize)
     return finish(state)
 
 
+@takes_mesh
 def start(
     start_vector: Float[Array, "D"],
     *,
@@ -158,6 +163,7 @@ def start(
     reorthogonalize: str = "full",
     keep_basis: bool | None = None,
     store: str = "device",
+    mesh: Mesh | None = None,
 ) -> LanczosState:
     """Begin a recurrence with room for `num_steps` steps.
 
@@ -167,6 +173,7 @@ def start(
         reorthogonalize: as for `tridiagonalize`.
         keep_basis: as for `tridiagonalize`.
         store: as for `tridiagonalize`; `extend` finds it in the state.
+        mesh: as for `tridiagonalize`.
 
     Returns:
         The state before the first step.
@@ -183,6 +190,8 @@ def start(
     """
     check_choice("reorthogonalize", reorthogonalize, REORTHOGONALIZE)
     check_choice("store", store, STORES)
+    if mesh is not None and store != "device":
+        raise ValueError(f"store must be 'device' on a mesh, got {store!r}")
     start_vector = _check_start(start_vector)
     (dim,) = start_vector.shape
     num_steps = min(check_count("num_steps", num_steps), dim)
@@ -195,18 +204,33 @@ def start(
     dtype = start_vector.dtype
     if reorthogonalize == "selective" and _basis.goes_in_blocks(store, dtype):
         rows += NUM_LOCKED
-    check_basis(rows, dim, dtype, store)
+    check_basis(rows, dim // (1 if mesh is None else _mesh.num_shares(mesh)), dtype, store)
     norm = jnp.linalg.norm(start_vector)
-    return LanczosState(
-        previous=jnp.zeros_like(start_vector),
-        current=start_vector / jnp.where(norm > 0, norm, 1),
+    current = start_vector / jnp.where(norm > 0, norm, 1)
+    if mesh is not None:
+        current = _mesh.split_vector(current, mesh)
+    state = LanczosState(
+        previous=_mesh.zeros(current.shape, dtype, mesh),
+        current=current,
         diagonal=jnp.zeros(num_steps, dtype),
         off_diagonal=jnp.zeros(num_steps, dtype),
-        basis=_basis.allocate(rows, start_vector, store) if rows else None,
+        basis=_allocate(rows, current, store, mesh) if rows else None,
         step=jnp.int32(0),
         num_valid=jnp.int32(0),
         failed_step=jnp.int32(-1),
+        dim=jnp.int32(dim),
     )
+    if mesh is None:
+        return state
+    long = {name: getattr(state, name) for name in ("previous", "current", "basis")}
+    short = _mesh.place(state._replace(**dict.fromkeys(long)), _mesh.whole(mesh))
+    return short._replace(**long)
+
+
+def _allocate(rows: int, like: Array, store: str, mesh: Mesh | None) -> Array:
+    if mesh is None:
+        return _basis.allocate(rows, like, store)
+    return _mesh.zeros((rows, like.size), like.dtype, mesh)
 
 
 def num_rows(num_steps: int, reorthogonalize: str) -> int:
@@ -253,12 +277,17 @@ def extend(
         raise ValueError(
             f"reorthogonalize={reorthogonalize!r} needs a state with a basis, got basis None"
         )
-    matvec, _, _ = prepare(matvec, state.current.size, state.current.dtype)
+    size, dtype = state.current.size, state.current.dtype
+    if is_concrete(state.dim) and size != state.dim:
+        matvec, dim, _ = prepare(matvec, int(state.dim), dtype)
+        matvec = _mesh.pad_operator(matvec, dim, size)
+    matvec, _, _ = prepare(matvec, size, dtype)
     if isinstance(matvec, HostMatvec):
         for _ in range(num_steps):
             state = _advance(matvec(state.current), state, reorthogonalize)
         return state
-    return _extend(matvec, state, num_steps, reorthogonalize)
+    with _mesh.on(_mesh.mesh_of(state.current)):
+        return _extend(matvec, state, num_steps, reorthogonalize)
 
 
 def two_pass_eigenpairs(
@@ -432,7 +461,7 @@ def _step(matvec: Any, state: LanczosState, mode: str) -> LanczosState:
     # What is left below the rounding of the products is no direction: the subspace is invariant.
     eps = jnp.finfo(current.dtype).eps
     scale = jnp.max(jnp.abs(diagonals)) + jnp.max(state.off_diagonal)
-    goes_on = alive & (norm > 16 * eps * scale) & (state.num_valid + 1 < current.size)
+    goes_on = alive & (norm > 16 * eps * scale) & (state.num_valid + 1 < state.dim)
     following = jnp.where(goes_on, residual / jnp.where(goes_on, norm, 1), 0)
     norm = jnp.where(goes_on, norm, 0)
     off_diagonals = state.off_diagonal.at[j].add(norm, mode="drop")
@@ -447,6 +476,7 @@ def _step(matvec: Any, state: LanczosState, mode: str) -> LanczosState:
         step=j + room,
         num_valid=state.num_valid + alive,
         failed_step=jnp.where(room & ~finite & (state.failed_step < 0), j, state.failed_step),
+        dim=state.dim,
     )
 
 

@@ -125,6 +125,20 @@ def measure(
     )
 
 
+def share(workload: Workload, num_devices: int) -> Workload:
+    """Return what each device has of a workload whose examples and vectors a mesh shares.
+
+    Parameters and data count whole, which is more than the data take.
+
+    >>> share(Workload(10, 4, 100, 64, 8, 4), 2)
+    Workload(dim=5, itemsize=4, held=100, linearization=32, num_examples=4, batch_size=2)
+    """
+    fields = ("dim", "linearization", "num_examples", "batch_size")
+    return workload._replace(
+        **{name: -(-getattr(workload, name) // num_devices) for name in fields}
+    )
+
+
 def plan(
     workload: Workload,
     *,

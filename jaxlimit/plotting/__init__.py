@@ -8,6 +8,7 @@ from jaxlimit.plotting.factors import plot_factors, plot_rounds
 from jaxlimit.plotting.lomp import plot_lomp
 from jaxlimit.plotting.quadrature import plot_rule_errors
 from jaxlimit.plotting.runs import plot_density, plot_sweep, plot_theory_and_practice
+from jaxlimit.plotting.scaling import plot_scaling
 from jaxlimit.plotting.tables import MeanAndDeviation, TableRow, plot_tables
 from jaxlimit.plotting.transitions import Transition, plot_phase_transitions
 
@@ -25,6 +26,7 @@ __all__ = [
     "plot_phase_transitions",
     "plot_rounds",
     "plot_rule_errors",
+    "plot_scaling",
     "plot_sweep",
     "plot_tables",
     "plot_theory_and_practice",

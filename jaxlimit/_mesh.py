@@ -107,6 +107,11 @@ def padded_size(dim: int, mesh: Mesh) -> int:
     return dim + -dim % num_shares(mesh)
 
 
+def share_of(dim: int, mesh: Mesh | None) -> int:
+    """Return how many entries of a vector each device has."""
+    return dim if mesh is None else padded_size(dim, mesh) // num_shares(mesh)
+
+
 def place(tree: Any, sharding: NamedSharding) -> Any:
     """Lay arrays out over a mesh; each process holds them all, and keeps its devices' parts.
 

@@ -204,7 +204,7 @@ def start(
     dtype = start_vector.dtype
     if reorthogonalize == "selective" and _basis.goes_in_blocks(store, dtype):
         rows += NUM_LOCKED
-    check_basis(rows, dim // (1 if mesh is None else _mesh.num_shares(mesh)), dtype, store)
+    check_basis(rows, _mesh.share_of(dim, mesh), dtype, store)
     norm = jnp.linalg.norm(start_vector)
     current = start_vector / jnp.where(norm > 0, norm, 1)
     if mesh is not None:

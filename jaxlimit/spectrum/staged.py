@@ -15,7 +15,7 @@ from jaxlimit._checks import check_count, check_range
 from jaxlimit._estimate import Estimate
 from jaxlimit._matvec import prepare
 from jaxlimit._memory import catching_refusals
-from jaxlimit._mesh import takes_mesh
+from jaxlimit._mesh import share_of, takes_mesh
 from jaxlimit.lanczos import LanczosState
 from jaxlimit.spectrum.functions import trace_bracket
 from jaxlimit.spectrum.measure import SpectralMeasure
@@ -87,6 +87,8 @@ def run_probes(
     check_count("checkpoint_every", checkpoint_every)
     matvec, dim, dtype = prepare(matvec, dim, dtype)
     num_steps = min(check_count("num_steps", num_steps), dim)
+    rows = num_probes * lanczos.num_rows(num_steps, reorthogonalize)
+    lanczos.check_basis(rows, share_of(dim, mesh), dtype, store)
     kept: dict[str, Any] = {"reorthogonalize": reorthogonalize, "store": store, "mesh": mesh}
     recurrences = list(states) or [
         lanczos.start(probe(k, dim, dtype), num_steps=num_steps, **kept)

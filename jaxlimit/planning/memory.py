@@ -24,12 +24,13 @@ NUM_VECTORS = 7
 # greatest ratio that the compiled programs of the zoo show (benchmarks/scale_model.py).
 TEMPORARIES = {"linearized": 1.0, "forward-over-reverse": 2.0}
 
-# What each place for the basis costs in accuracy and time, from benchmarks/basis_storage.py.
+# What each place for the basis costs, measured against full reorthogonalisation on FC5 and digits at
+# depth 128 (benchmarks/results/basis_storage_digits.json).
 BASIS_COSTS = {
-    "device": "exact to working precision",
-    "bfloat16": "exact to about 2⁻⁹ √(m/3D) ‖H‖, less than the noise of the probe",
-    "pinned_host": "exact to working precision; the basis passes over the bus at each step",
-    "none": "no basis: the bracket closes at twice the depth or more, vectors take a second pass",
+    "device": "ρ* as with full reorthogonalisation to 4e-4 of itself",
+    "bfloat16": "ρ* likewise to 2e-4 of itself, λ_max to 5e-6",
+    "pinned_host": "ρ* likewise to 4e-4 of itself; the basis crosses to the device at every step",
+    "none": "ρ* likewise to 2e-4 of itself, but its interval twice as wide at the same depth",
 }
 
 

@@ -24,8 +24,8 @@ NUM_VECTORS = 7
 # greatest ratio that the compiled programs of the zoo show (benchmarks/scale_model.py).
 TEMPORARIES = {"linearized": 1.0, "forward-over-reverse": 2.0}
 
-# What each place for the basis costs, measured against full reorthogonalisation on FC5 and digits at
-# depth 128 (benchmarks/results/basis_storage_digits.json).
+# What each place for the basis costs, measured against full reorthogonalisation on FC5 on digits
+# at depth 128 (benchmarks/results/basis_storage_digits.json).
 BASIS_COSTS = {
     "device": "ρ* as with full reorthogonalisation to 4e-4 of itself",
     "bfloat16": "ρ* likewise to 2e-4 of itself, λ_max to 5e-6",

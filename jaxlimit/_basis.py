@@ -44,6 +44,13 @@ def is_on_host(basis: Basis) -> bool:
     return jax.typeof(basis).memory_space == jax.memory.Space.Host
 
 
+def pad(basis: Basis, rows: int) -> Basis:
+    """Append rows of zeros, in the memory that the basis is in."""
+    if is_on_host(basis):
+        return place(np.pad(np.asarray(basis), ((0, rows), (0, 0))), on_host=True)
+    return jnp.pad(basis, ((0, rows), (0, 0)))
+
+
 def goes_in_blocks(store: str, dtype: Any) -> bool:
     """Whether a basis of vectors of type `dtype`, so stored, has to go through this module."""
     return store == "pinned_host" or (store == "bfloat16" and dtype != jnp.bfloat16)

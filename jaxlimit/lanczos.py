@@ -381,8 +381,9 @@ def with_room(
     added = max(min(check_count("num_steps", num_steps), state.current.size) - room, 0)
     basis = state.basis
     if basis is not None and reorthogonalize != "selective":
-        check_basis(room + added, state.current.size, basis.dtype)
-        basis = jnp.pad(basis, ((0, added), (0, 0)))
+        store = "pinned_host" if _basis.is_on_host(basis) else "device"
+        check_basis(room + added, state.current.size, basis.dtype, store)
+        basis = _basis.pad(basis, added)
     return state._replace(
         diagonal=jnp.pad(state.diagonal, (0, added)),
         off_diagonal=jnp.pad(state.off_diagonal, (0, added)),

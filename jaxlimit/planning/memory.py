@@ -20,16 +20,18 @@ USABLE = 0.9  # of a device's memory: what allocators, code and fragments leave
 # Vectors of Lanczos besides the basis: two of the state, before and after a chunk, the product, the
 # residual and scratch; from the compiled program.
 NUM_VECTORS = 7
-# A product's own temporaries, as a multiple of what a linearisation of the same examples keeps; the
-# greatest ratio that the compiled programs of the zoo show (benchmarks/scale_model.py).
-TEMPORARIES = {"linearized": 1.0, "forward-over-reverse": 2.0}
+# A product's own temporaries, as a multiple of what a linearisation of the same examples keeps.
+# Compiled on a CPU it is 0.36 to 0.67 for ResNets (benchmarks/results/scale_model.json); a GPU's
+# convolutions take scratch space.
+TEMPORARIES = 1.0
 
-# What each place for the basis costs in accuracy and time, from benchmarks/basis_storage.py.
+# What each place for the basis costs, measured against full reorthogonalisation on FC5 on digits
+# at depth 128 (benchmarks/results/basis_storage_digits.json).
 BASIS_COSTS = {
-    "device": "exact to working precision",
-    "bfloat16": "exact to about 2⁻⁹ √(m/3D) ‖H‖, less than the noise of the probe",
-    "pinned_host": "exact to working precision; the basis passes over the bus at each step",
-    "none": "no basis: the bracket closes at twice the depth or more, vectors take a second pass",
+    "device": "ρ* as with full reorthogonalisation to 4e-4 of itself",
+    "bfloat16": "ρ* likewise to 2e-4 of itself, λ_max to 5e-6",
+    "pinned_host": "ρ* likewise to 4e-4 of itself; the basis crosses to the device at every step",
+    "none": "ρ* likewise to 2e-4 of itself, but its interval twice as wide at the same depth",
 }
 
 
@@ -189,6 +191,17 @@ def plan(
     return best._replace(reasons=_reasons(best, options[0], num_probes))
 
 
+def lanczos_bytes(dim: int, itemsize: int, num_steps: int, store: str = "device") -> int:
+    """Count the device memory of one selective Lanczos run: vectors, basis and work on it.
+
+    >>> lanczos_bytes(1, 4, 96) // 4, lanczos_bytes(1, 4, 96, "bfloat16") // 4
+    (175, 103)
+    """
+    workload = Workload(dim, itemsize, 0, 0, 1, 1)
+    resident, working, _ = _basis_bytes(workload, num_steps, "selective", store)
+    return NUM_VECTORS * dim * itemsize + resident + working
+
+
 def lighter(failed: Plan, workload: Workload, *, num_steps: int, **settings: Any) -> Plan:
     """Plan again after a device refused what `failed` had planned for: with 0.7 of its total.
 
@@ -261,9 +274,9 @@ def _cuts(batch_size: int) -> list[int]:
 def _product_bytes(workload: Workload, mode: str, pieces: int) -> dict[str, int]:
     vectors, kept = 3 * workload.dim * workload.itemsize, workload.linearization
     if mode == "linearized":
-        return {"linearisation": kept, "product": int(TEMPORARIES[mode] * kept) + vectors}
+        return {"linearisation": kept, "product": int(TEMPORARIES * kept) + vectors}
     share = workload.batch_size / pieces / workload.num_examples
-    return {"product": int(TEMPORARIES[mode] * kept * share) + vectors}
+    return {"product": int(TEMPORARIES * kept * share) + vectors}
 
 
 def _basis_bytes(

@@ -113,6 +113,8 @@ def run_probes(
                     break
             goal = min(done + chunk, num_steps)
             for i, state in enumerate(recurrences):
+                if int(state.step) >= goal:
+                    continue
                 with catching_refusals(f"at step {done} of probe {i}", recurrences):
                     following = carry(matvec, state, goal, chunk, reorthogonalize)
                     recurrences[i] = jax.block_until_ready(following)

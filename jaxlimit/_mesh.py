@@ -96,9 +96,9 @@ def whole(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def num_shares(mesh: Mesh) -> int:
+def num_shares(mesh: Mesh | None) -> int:
     """Return how many devices share the examples."""
-    return mesh.shape[mesh.axis_names[0]]
+    return 1 if mesh is None else mesh.shape[mesh.axis_names[0]]
 
 
 def padded_size(dim: int, mesh: Mesh) -> int:

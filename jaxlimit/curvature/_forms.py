@@ -63,6 +63,11 @@ def _apply(matvec: Partial, vector: Array) -> Array:
     return matvec(vector)
 
 
+def linearization_size(kind: Any, product_dtype: Any, *operator_args: Any) -> int:
+    """Count the bytes that a linearisation keeps, by its shapes alone."""
+    return _num_bytes(jax.eval_shape(partial(_linearize, kind, product_dtype), *operator_args))
+
+
 def _num_bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
@@ -76,7 +81,7 @@ class OneDevice:
 
     def num_bytes(self) -> int:
         """Return what the linearised form holds."""
-        return _num_bytes(jax.eval_shape(partial(_linearize, self.kind, None), *self.args))
+        return linearization_size(self.kind, None, *self.args)
 
     def linearized(self, product_dtype: Any) -> Partial:
         """Linearise now."""

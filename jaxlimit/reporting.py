@@ -74,19 +74,20 @@ def environment() -> dict[str, Any]:
 
 
 def time_in_turns(
-    calls: dict[str, Callable[[], Any]], *, repeats: int
+    calls: dict[str, Callable[[], Any]], *, repeats: int, warm_up: bool = True
 ) -> dict[str, dict[str, Any]]:
     """Time several calls in turns, so that whatever else the machine does falls on all of them.
 
-    Each is called once before, to compile. A result may hold JAX arrays, which are waited for.
+    A result may hold JAX arrays, which are waited for.
 
     Args:
         calls: by name.
         repeats: timed calls of each.
+        warm_up: call each once before, to compile.
 
     Returns:
-        For each name the seconds of `first` (with compilation), their `minimum`, `median` and
-        `all`.
+        For each name the seconds of the timed calls, their `minimum`, `median` and `all`, and of
+        the `first` before them (with compilation).
     """
 
     def seconds(call: Callable[[], Any]) -> float:
@@ -94,11 +95,12 @@ def time_in_turns(
         jax.block_until_ready(call())
         return time.perf_counter() - started
 
-    first = {name: seconds(call) for name, call in calls.items()}
+    first = {name: seconds(call) for name, call in calls.items()} if warm_up else {}
     rounds = [{name: seconds(call) for name, call in calls.items()} for _ in range(repeats)]
     times = {name: [one[name] for one in rounds] for name in calls}
+    before = {name: {"first": taken} for name, taken in first.items()}
     return {
-        name: {"first": first[name], "minimum": min(all_), "median": median(all_), "all": all_}
+        name: before.get(name, {}) | {"minimum": min(all_), "median": median(all_), "all": all_}
         for name, all_ in times.items()
     }
 

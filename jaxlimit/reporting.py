@@ -128,3 +128,29 @@ def write_json(path: Path, content: Any) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(plain(content), indent=1, ensure_ascii=False) + "\n")
     temporary.replace(path)
+
+
+def markdown_table(columns: dict[str, Any], rows: dict[str, Callable[[Any], str]]) -> str:
+    """Build a Markdown table.
+
+    Args:
+        columns: what each column shows, by its heading.
+        rows: for each label how a cell is made of what its column shows.
+    """
+    cells = [["", *columns], ["---"] * (len(columns) + 1)]
+    cells += [[label, *map(show, columns.values())] for label, show in rows.items()]
+    return "\n".join("|" + "|".join(f" {c} " if c else " " for c in row) + "|" for row in cells)
+
+
+def replace_block(path: Path, name: str, content: str) -> None:
+    """Put `content` between the markers `<!-- name:begin -->` and `<!-- name:end -->` of a file.
+
+    Raises:
+        ValueError: if the file does not hold each marker once, in this order.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    text = path.read_text()
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"path must hold {begin} and then {end}, once each, got {path}")
+    before, rest = text.split(begin)
+    path.write_text(f"{before}{begin}\n\n{content}\n\n{end}{rest.split(end)[1]}")

@@ -4,6 +4,7 @@ Every function makes a new figure and returns it; `save` writes it small.
 """
 
 from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, new_axes, save
+from jaxlimit.plotting.growth import plot_growth
 from jaxlimit.plotting.runs import plot_density, plot_sweep, plot_theory_and_practice
 from jaxlimit.plotting.transitions import Transition, plot_phase_transitions
 
@@ -14,6 +15,7 @@ __all__ = [
     "Transition",
     "new_axes",
     "plot_density",
+    "plot_growth",
     "plot_phase_transitions",
     "plot_sweep",
     "plot_theory_and_practice",

@@ -101,6 +101,7 @@ def main(config: Config) -> None:
         started = time.perf_counter()
         calls[name] = make()
         setup[name] = time.perf_counter() - started
+        console.print(f"{name}: ready after {setup[name]:.1f} s")
     calls |= peers.matmuls()
     seconds = time_in_turns(calls, repeats=config.repeats, warm_up=False)
     for name, taken in setup.items():

@@ -74,7 +74,7 @@ def main(config: Config) -> None:
     start = environment()
 
     def sweep(calls: dict[int, Callable]) -> dict[str, list]:
-        seconds = time_in_turns(calls, repeats=config.repeats)
+        seconds = time_in_turns(calls, repeats=config.repeats, warm_up=False)
         return {"x": list(calls), "seconds": [taken["minimum"] for taken in seconds.values()]}
 
     base, run_base = operator(config.num_images), partial(run, num_steps=config.num_steps)
@@ -83,9 +83,7 @@ def main(config: Config) -> None:
         "weights D": {"": sweep({dim: run_base(matvec, dim) for matvec, dim in sized})},
         "examples": {"": sweep({n: run_base(*operator(n)) for n in config.examples})},
         "Lanczos depth": {
-            f"reorthogonalised: {mode}": sweep(
-                {m: run(*base, num_steps=m, mode=mode) for m in config.depths}
-            )
+            f"{mode} reorth.": sweep({m: run(*base, num_steps=m, mode=mode) for m in config.depths})
             for mode in lanczos.REORTHOGONALIZE
         },
         "probes": {

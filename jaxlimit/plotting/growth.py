@@ -25,7 +25,7 @@ def plot_growth(sweeps: dict[str, dict[str, dict[str, list]]]) -> Figure:
         axes.plot(x, seconds, ":", color="black", linewidth=0.9, label="in proportion")
         axes.set(xlabel=name, xscale="log", yscale="log")
         axes.set_xticks(x, [f"{value:,}" if value < 1e5 else f"{value / 1e6:.2g}M" for value in x])
-        axes.minorticks_off()
+        axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, fontsize=8)
     panels[0].set_ylabel("seconds")

@@ -5,6 +5,7 @@ Every function makes a new figure and returns it; `save` writes it small.
 
 from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, new_axes, save
 from jaxlimit.plotting.factors import plot_factors, plot_rounds
+from jaxlimit.plotting.growth import plot_growth
 from jaxlimit.plotting.lomp import plot_lomp
 from jaxlimit.plotting.quadrature import plot_rule_errors
 from jaxlimit.plotting.runs import plot_density, plot_sweep, plot_theory_and_practice
@@ -22,6 +23,7 @@ __all__ = [
     "new_axes",
     "plot_density",
     "plot_factors",
+    "plot_growth",
     "plot_lomp",
     "plot_phase_transitions",
     "plot_rounds",

@@ -52,21 +52,25 @@ class Config:
     output: Path = Path("runs/ellipsoid_limit")
 
 
+@jax.jit
+def exact_limits(keys, eigenvalues, weights, epsilons) -> limits.QuadraticLimit:
+    """Find the limits in a random basis a key."""
+
+    def in_basis(key):
+        basis = jax.random.orthogonal(key, weights.size)
+        return limits.quadratic_limit(basis.T * eigenvalues @ basis, weights, epsilons)
+
+    return jax.lax.map(in_basis, keys)
+
+
 def compare(name: str, dim: int, config: Config) -> QuadraticComparison:
     """Find the exact limits in random bases, and predict them."""
     quantiles = (jnp.arange(dim) + 0.5) / dim
     eigenvalues = SPECTRA[name](quantiles)
-    deviates = jax.scipy.special.ndtri((1 + quantiles) / 2)
-    weights = deviates**config.weight_power
-    scale = weights @ weights * eigenvalues.mean() / 2
-    epsilons = jnp.asarray(config.tolerances) * scale
-
-    def in_basis(key):
-        basis = jax.random.orthogonal(key, dim)
-        return limits.quadratic_limit(basis.T * eigenvalues @ basis, weights, epsilons)
-
+    weights = jax.scipy.special.ndtri((1 + quantiles) / 2) ** config.weight_power
+    epsilons = jnp.asarray(config.tolerances) * (weights @ weights * eigenvalues.mean() / 2)
     keys = jax.random.split(jax.random.key(config.seed), config.num_bases)
-    exact = jax.lax.map(in_basis, keys)
+    exact = exact_limits(keys, eigenvalues, weights, epsilons)
     measure = exact_measure(eigenvalues)
     predict = lambda rule: [float(rule(measure, weights, e).ratio) for e in epsilons]  # noqa: E731
     return QuadraticComparison(

@@ -7,6 +7,7 @@ python experiments/pruning_limit.py --dataset cifar10 --epochs 200 --l1 2e-4 --d
 import dataclasses
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -53,6 +54,10 @@ class Config:
     l1_method: Literal["subgradient", "proximal"] = "subgradient"
     augment: bool = False
     """Random crop and flip while training."""
+    training_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of training; weights, and all that is measured afterwards, are float32."""
+    max_images: int | None = None
+    """For trials: no more training images than so many, the first, and no more test images."""
     seeds: tuple[int, ...] = (0,)
     num_steps: int = 128
     """Lanczos depth a probe, at most."""
@@ -81,7 +86,8 @@ class Config:
 
     def folder(self) -> Path:
         """Name the run folder."""
-        digest = hashlib.sha256(repr(self.training(0)).encode()).hexdigest()[:8]
+        made_by = self.training(0), self.training_dtype, self.max_images
+        digest = hashlib.sha256(repr(made_by).encode()).hexdigest()[:8]
         return self.output or Path("runs") / f"{self.model}-{self.dataset}-{digest}".replace(
             "/", "-"
         )
@@ -90,26 +96,38 @@ class Config:
 def run(config: Config, seed: int) -> dict[str, Any]:
     """Run one seed, write its folder, and return what result.json holds."""
     folder = config.folder() / f"seed-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
     with Stages() as stages:
-        with stages.time("data"):
-            train = datasets.load(config.dataset, "train", config.data_dir)
-            held_out = "validation" if config.dataset.startswith("tiny_imagenet") else "test"
-            test = datasets.load(config.dataset, held_out, config.data_dir)
-        module = models.create(config.model, num_classes=train.num_classes)
-        with stages.time("training"):
-            trained = fit(module, train, config, seed, folder, stages)
-        net = Net(module, trained, train, test)
-        estimate = predict(net, config, seed, folder, stages)
-        with stages.time("taylor"):
-            rise = forecast(net, config)
-        with stages.time("sweep"):
-            sweeps = prune(net, estimate.epsilon, config, stages)
+        return analyse(train(config, seed, folder, stages), config, seed, folder, stages)
+
+
+def train(config, seed, folder, stages) -> "Net":
+    """Load the data and train a network on them, or take it from the folder's checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with stages.time("data"):
+        held_out = "validation" if config.dataset.startswith("tiny_imagenet") else "test"
+        data, test = (
+            first(datasets.load(config.dataset, split, config.data_dir), config.max_images)
+            for split in ("train", held_out)
+        )
+    create = partial(models.create, config.model, num_classes=data.num_classes)
+    trainee = create(dtype=getattr(jnp, config.training_dtype))
+    with stages.time("training"):
+        return Net(create(), fit(trainee, data, config, seed, folder, stages), data, test)
+
+
+def analyse(net, config, seed, folder, stages) -> dict[str, Any]:
+    """Predict and measure how far a trained network can be pruned; write and return the result."""
+    estimate = predict(net, config, seed, folder, stages)
+    with stages.time("taylor"):
+        rise = forecast(net, config)
+    with stages.time("sweep"):
+        sweeps = prune(net, estimate.epsilon, config, stages)
     result = report(net, estimate, rise, sweeps, config) | {
         "seed": seed,
         "config": config,
         "environment": environment(),
         "seconds": stages.seconds | {"total": sum(stages.seconds.values())},
+        "speed": speed(net, estimate, stages.seconds),
     }
     write_json(folder / "result.json", result)
     draw(folder, estimate, sweeps, result, config)
@@ -169,7 +187,7 @@ def predict(net, config, seed, folder, stages) -> LimitEstimate:
         console.print(f"reusing the spectra in {folder}")
         known = zip(("measure", "removed_measure"), files, strict=True)
         stored = {n: spectrum.load(folder / f) for n, f in known if (folder / f).exists()}
-    with stages.time("spectrum"):
+    with stages.time("spectrum, known" if stored else "spectrum"):
         estimate = estimate_limit(
             *net.args,
             datasets.to_batches(first(net.train, config.hessian_images)),
@@ -198,9 +216,9 @@ def forecast(net, config) -> SweepResult:
     operator = (*net.args, batches, net.trained.state)
     matvec = curvature.hessian_matvec(*operator, product_dtype=product_dtype(config))
     gradient = curvature.mean_gradient(*operator)
-    ratios = np.geomspace(config.smallest_ratio, 1, 60)
+    ratios = np.geomspace(config.smallest_ratio, 1, min(60, config.num_ratios))
     rise = jax.block_until_ready(pruning.taylor_forecast(gradient, matvec, weights, ratios))
-    return SweepResult(jnp.asarray(ratios), rise, *[jnp.zeros(60)] * 3)
+    return SweepResult(jnp.asarray(ratios), rise, *[jnp.zeros_like(rise)] * 3)
 
 
 class Sweeps(NamedTuple):
@@ -222,8 +240,8 @@ def prune(net, epsilon, config, stages) -> Sweeps:
 
     coarse = sweep(net.loss, train, ratios, "sweep, loss")
     limit = float(pruning.empirical_limit(coarse, coarse.losses[-1], epsilon))
-    below = limit * ratios[0] / ratios[1]
-    fine = sweep(net.loss, train, np.geomspace(below, limit, 22)[1:-1], "sweep, near limit")
+    between = np.geomspace(limit * ratios[0] / ratios[1], limit, min(22, config.num_ratios))[1:-1]
+    fine = sweep(net.loss, train, between, "sweep, near limit")
     both = jax.tree.map(lambda *x: jnp.concatenate(x), coarse, fine)
     order = jnp.argsort(both.ratios)
     return Sweeps(
@@ -288,6 +306,21 @@ def report(net, estimate, rise, sweeps, config) -> dict[str, Any]:
             "accuracy": {"ratios": accuracy.ratios, "values": accuracy.losses},
             "taylor": {"ratios": rise.ratios, "values": rise.losses},
         },
+    }
+
+
+def speed(net, estimate, seconds) -> dict[str, float]:
+    """Tell the speeds of what this run did itself, compilation counted."""
+    epochs = len(net.trained.history.epoch) - net.trained.resumed_from
+    measures = (estimate.measure, estimate.removed_measure)
+    done = {
+        "images_per_second": (epochs * len(net.train.labels), "training"),
+        "products_per_second": (sum(m.nodes.size for m in measures if m is not None), "spectrum"),
+    }
+    return {
+        name: count / seconds[stage]
+        for name, (count, stage) in done.items()
+        if count and stage in seconds
     }
 
 
@@ -367,8 +400,8 @@ def show(result: dict[str, Any], folder: Path) -> None:
     console.print(f"written to {folder}")
 
 
-def first(dataset: datasets.Dataset, count: int) -> datasets.Dataset:
-    """Take the first `count` examples."""
+def first(dataset: datasets.Dataset, count: int | None) -> datasets.Dataset:
+    """Take the first `count` examples, or all."""
     return dataset._replace(images=dataset.images[:count], labels=dataset.labels[:count])
 
 

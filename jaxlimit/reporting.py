@@ -103,6 +103,19 @@ def time_in_turns(
     }
 
 
+def markdown_table(columns: dict[str, list[str]]) -> str:
+    """Lay columns out as a table in markdown.
+
+    >>> print(markdown_table({"D": ["10", "20"], "ρ*": ["0.5", "0.4"]}))
+    | D | ρ* |
+    | --- | --- |
+    | 10 | 0.5 |
+    | 20 | 0.4 |
+    """
+    rows = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def plain(tree: Any) -> Any:
     """Turn results into what JSON holds; a number that is not finite becomes its name."""
     if hasattr(tree, "_asdict"):

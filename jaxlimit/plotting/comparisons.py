@@ -1,5 +1,6 @@
 """Figures that put runs or settings side by side: depth, the gap of the bounds, sensitivity."""
 
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ def plot_depth(series: dict[str, list[dict[str, Any]]], *, title: str) -> Figure
     """
     figure, axes = new_axes(title, "Lanczos steps", "ρ_L at the prediction")
     ticks: set[int] = set()
-    for (name, rows), color in zip(series.items(), _SERIES, strict=False):
+    for (name, rows), color in zip(series.items(), cycle(_SERIES), strict=False):
         column = {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
         depths = column["depth"]
         ticks |= {int(depth) for depth in depths}

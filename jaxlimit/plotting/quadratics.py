@@ -56,9 +56,7 @@ def plot_quadratic_limits(comparisons: dict[str, list[QuadraticComparison]]) -> 
     panels[1, 0].set_ylabel("largest error over ε, in ρ")
     for row in panels:
         row[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
-    figure.suptitle(
-        "Pruning by magnitude on quadratic losses, where the sublevel set is an ellipsoid"
-    )
+    figure.suptitle("Pruning by magnitude on quadratic losses, whose sublevel set is an ellipsoid")
     return figure
 
 

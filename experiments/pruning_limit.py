@@ -25,6 +25,7 @@ from jaxlimit import (
     flatten_weights,
     limits,
     models,
+    planning,
     plotting,
     pruning,
     spectrum,
@@ -49,9 +50,14 @@ class Config:
     schedule: Literal["constant", "cosine", "multi-step"] = "cosine"
     milestones: tuple[int, ...] = ()
     warmup_epochs: int = 0
+    batch_size: int = 128
     l1: float = 3e-4
     """Strength of the l1 penalty on the weights."""
     l1_method: Literal["subgradient", "proximal"] = "subgradient"
+    l2: float = 0.0
+    """Strength of the l2 penalty on the weights."""
+    sam_radius: float = 0.0
+    """Radius of sharpness-aware steps; 0 takes plain ones."""
     augment: bool = False
     """Random crop and flip while training."""
     training_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -66,6 +72,8 @@ class Config:
     """Lanczos depth on the removed weights, for the gap."""
     tolerance: float = 0.0
     """Stop Lanczos once the interval is this share of the prediction; 0 takes all steps."""
+    images_at_once: int = 1000
+    """Images a batch in all that is measured after training; bounds the memory."""
     hessian_images: int = 10_000
     """Training images in the Hessian, the first so many; at most all."""
     product_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -75,19 +83,25 @@ class Config:
     smallest_ratio: float = 1e-4
     accuracy_tolerance: float = 0.01
     """Loss of test accuracy that the limit by accuracy tolerates."""
+    dry_run: bool = False
+    """Say what memory the spectrum will take and how, and stop."""
     output: Path | None = None
     """Run folder; default runs/MODEL-DATASET-DIGEST, the digest that of the training settings."""
 
     def training(self, seed: int) -> training.TrainingConfig:
         """Select what training is told."""
-        names = ("epochs", "learning_rate", "schedule", "milestones", "warmup_epochs", "l1",
-                 "l1_method", "augment")  # fmt: skip
+        names = ("epochs", "learning_rate", "schedule", "milestones", "warmup_epochs",
+                 "batch_size", "l1", "l1_method", "l2", "sam_radius", "augment")  # fmt: skip
         return training.TrainingConfig(seed=seed, **{name: getattr(self, name) for name in names})
+
+    def network(self) -> dict[str, Any]:
+        """Select what decides which network comes out, of any one seed."""
+        names = ("model", "dataset", "training_dtype", "max_images")
+        return plain(self.training(0)) | {name: getattr(self, name) for name in names}
 
     def folder(self) -> Path:
         """Name the run folder."""
-        made_by = self.training(0), self.training_dtype, self.max_images
-        digest = hashlib.sha256(repr(made_by).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(repr(self.network()).encode()).hexdigest()[:8]
         return self.output or Path("runs") / f"{self.model}-{self.dataset}-{digest}".replace(
             "/", "-"
         )
@@ -152,6 +166,10 @@ class Net(NamedTuple):
         """Loss and parameters, as the analysis takes them."""
         return self.loss, self.trained.params
 
+    def batches(self, config: Config, num_images: int | None = None) -> list[tuple]:
+        """Cut the training set, or its first so many images, into batches."""
+        return datasets.to_batches(first(self.train, num_images), config.images_at_once)
+
 
 def fit(module, train, config, seed, folder, stages) -> training.TrainingResult:
     """Train, or go on from the checkpoint in the folder, and say so."""
@@ -176,8 +194,7 @@ def predict(net, config, seed, folder, stages) -> LimitEstimate:
     """Predict the limit from the Hessian's spectrum, measured now or by an earlier run."""
     state = net.trained.state
     with stages.time("epsilon"):
-        batches = datasets.to_batches(net.train)
-        epsilon = limits.loss_tolerance_estimate(*net.args, batches, state)
+        epsilon = limits.loss_tolerance_estimate(*net.args, net.batches(config), state)
     names = ("num_steps", "num_probes", "num_gap_steps", "tolerance", "hessian_images",
              "product_dtype")  # fmt: skip
     settings = {name: getattr(config, name) for name in names}
@@ -190,7 +207,7 @@ def predict(net, config, seed, folder, stages) -> LimitEstimate:
     with stages.time("spectrum, known" if stored else "spectrum"):
         estimate = estimate_limit(
             *net.args,
-            datasets.to_batches(first(net.train, config.hessian_images)),
+            net.batches(config, config.hessian_images),
             state,
             key=jax.random.fold_in(jax.random.key(seed), 1),
             epsilon=epsilon,
@@ -211,7 +228,7 @@ def predict(net, config, seed, folder, stages) -> LimitEstimate:
 
 def forecast(net, config) -> SweepResult:
     """Forecast the rise of the loss at each ratio by the second-order Taylor expansion."""
-    batches = datasets.to_batches(first(net.train, config.hessian_images))
+    batches = net.batches(config, config.hessian_images)
     weights, _ = flatten_weights(net.trained.params)
     operator = (*net.args, batches, net.trained.state)
     matvec = curvature.hessian_matvec(*operator, product_dtype=product_dtype(config))
@@ -231,7 +248,7 @@ class Sweeps(NamedTuple):
 def prune(net, epsilon, config, stages) -> Sweeps:
     """Prune at every ratio; then again between the two ratios that hold the limit by loss."""
     state, ratios = net.trained.state, np.geomspace(config.smallest_ratio, 1, config.num_ratios)
-    train, test = datasets.to_batches(net.train), datasets.to_batches(net.test)
+    train, test = net.batches(config), datasets.to_batches(net.test, config.images_at_once)
 
     def sweep(loss, batches, ratios, stage):
         return pruning.magnitude_sweep(
@@ -263,7 +280,9 @@ def report(net, estimate, rise, sweeps, config) -> dict[str, Any]:
         net.trained.state,
         net.train,
         l1=config.l1,
+        l2=config.l2,
         normalization=net.trained.normalization,
+        batch_size=config.images_at_once,
     )
     at = jnp.argmin(jnp.abs(accuracy.ratios - by_loss))
     baseline = {
@@ -410,8 +429,31 @@ def product_dtype(config: Config) -> Any:
     return None if config.product_dtype == "float32" else jnp.dtype(config.product_dtype)
 
 
+def print_plan(config: Config) -> None:
+    """Print the plan for the spectrum of the network as it is before training."""
+    train = datasets.load(config.dataset, "train", config.data_dir)
+    module = models.create(config.model, num_classes=train.num_classes)
+    state = dict(module.init(jax.random.key(0), jnp.asarray(train.images[:1], jnp.float32)))
+    workload = planning.measure(
+        training.make_loss(module, training.channel_statistics(train.images)),
+        state.pop("params"),
+        datasets.to_batches(first(train, config.hessian_images)),
+        state,
+        product_dtype=product_dtype(config),
+    )
+    modes = planning.MODES if config.product_dtype == "float32" else ("linearized",)
+    plan = planning.plan(
+        workload, num_steps=config.num_steps, num_probes=config.num_probes, modes=modes
+    )
+    console.print(f"{config.model} on {config.dataset}, D = {workload.dim:,}", highlight=False)
+    console.print(planning.describe(plan), highlight=False)
+
+
 def main(config: Config) -> None:
     """Run every seed and, for several, their mean and spread."""
+    if config.dry_run:
+        print_plan(config)
+        return
     results = []
     for seed in config.seeds:
         results.append(run(config, seed))

@@ -67,6 +67,28 @@ def first_batch(batches: Any) -> Any:
     return first
 
 
+def cut_batches(batches: Any, pieces: int) -> Any:
+    """Cut every batch into `pieces` of equal size, a list's into pieces of at most such a size.
+
+    >>> cut_batches(jnp.zeros((2, 6, 5)), 3).shape
+    (6, 2, 5)
+    """
+    if pieces == 1:
+        return batches
+    if not isinstance(batches, list):
+        shape = lambda x: (x.shape[0] * pieces, x.shape[1] // pieces, *x.shape[2:])  # noqa: E731
+        return jax.tree.map(lambda x: x.reshape(shape(x)), batches)
+    cut = []
+    for batch in batches:
+        size = leading_size(batch)
+        step = -(-size // pieces)
+        cut += [
+            jax.tree.map(lambda x, i=i, step=step: x[i : i + step], batch)
+            for i in range(0, size, step)
+        ]
+    return cut
+
+
 def leading_size(batch: Any) -> int:
     """Return the common leading size of all leaves, or raise if there is none."""
     sizes = {shape[0] if shape else 0 for shape in _shapes(batch)}

@@ -6,6 +6,7 @@ numerically (an invariant subspace, a product that is not finite) ends the recur
 stands and is told in the result; it never spreads NaN.
 """
 
+import os
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,14 +16,18 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
+from jaxlimit import _basis, _two_pass
+from jaxlimit._basis import STORES
 from jaxlimit._checks import check_choice, check_count, is_concrete, is_finite
 from jaxlimit._eigenpairs import Eigenpairs, extremal_eigenpairs  # noqa: F401 (public here)
 from jaxlimit._host import HostMatvec
 from jaxlimit._matvec import dot, prepare
+from jaxlimit._memory import check_memory
 
 REORTHOGONALIZE = ("full", "selective", "none")
 WARM_UP = 48  # steps that "selective" reorthogonalises fully
 NUM_LOCKED = 24  # converged Ritz vectors that it goes on with, at most
+FORMAT_VERSION = 1
 
 
 class Tridiagonalization(NamedTuple):
@@ -46,6 +51,20 @@ class Tridiagonalization(NamedTuple):
     failed_step: Int[Array, ""]
 
 
+class RitzPairs(NamedTuple):
+    """Approximate eigenpairs, and how good each is.
+
+    Attributes:
+        values: vᵀHv, the most extreme first.
+        vectors: row i, of norm 1, belongs to `values[i]`.
+        residual_norms: ‖Hv - λv‖; an eigenvalue of H lies this near.
+    """
+
+    values: Float[Array, "k"]
+    vectors: Float[Array, "k D"]
+    residual_norms: Float[Array, "k"]
+
+
 class LanczosState(NamedTuple):
     """Everything the recurrence needs to go on: two vectors, T so far, and the basis if kept.
 
@@ -55,7 +74,8 @@ class LanczosState(NamedTuple):
         diagonal: α, allocated for the greatest depth.
         off_diagonal: β, including the last, which couples to `current`.
         basis: the Lanczos vectors, allocated for the greatest depth; if "selective" those of the
-            warm-up, and after it the converged Ritz vectors; None if not kept.
+            warm-up, and after it the converged Ritz vectors (in 24 more rows of their own unless
+            on the device in full precision); None if not kept.
         step: steps asked for so far.
         num_valid: steps that were possible.
         failed_step: as in `Tridiagonalization`.
@@ -78,6 +98,7 @@ def tridiagonalize(
     num_steps: int,
     reorthogonalize: str = "full",
     keep_basis: bool | None = None,
+    store: str = "device",
 ) -> Tridiagonalization:
     """Run Lanczos from a start vector.
 
@@ -96,6 +117,9 @@ def tridiagonalize(
             that have converged by then, the outliers, whose ghosts are the first to come.
         keep_basis: whether the result carries the basis; by default it does if "full", and it
             cannot if "selective".
+        store: where the basis is kept: "device", as it is; "bfloat16", on the device in half the
+            memory; "pinned_host", in the host's memory, streamed through the device block by
+            block. The last two are not differentiable in reverse, the last not under `vmap`.
 
     Returns:
         A `Tridiagonalization`; an invariant subspace ends it early, see `num_valid`.
@@ -103,7 +127,8 @@ def tridiagonalize(
     Raises:
         TypeError: if `start_vector` is not a real floating vector.
         ValueError: if `start_vector` is zero, not finite or no vector, `num_steps` < 1,
-            `reorthogonalize` is unknown, or `matvec` returns another shape.
+            `reorthogonalize` or `store` is unknown, or `matvec` returns another shape.
+        MemoryError: if the basis is larger than the device's memory; says what takes less.
 
     >>> import jax.numpy as jnp
     >>> result = tridiagonalize(lambda v: jnp.array([1.0, 3.0]) * v, jnp.ones(2), num_steps=2)
@@ -114,7 +139,11 @@ def tridiagonalize(
     orthogonalisation; Parlett (1998), chapter 13.
     """
     state = start(
-        start_vector, num_steps=num_steps, reorthogonalize=reorthogonalize, keep_basis=keep_basis
+        start_vector,
+        num_steps=num_steps,
+        reorthogonalize=reorthogonalize,
+        keep_basis=keep_basis,
+        store=store,
     )
     num_steps = state.diagonal.shape[0]
     matvec, _, _ = prepare(matvec, state.current.size, state.current.dtype)
@@ -128,6 +157,7 @@ def start(
     num_steps: int,
     reorthogonalize: str = "full",
     keep_basis: bool | None = None,
+    store: str = "device",
 ) -> LanczosState:
     """Begin a recurrence with room for `num_steps` steps.
 
@@ -136,6 +166,7 @@ def start(
         num_steps: the greatest depth that `extend` may reach; clamped to D.
         reorthogonalize: as for `tridiagonalize`.
         keep_basis: as for `tridiagonalize`.
+        store: as for `tridiagonalize`; `extend` finds it in the state.
 
     Returns:
         The state before the first step.
@@ -143,6 +174,7 @@ def start(
     Raises:
         TypeError: as `tridiagonalize`.
         ValueError: as `tridiagonalize`.
+        MemoryError: as `tridiagonalize`.
 
     >>> import jax.numpy as jnp
     >>> state = start(jnp.ones(3), num_steps=2, reorthogonalize="none")
@@ -150,26 +182,50 @@ def start(
     Array(1, dtype=int32)
     """
     check_choice("reorthogonalize", reorthogonalize, REORTHOGONALIZE)
+    check_choice("store", store, STORES)
     start_vector = _check_start(start_vector)
     (dim,) = start_vector.shape
     num_steps = min(check_count("num_steps", num_steps), dim)
-    rows = {"full": num_steps, "selective": min(WARM_UP, num_steps), "none": 0}[reorthogonalize]
+    rows = num_rows(num_steps, reorthogonalize)
     if keep_basis is not None and keep_basis != (rows > 0) and reorthogonalize != "none":
         raise ValueError(
             f"keep_basis must not be {keep_basis} where reorthogonalize is {reorthogonalize!r}"
         )
     rows = num_steps if keep_basis else rows
     dtype = start_vector.dtype
+    if reorthogonalize == "selective" and _basis.goes_in_blocks(store, dtype):
+        rows += NUM_LOCKED
+    check_basis(rows, dim, dtype, store)
     norm = jnp.linalg.norm(start_vector)
     return LanczosState(
         previous=jnp.zeros_like(start_vector),
         current=start_vector / jnp.where(norm > 0, norm, 1),
         diagonal=jnp.zeros(num_steps, dtype),
         off_diagonal=jnp.zeros(num_steps, dtype),
-        basis=jnp.zeros((rows, dim), dtype) if rows else None,
+        basis=_basis.allocate(rows, start_vector, store) if rows else None,
         step=jnp.int32(0),
         num_valid=jnp.int32(0),
         failed_step=jnp.int32(-1),
+    )
+
+
+def num_rows(num_steps: int, reorthogonalize: str) -> int:
+    """Return how many vectors a recurrence of `num_steps` steps stores besides its own two."""
+    return {"full": num_steps, "selective": min(WARM_UP, num_steps), "none": 0}[reorthogonalize]
+
+
+def check_basis(rows: int, dim: int, dtype: Any, store: str = "device") -> None:
+    """Raise `MemoryError` if `rows` vectors, kept as `store` says, are more than the device holds.
+
+    Those in the host's memory pass.
+    """
+    if store == "pinned_host":
+        return
+    check_memory(
+        f"a Lanczos basis of {rows} vectors of {dim} entries",
+        rows * dim * jnp.dtype(jnp.bfloat16 if store == "bfloat16" else dtype).itemsize,
+        f"take fewer steps, reorthogonalize='selective' ({WARM_UP} vectors a probe) or 'none' "
+        "(no basis), or probes one after the other",
     )
 
 
@@ -205,17 +261,143 @@ def extend(
     return _extend(matvec, state, num_steps, reorthogonalize)
 
 
+def two_pass_eigenpairs(
+    matvec: Any,
+    start_vector: Float[Array, "D"],
+    *,
+    num_steps: int,
+    num_pairs: int,
+    which: str = "largest",
+) -> RitzPairs:
+    """Find extreme eigenpairs where no basis fits: Lanczos once for T, once more for the vectors.
+
+    v = Σ sⱼ qⱼ with T s = θ s, the qⱼ made a second time and added up as they come. Costs
+    2·num_steps + k products and memory of k + 5 vectors; `extremal_eigenpairs` takes about half the
+    products where a basis fits, and finds multiple eigenvalues, which this cannot.
+
+    Args:
+        matvec: H, as for `tridiagonalize`.
+        start_vector: as for `tridiagonalize`.
+        num_steps: m, at most D.
+        num_pairs: k ≤ m. Eigenvalues nearer than √ε‖H‖ to each other count as one, since without
+            reorthogonalisation each is found several times; fewer pairs come if T has no more.
+        which: "largest", "smallest" or "magnitude".
+
+    Returns:
+        `RitzPairs`, converged or not: see their residual norms.
+
+    Raises:
+        TypeError: as `tridiagonalize`.
+        ValueError: as `tridiagonalize`, and if `which` is unknown or `num_pairs` > m.
+        FloatingPointError: if a product was not finite; names the step.
+
+    >>> import jax.numpy as jnp
+    >>> matvec = lambda v: jnp.array([5.0, 1.0, 0.0, -2.0]) * v
+    >>> two_pass_eigenpairs(matvec, jnp.ones(4), num_steps=4, num_pairs=2).values.round(3)
+    Array([5., 1.], dtype=float32)
+
+    Cullum, Willoughby (1985), chapter 4.
+    """
+    check_choice("which", which, ("largest", "smallest", "magnitude"))
+    state = start(start_vector, num_steps=num_steps, reorthogonalize="none")
+    num_pairs, depth = check_count("num_pairs", num_pairs), state.diagonal.size
+    if num_pairs > depth:
+        raise ValueError(f"num_pairs must be at most num_steps = {depth}, got {num_pairs}")
+    first = state.current
+    matvec, _, _ = prepare(matvec, first.size, first.dtype)
+    state = extend(matvec, state, num_steps=depth, reorthogonalize="none")
+    if int(state.failed_step) >= 0:
+        raise FloatingPointError(f"matvec returned NaN or infinity at step {state.failed_step}")
+    alpha, beta = (x[: int(state.num_valid)] for x in (state.diagonal, state.off_diagonal))
+    coefficients = _two_pass.pick_distinct(np.asarray(alpha), np.asarray(beta), num_pairs, which)
+    vectors = _two_pass.combine_again(matvec, first, alpha, beta, jnp.asarray(coefficients))
+    vectors /= jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    values, norms = _two_pass.judge(matvec, vectors)
+    return RitzPairs(values, vectors, norms)
+
+
 def finish(state: LanczosState) -> Tridiagonalization:
     """Read a recurrence out; the state can still be extended."""
     last = jnp.maximum(state.num_valid - 1, 0)
     return Tridiagonalization(
         diagonal=state.diagonal,
         off_diagonal=state.off_diagonal[:-1],
-        basis=state.basis,
+        basis=None if state.basis is None else _basis.read(state.basis),
         residual_norm=state.off_diagonal[last],
         num_valid=state.num_valid,
         failed_step=state.failed_step,
     )
+
+
+def with_room(
+    state: LanczosState, num_steps: int, *, reorthogonalize: str = "full"
+) -> LanczosState:
+    """Give a recurrence room for `num_steps` steps, so that it can go on beyond its first plan.
+
+    Args:
+        state: from `start`, `extend` or `load`, with its own room or less used up.
+        num_steps: the new greatest depth, clamped to D; no room is taken away.
+        reorthogonalize: as it was for `start`. The basis grows with the room, but not if
+            "selective", where it holds Ritz vectors after the steps first planned.
+
+    Returns:
+        The same recurrence; `extend` takes it to the same bits as if it had begun with this room.
+
+    >>> import jax.numpy as jnp
+    >>> state = start(jnp.ones(3), num_steps=1, reorthogonalize="none")
+    >>> with_room(state, 2, reorthogonalize="none").diagonal.shape
+    (2,)
+    """
+    room = state.diagonal.shape[0]
+    added = max(min(check_count("num_steps", num_steps), state.current.size) - room, 0)
+    basis = state.basis
+    if basis is not None and reorthogonalize != "selective":
+        check_basis(room + added, state.current.size, basis.dtype)
+        basis = jnp.pad(basis, ((0, added), (0, 0)))
+    return state._replace(
+        diagonal=jnp.pad(state.diagonal, (0, added)),
+        off_diagonal=jnp.pad(state.off_diagonal, (0, added)),
+        basis=basis,
+    )
+
+
+def save(path: Any, state: LanczosState) -> None:
+    """Write a recurrence as a versioned npz, to go on with another day.
+
+    Raises:
+        OSError: if the file cannot be written; one that was there before is kept whole.
+    """
+    fields: dict[str, Any] = {
+        name: np.asarray(value) for name, value in state._asdict().items() if value is not None
+    }
+    fields["on_host"] = np.asarray(state.basis is not None and _basis.is_on_host(state.basis))
+    temporary = f"{path}.tmp"
+    with open(temporary, "wb") as file:
+        np.savez(file, version=FORMAT_VERSION, **fields)
+    os.replace(temporary, path)
+
+
+def load(path: Any) -> LanczosState:
+    """Read a recurrence that `save` wrote.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if it is no recurrence, or of another version.
+    """
+    with np.load(path) as file:
+        version = file.get("version", "none")
+        if int(file.get("version", -1)) != FORMAT_VERSION or "failed_step" not in file:
+            raise ValueError(
+                f"{path} must be a Lanczos recurrence of format {FORMAT_VERSION}, got {version}"
+            )
+        fields: dict[str, Any] = {"basis": None} | {
+            name: file[name] if name == "basis" else jnp.asarray(file[name])
+            for name in file.files
+            if name in LanczosState._fields
+        }
+        if fields["basis"] is not None:
+            fields["basis"] = _basis.place(fields["basis"], on_host=bool(file["on_host"]))
+    return LanczosState(**fields)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
@@ -243,8 +425,7 @@ def _step(matvec: Any, state: LanczosState, mode: str) -> LanczosState:
     residual = product - diagonal * current
     basis = state.basis
     if basis is not None:
-        row = jnp.where(alive, current, basis[jnp.minimum(j, basis.shape[0] - 1)])
-        basis = basis.at[j].set(row, mode="drop")
+        basis = _remember(basis, j, current, alive, mode)
     residual = _reorthogonalize(residual, basis, j, mode)
     norm = jnp.linalg.norm(residual)
     diagonals = state.diagonal.at[j].add(jnp.where(alive, diagonal, 0), mode="drop")
@@ -256,8 +437,7 @@ def _step(matvec: Any, state: LanczosState, mode: str) -> LanczosState:
     norm = jnp.where(goes_on, norm, 0)
     off_diagonals = state.off_diagonal.at[j].add(norm, mode="drop")
     if mode == "selective" and basis is not None:
-        lock = partial(_lock, basis, diagonals, off_diagonals)
-        basis = jax.lax.cond(j == basis.shape[0] - 1, lock, lambda: basis)
+        basis = _lock(basis, diagonals, off_diagonals, j)
     return LanczosState(
         previous=jnp.where(room, current, state.previous),
         current=jnp.where(room, following, current),
@@ -270,9 +450,18 @@ def _step(matvec: Any, state: LanczosState, mode: str) -> LanczosState:
     )
 
 
+def _remember(basis, step, current, alive, mode):
+    if _basis.is_stored(basis, current.dtype):
+        return _basis.write(basis, step, current, alive & (step < _warm_up(basis, current, mode)))
+    row = jnp.where(alive, current, basis[jnp.minimum(step, basis.shape[0] - 1)])
+    return basis.at[step].set(row, mode="drop")
+
+
 def _reorthogonalize(residual, basis, step, mode):
     if mode == "none":
         return residual
+    if _basis.is_stored(basis, residual.dtype):
+        return _reorthogonalize_in_blocks(residual, basis, step, mode)
 
     def twice():
         return _project_off(_project_off(residual, basis), basis)
@@ -283,18 +472,51 @@ def _reorthogonalize(residual, basis, step, mode):
     return jax.lax.cond(step < basis.shape[0], twice, lambda: _project_off(residual, locked))
 
 
-def _lock(basis, diagonals, off_diagonals):
-    """Replace the basis by its converged Ritz vectors, the best converged first, and zeros."""
-    size = basis.shape[0]
-    alpha, beta = diagonals[:size], off_diagonals[:size]
+def _reorthogonalize_in_blocks(residual, basis, step, mode):
+    """Project off the rows so far, twice, or off the locked ones; no row is read in vain."""
+    warm_up = _warm_up(basis, residual, mode)
+    warm = step < warm_up
+    first = jnp.where(warm, 0, warm_up)
+    last = jnp.where(warm, step + 1, basis.shape[0])
+
+    def project(_, vector):
+        return _basis.project_off(vector, basis, first, last)
+
+    return jax.lax.fori_loop(0, jnp.where(warm, 2, 1), project, residual)
+
+
+def _warm_up(basis, vector, mode) -> int:
+    """Count the rows that Lanczos vectors are written into."""
+    stored = _basis.is_stored(basis, vector.dtype)
+    return basis.shape[0] - (NUM_LOCKED if mode == "selective" and stored else 0)
+
+
+def _lock(basis, diagonals, off_diagonals, step):
+    """After the warm-up, go on with its converged Ritz vectors in place of the basis."""
+    size = _warm_up(basis, diagonals, "selective")
+    converged = partial(_converged, diagonals[:size], off_diagonals[:size])
+    now = step == size - 1
+
+    def replace():
+        return basis.at[:NUM_LOCKED].set(dot(converged().T, basis))
+
+    if not _basis.is_stored(basis, diagonals.dtype):
+        return jax.lax.cond(now, replace, lambda: basis)
+    if size < WARM_UP:
+        return basis  # no step follows
+    nothing = jnp.zeros((size, NUM_LOCKED), diagonals.dtype)
+    return _basis.combine(basis, jax.lax.cond(now, converged, lambda: nothing), now)
+
+
+def _converged(alpha, beta):
+    """Combinations of the basis that are its converged Ritz vectors, best first, then zeros."""
     tridiagonal = jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
     values, vectors = jnp.linalg.eigh(tridiagonal)
     errors = jnp.abs(beta[-1] * vectors[-1])
-    order = jnp.argsort(errors)
+    order = jnp.argsort(errors)[:NUM_LOCKED]
     # √eps is where a Ritz vector starts to come back into the recurrence (Parlett, Scott 1979).
-    limit = jnp.finfo(basis.dtype).eps ** 0.5 * jnp.max(jnp.abs(values))
-    chosen = jnp.where(errors[order] <= limit, vectors[:, order], 0)
-    return dot(chosen.T, basis)
+    limit = jnp.finfo(alpha.dtype).eps ** 0.5 * jnp.max(jnp.abs(values))
+    return jnp.where(errors[order] <= limit, vectors[:, order], 0)
 
 
 def _project_off(vector: Float[Array, "D"], rows: Float[Array, "k D"]) -> Float[Array, "D"]:

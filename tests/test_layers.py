@@ -20,8 +20,9 @@ LAYERS: dict[str, set[str]] = {
     "operators": set(),
     "spectrum": {"lanczos"},
     "limits": {"lanczos", "spectrum"},
+    "planning": {"curvature", "lanczos"},
 }
-COMPOSING = {"__init__", "estimation"}
+COMPOSING = {"__init__", "estimation", "lomp"}
 FIGURES = "plotting"
 
 

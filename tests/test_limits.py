@@ -201,6 +201,57 @@ def test_limit_on_any_spectrum(eigenvalues, weights, epsilon):
     assert larger.num_kept >= kept
 
 
+entries = st.one_of(floats, st.sampled_from([0.0, 1.0, -1.0]))
+tolerances = st.floats(2.0**-10, 2.0**10, width=32)
+many = hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
+
+
+@jax.jit
+def bounds_of(spectra, removed, epsilons):
+    """[spectrum, negative, radius]: ρ_L, the trace bound, and ρ_U where `removed` is given."""
+    radii, dim = jnp.geomspace(1e-3, 1e3, 8), spectra.shape[-1]
+
+    def one(eigenvalues, removed, epsilon):
+        at = (radii, epsilon)
+        rows = []
+        for negative in limits.bounds.NEGATIVE:
+            low = limits.lower_bound(exact_measure(eigenvalues), *at, negative=negative).value
+            trace = limits.bounds.curvature_size(eigenvalues, negative).sum()
+            high = limits.upper_bound(exact_measure(removed), *at, dim=dim, negative=negative)
+            rows.append((low, limits.trace_bound(trace, *at, dim=dim), high.value))
+        return jax.tree.map(lambda *x: jnp.stack(x), *rows)
+
+    return jax.vmap(one)(spectra, removed, epsilons)
+
+
+@many
+@hypothesis.given(hnp.arrays(np.float32, (32, 6), elements=entries), tolerances)
+def test_lower_bound_is_monotone_on_thousands_of_any_spectra(spectra, epsilon):
+    epsilons = np.full(32, epsilon, np.float32)
+    low, trace, _ = bounds_of(spectra, spectra, epsilons)
+    assert ((low >= 0) & (low <= trace + 1e-6) & (trace <= 1)).all()
+    assert (np.diff(low, axis=-1) >= -1e-6).all()  # in R
+    assert (bounds_of(spectra, spectra, 2 * epsilons)[0] <= low + 1e-6).all()
+    steeper = spectra * (1 + np.arange(6, dtype=np.float32))  # each |λ| as large or larger
+    assert (bounds_of(steeper, steeper, epsilons)[0] >= low - 1e-6).all()
+
+
+@many
+@hypothesis.given(
+    hnp.arrays(np.float64, (32, 5, 5), elements=entries), st.integers(1, 4), tolerances
+)
+def test_bounds_are_in_order_on_thousands_of_any_matrices(square, kept, epsilon):
+    """ρ_L ≤ ρ_U ≤ 1: for positive semi-definite matrices and, clipped, for symmetric ones."""
+    for matrices, conventions in (
+        (square @ np.swapaxes(square, 1, 2), slice(None)),
+        (square + np.swapaxes(square, 1, 2), slice(1, None)),
+    ):
+        spectra = np.linalg.eigvalsh(matrices), np.linalg.eigvalsh(matrices[:, kept:, kept:])
+        low, _, high = bounds_of(*map(np.float32, spectra), np.full(32, epsilon, np.float32))
+        assert (low <= high + 1e-5)[:, conventions].all()
+        assert (high <= 1 + 1e-6).all()
+
+
 def kept(eigenvalues, weights, epsilon):
     measure = exact_measure(jnp.asarray(eigenvalues, jnp.float32))
     return int(limits.pruning_limit(measure, jnp.asarray(weights, jnp.float32), epsilon).num_kept)
@@ -453,6 +504,13 @@ def test_key_factors(negative):
     assert found.bound == pytest.approx(float(found.rise / (found.rise + epsilon)), rel=1e-5)
     assert found.bound >= limit.ratio - 1 / 200
     assert found.elasticity > 0
+
+
+def test_key_factors_of_a_limit_of_other_weights_are_refused():
+    measure = exact_measure(jnp.full(4, 2.0))
+    limit = limits.pruning_limit(measure, jnp.array([4.0, 3.0, 3.0, 1.0]), 10.0)
+    with pytest.raises(ValueError, match=r"limit must be one of these weights.*radius.*exceeds"):
+        limits.key_factors(measure, jnp.ones(4), 10.0, limit=limit)
 
 
 def test_key_factors_where_nothing_matters():

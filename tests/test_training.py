@@ -71,6 +71,7 @@ def assert_close(tree, other, **tolerance):
         ({"l1_method": "lasso"}, ValueError, "l1_method"),
         ({"l1": -1e-3}, ValueError, "l1"),
         ({"l2": math.inf}, ValueError, "l2"),
+        ({"sam_radius": -0.1}, ValueError, "sam_radius"),
         ({"momentum": 1.0}, ValueError, "momentum"),
         ({"accumulate": 3}, ValueError, "accumulate must divide batch_size 8, got 3"),
         ({"augment": 1}, TypeError, "augment"),
@@ -169,7 +170,7 @@ def softmax_gradient(kernel, bias, images, labels):
     return loss, images.T @ error, error.sum(0)
 
 
-def numpy_sgd(images, labels, num_steps, *, rate, momentum, l1, l2, proximal):
+def numpy_sgd(images, labels, num_steps, *, rate, momentum, l1, l2, proximal, sam_radius=0.0):
     """Follow the documented step on softmax regression in float64, whole set at once."""
     weights = [np.full((images.shape[1], 3), 0.01), np.zeros(3)]
     velocities = [np.zeros_like(w) for w in weights]
@@ -177,6 +178,10 @@ def numpy_sgd(images, labels, num_steps, *, rate, momentum, l1, l2, proximal):
     for _ in range(num_steps):
         loss, *gradients = softmax_gradient(*weights, images, labels)
         losses.append(loss)
+        if sam_radius:
+            norm = sum((g**2).sum() for g in gradients) ** 0.5
+            uphill = [w + sam_radius * g / norm for w, g in zip(weights, gradients, strict=True)]
+            gradients = softmax_gradient(*uphill, images, labels)[1:]
         for w, v, g in zip(weights, velocities, gradients, strict=True):
             v[:] = momentum * v + g + l2 * w + (0 if proximal else l1 * np.sign(w))
             w -= rate * v
@@ -186,10 +191,11 @@ def numpy_sgd(images, labels, num_steps, *, rate, momentum, l1, l2, proximal):
     return weights, losses, penalty
 
 
+@pytest.mark.parametrize("sam_radius", [0.0, 0.3])
 @pytest.mark.parametrize("method", ["subgradient", "proximal"])
-def test_steps_follow_the_documented_recurrence(data, method):
+def test_steps_follow_the_documented_recurrence(data, method, sam_radius):
     images, labels = data
-    settings = {"l1": 0.02, "l2": 0.01, "momentum": 0.8}
+    settings = {"l1": 0.02, "l2": 0.01, "momentum": 0.8, "sam_radius": sam_radius}
     result = training.fit(
         linear,
         data,
@@ -209,6 +215,28 @@ def test_steps_follow_the_documented_recurrence(data, method):
     assert_close(result.params, {"kernel": kernel, "bias": bias}, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(result.history.data_loss, losses, rtol=1e-5)
     np.testing.assert_allclose(result.history.loss[-1] - losses[-1], penalty, rtol=1e-4)
+
+
+def test_sharpness_aware_steps_with_slices_seeds_and_a_mask(data):
+    """Slices change nothing; a radius next to 0 trains as none does; the mask holds."""
+    settings = {"epochs": 2, "sam_radius": 0.2}
+    whole = training.fit(Net(), data, config(**settings))
+    sliced = training.fit(Net(), data, config(**settings, accumulate=4))
+    assert_close(sliced.params, whole.params, rtol=1e-4, atol=1e-6)
+    both = training.fit(Net(), data, config(**settings, seed=(0, 1)))
+    assert_close(jax.tree.map(lambda w: w[0], both.params), whole.params, rtol=1e-3, atol=1e-5)
+    tiny = training.fit(Net(), data, config(epochs=2, sam_radius=1e-9))
+    assert_close(tiny.params, training.fit(Net(), data, config(epochs=2)).params, rtol=1e-5)
+
+    # Held at 0, a kernel neither moves nor climbs: what is left is a net of the bias alone.
+    def biased(params, state, images, *, train, key):
+        return jnp.broadcast_to(params["bias"], (len(images), 3)), state
+
+    start = {"bias": jnp.zeros(3), "kernel": jnp.ones((16, 3))}
+    mask = {"bias": np.ones(3, bool), "kernel": np.zeros((16, 3), bool)}
+    held = training.fit(linear, data, config(**settings), params=start, mask=mask)
+    alone = training.fit(biased, data, config(**settings), params={"bias": start["bias"]})
+    assert_close(held.params["bias"], alone.params["bias"], rtol=1e-5)
 
 
 def test_proximal_training_ends_at_the_l1_minimum(data):
@@ -327,7 +355,9 @@ def test_mask_holds_weights_at_zero_and_leaves_the_given_params_alone(data):
         training.fit(Net(), data, config(), params=start, mask={"Dense_0": True})
 
 
-def test_linen_nnx_and_bare_functions_train_alike(data):
+def test_linen_nnx_equinox_and_bare_functions_train_alike(data):
+    eqx = pytest.importorskip("equinox")
+
     class Nnx(nnx.Module):
         def __init__(self, rngs):
             self.linear = nnx.Linear(16, 3, rngs=rngs)
@@ -353,6 +383,23 @@ def test_linen_nnx_and_bare_functions_train_alike(data):
     assert_close(linen.params["Dense_0"], bare.params, rtol=1e-5, atol=1e-7)
     assert_close(
         jax.tree.leaves(from_nnx.params), jax.tree.leaves(bare.params), rtol=1e-5, atol=1e-7
+    )
+    arrays, static = eqx.partition(
+        eqx.tree_at(
+            lambda model: (model.weight, model.bias),
+            eqx.nn.Linear(16, 3, key=jax.random.key(0)),
+            (start["kernel"].T, start["bias"]),
+        ),
+        eqx.is_inexact_array,
+    )
+
+    def combined(params, state, images, *, train, key):
+        model = eqx.combine(params, static)
+        return jax.vmap(model)(images.reshape(len(images), -1)), state
+
+    from_equinox = training.fit(combined, data, settings, params=arrays)
+    np.testing.assert_allclose(
+        from_equinox.params.weight.T, bare.params["kernel"], rtol=1e-5, atol=1e-7
     )
     with pytest.raises(ValueError, match="params must be given"):
         training.fit(linear, data, settings)
@@ -490,6 +537,23 @@ def test_resumed_equals_uninterrupted_to_the_bit(data, tmp_path, seed):
     again = training.fit(net, data, settings, on_epoch=pytest.fail, **files)
     assert again.resumed_from == 4
     assert_same_bits(again[:4], whole[:4])
+
+
+def test_checkpoint_older_than_a_setting_is_taken_at_its_default(data, tmp_path, monkeypatch):
+    whole = loop.run_identity
+
+    def without_sam(*args, **arrays):
+        identity = whole(*args, **arrays)
+        identity["config"].pop("sam_radius")
+        return identity
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "run_identity", without_sam)
+        training.fit(Net(), data, config(epochs=1), checkpoint_dir=tmp_path)
+    again = training.fit(Net(), data, config(epochs=1), checkpoint_dir=tmp_path)
+    assert again.resumed_from == 1
+    with pytest.raises(ValueError, match=r"config.sam_radius: checkpoint 0.0, this run 0.1"):
+        training.fit(Net(), data, config(epochs=1, sam_radius=0.1), checkpoint_dir=tmp_path)
 
 
 def test_checkpoint_of_another_run_is_refused_with_the_difference(data, tmp_path):

@@ -69,8 +69,7 @@ def make_operator(
         mode = "linearized"
     operator_args = (unflatten, weights, group_batches(batches), operands)
     if mode == "auto":
-        stored = jax.eval_shape(partial(_linearize, kind, None), *operator_args)
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stored))
+        size = linearization_size(kind, None, *operator_args)
         mode = "linearized" if size <= memory_budget else "forward-over-reverse"
     if mode == "forward-over-reverse":
         matvec = Partial(_Recomputed(kind), *operator_args)
@@ -113,6 +112,12 @@ def _linearize(kind, product_dtype, unflatten, weights, groups, operands) -> Any
 
     _, linear = jax.linearize(mean_gradient, weights)
     return linear if product_dtype is None else narrow_products(linear, weights, product_dtype)
+
+
+def linearization_size(kind: Any, product_dtype: Any, *operator_args: Any) -> int:
+    """Count the bytes that a linearisation keeps, by its shapes alone."""
+    stored = jax.eval_shape(partial(_linearize, kind, product_dtype), *operator_args)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stored))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlimit._checks import check_choice
+from jaxlimit._checks import check_choice, is_concrete
 from jaxlimit._weights import Where, flatten_weights, is_weight
 from jaxlimit.limits import _crossing
 from jaxlimit.limits._crossing import Criterion, Crossing
@@ -134,7 +134,7 @@ def key_factors(
 
     Raises:
         TypeError: as `pruning_limit`.
-        ValueError: as `pruning_limit`.
+        ValueError: as `pruning_limit`, or if `limit` removes more than these weights' norm.
 
     >>> import jax.numpy as jnp
     >>> from jaxlimit.spectrum import exact_measure
@@ -148,6 +148,11 @@ def key_factors(
         limit = pruning_limit(measure, weights, epsilon, negative=negative, where=where)
     value, _ = split_epsilon(epsilon)
     norm = jnp.linalg.norm(flatten_weights(weights, where)[0])
+    if is_concrete(limit.radius, norm) and float(limit.radius) > 1.01 * float(norm):
+        raise ValueError(
+            f"limit must be one of these weights, but its radius {float(limit.radius):.3g} "
+            f"exceeds their norm {float(norm):.3g}"
+        )
     mean = trace_bracket(measure, partial(curvature_size, negative=negative)).value
     trace = mean * measure.dim
     by_scale = sensitivity(measure, limit, value, negative=negative).scale

@@ -89,6 +89,9 @@ class Checkpoints:
             self._manager.close()
 
     def _check_identity(self, found: dict) -> None:
+        # A checkpoint older than a setting was made with what is now the setting's default.
+        defaults = {field.name: field.default for field in dataclasses.fields(TrainingConfig)}
+        found["config"] = defaults | found["config"]
         wanted, found = _flat(self._identity), _flat(found)
         different = [
             f"{name}: checkpoint {found.get(name)!r}, this run {wanted.get(name)!r}"

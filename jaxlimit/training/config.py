@@ -45,6 +45,9 @@ class TrainingConfig:
         l1: strength of the l1 penalty.
         l1_method: "subgradient" (as in the paper) or "proximal".
         l2: strength of the l2 penalty.
+        sam_radius: take g not at w but at w + r·g/‖g‖, r this radius and g/‖g‖ the direction of
+            the batch's gradient at w over all parameters (sharpness-aware minimisation, Foret et
+            al. 2021); two gradients a step. 0 leaves it out.
         augment: shift each image by up to 4 pixels (black beyond the edge) and flip it left to
             right with probability ½, freshly each time.
         accumulate: process a batch as this many slices of `batch_size // accumulate` images and
@@ -70,6 +73,7 @@ class TrainingConfig:
     l1: float = 0.0
     l1_method: str = "subgradient"
     l2: float = 0.0
+    sam_radius: float = 0.0
     augment: bool = False
     accumulate: int = 1
     seed: int | tuple[int, ...] = 0
@@ -80,7 +84,7 @@ class TrainingConfig:
         check_count("warmup_epochs", self.warmup_epochs, 0)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("l1_method", self.l1_method, L1_METHODS)
-        for name in ("learning_rate", "momentum", "l1", "l2", "decay"):
+        for name in ("learning_rate", "momentum", "l1", "l2", "decay", "sam_radius"):
             _check_finite(name, getattr(self, name))
         check_range("learning_rate", self.learning_rate, 0, open_low=True)
         check_range("decay", self.decay, 0, 1, open_low=True)

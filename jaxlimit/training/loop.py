@@ -26,7 +26,7 @@ from jaxlimit.training.data import (
 )
 from jaxlimit.training.history import History, Metrics, empty_metrics
 from jaxlimit.training.network import check_labels, score
-from jaxlimit.training.optimizer import penalty, sgd
+from jaxlimit.training.optimizer import climb, penalty, sgd
 
 
 class TrainingResult(NamedTuple):
@@ -74,8 +74,9 @@ def fit(
     `checkpoint_dir`, a run that is asked for again goes on from its newest checkpoint and ends,
     on the same machine, with the same bits as one that was never interrupted.
 
-    Cost: three forward passes' worth of arithmetic a step; memory for three copies of the
-    parameters, the training images as they came, and the activations of a slice.
+    Cost: three forward passes' worth of arithmetic a step, twice that with a `sam_radius`; memory
+    for three copies of the parameters, the training images as they came, and the activations of a
+    slice.
 
     Args:
         module: a Linen module, `__call__(images [n, h, w, c], *, train)` to logits; or a function
@@ -244,6 +245,7 @@ def _bind_epoch(
         normalization=normalization,
         mask=mask,
         strengths=(config.momentum, config.l1, config.l2),
+        sam_radius=config.sam_radius or None,
         module=module,
         batch_size=config.batch_size,
         accumulate=config.accumulate,
@@ -268,6 +270,7 @@ def _epoch(
     normalization: Normalization,
     mask: PyTree,
     strengths: tuple[Any, Any, Any],
+    sam_radius: Any,
     module: Any,
     batch_size: int,
     accumulate: int,
@@ -279,9 +282,12 @@ def _epoch(
 
     def step(carry: _Carry, xs: tuple) -> tuple[_Carry, tuple[Array, Array]]:
         rows, key, rate = xs
-        gradient, state, loss, accuracy = _batch_gradient(
-            carry, images, labels, normalization, rows, key, module=module, augmented=augmented
-        )
+        batch = (images, labels, normalization, rows, key)
+        gradient_at = functools.partial(_batch_gradient, module=module, augmented=augmented)
+        gradient, state, loss, accuracy = gradient_at(carry, *batch)
+        if sam_radius is not None:
+            uphill = climb(carry.params, gradient, sam_radius, mask)
+            gradient, *_ = gradient_at(carry._replace(params=uphill), *batch)
         optimizer = sgd(rate, momentum, l1, l2, proximal=proximal)
         updates, opt_state = optimizer.update(gradient, carry.opt_state, carry.params)
         if mask is not None:

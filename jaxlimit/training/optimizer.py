@@ -62,6 +62,20 @@ def sgd(
     )
 
 
+def climb(params: PyTree, gradient: PyTree, radius: Any, mask: PyTree = None) -> PyTree:
+    """Return w + radius·g/‖g‖, the norm over all parameters; w where g = 0 or the mask is False.
+
+    >>> import jax.numpy as jnp
+    >>> climb(jnp.zeros(2), jnp.array([3.0, 4.0]), 0.5).tolist()
+    [0.3..., 0.4...]
+    """
+    if mask is not None:
+        gradient = jax.tree.map(lambda g, keep: jnp.where(keep, g, 0), gradient, mask)
+    norm = optax.tree.norm(gradient)
+    scale = radius / jnp.where(norm > 0, norm, 1)
+    return jax.tree.map(lambda w, g: (w + scale * g).astype(w.dtype), params, gradient)
+
+
 def penalty(params: PyTree, l1: Any, l2: Any) -> Float[Array, ""]:
     """Return l1·‖w‖₁ + ½·l2·‖w‖² over the penalised leaves."""
     terms = jax.tree.map(

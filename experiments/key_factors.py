@@ -1,0 +1,252 @@
+"""Train one network flatter or sharper, with smaller or larger weights: does its limit follow?
+
+python experiments/key_factors.py                         # FC5 on digits
+python experiments/key_factors.py --base.dataset cifar10 --base.epochs 20 --base.l1 2e-4
+    --base.hessian-images 4000 --base.product-dtype bfloat16 --output runs/key_factors_cifar10
+
+Every setting is one run of `pruning_limit.py`, in a folder of its own, and is not done again. A
+second part prunes the base network in rounds with training in between, and in one shot beside it.
+"""
+
+import dataclasses
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import pruning_limit
+import tyro
+from scipy.stats import spearmanr
+
+from jaxlimit import limits, plotting, pruning, spectrum, training
+from jaxlimit.pruning import SweepResult
+from jaxlimit.reporting import Stages, console, environment, plain, write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Vary one setting of training at a time, then prune gradually."""
+
+    base: pruning_limit.Config = dataclasses.field(
+        default_factory=lambda: pruning_limit.Config(num_gap_steps=8)
+    )
+    """The run that all others differ from in one setting."""
+    learning_rate: tuple[float, ...] = (0.0125, 0.025, 0.1)
+    """Other learning rates."""
+    batch_size: tuple[int, ...] = (32, 64, 256)
+    """Other batch sizes, at as many epochs."""
+    sam_radius: tuple[float, ...] = (0.05, 0.1, 0.2)
+    """Radii of sharpness-aware steps."""
+    l2: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    """Strengths of the l2 penalty."""
+    l1: tuple[float, ...] = (1.5e-4, 6e-4, 1.2e-3)
+    """Other strengths of the l1 penalty."""
+    ratios: tuple[float, ...] = (4e-3, 2e-3, 1e-3, 5e-4)
+    """Fractions of all weights kept after each round of gradual pruning."""
+    retrain_epochs: int = 40
+    """Epochs of training after each round, with the settings of the base otherwise."""
+    output: Path = Path("runs/key_factors")
+
+
+FACTORS = ("learning_rate", "batch_size", "sam_radius", "l2", "l1")
+
+
+def settings(config: Config) -> list[tuple[str, Any, pruning_limit.Config]]:
+    """List the runs as (factor, value, configuration), the base first."""
+    changes = [("base", None, {})] + [
+        (name, value, {name: value}) for name in FACTORS for value in getattr(config, name)
+    ]
+    return [
+        (name, value, dataclasses.replace(
+            config.base, output=config.output / (f"{name}-{value:g}" if change else name), **change
+        ))
+        for name, value, change in changes
+    ]  # fmt: skip
+
+
+def measure(run: pruning_limit.Config, epsilon: float | None = None) -> dict[str, Any]:
+    """Run a setting, or read what it gave; read its limits off again at a common ε."""
+    folder = run.folder() / "seed-0"
+    with Stages() as stages:
+        net = pruning_limit.train(run, 0, folder, stages)
+        result = analyse(net, run, folder, stages)
+    epsilon = epsilon or result["epsilon"]
+    hessian = spectrum.load(folder / "spectrum.npz")
+    again = limits.pruning_limit(hessian, net.trained.params, epsilon)
+    ratios, losses = (jnp.array(result["sweep"]["loss"][name]) for name in ("ratios", "values"))
+    sweep = SweepResult(ratios, losses, *[jnp.zeros_like(losses)] * 3)
+    return summarise(result) | {
+        "trace": spectrum.trace_function(hessian, lambda x: x).value * result["dim"],
+        "common_epsilon": {
+            "predicted": again.ratio,
+            "measured": pruning.empirical_limit(sweep, losses[-1], epsilon),
+        },
+    }
+
+
+def analyse(net, run, folder, stages) -> dict[str, Any]:
+    """Predict and measure, or read what an earlier run with the same settings found."""
+    path = folder / "result.json"
+    if path.exists() and (known := json.loads(path.read_text()))["config"] == plain(run):
+        return known
+    return pruning_limit.analyse(net, run, 0, folder, stages)
+
+
+def summarise(result: dict[str, Any]) -> dict[str, Any]:
+    """Select what a row of the result holds of one network."""
+    factors = result["factors"]
+    return {
+        "predicted": result["prediction"]["ratio"],
+        "interval": [result["prediction"]["lower"], result["prediction"]["upper"]],
+        "clipped": result["clipped"]["ratio"],
+        "measured": result["measured"]["by_loss"],
+        "epsilon": result["epsilon"],
+        "absolute_trace": factors["trace"],
+        "largest": result["eigenvalues"]["largest"],
+        "norm": factors["norm"],
+        "radius": factors["radius"],
+        "support": result["baseline"]["support"],
+        "taylor": result["baseline"]["taylor"],
+        "distance_from_minimum": result["distance_from_minimum"]["relative"],
+        **result["dense"],
+    }
+
+
+def prune_in_rounds(config: Config) -> dict[str, Any]:
+    """Prune the base network in rounds, training after each, and in one shot to the same ratios.
+
+    The one shot gets as many epochs afterwards as the rounds up to there got together.
+    """
+    run = settings(config)[0][2]
+
+    def step(name: str, net: pruning_limit.Net, ratio: float, epochs: int) -> tuple:
+        with stages.time("retraining"):
+            after, row = prune_once(net, ratio, epochs, run)
+        folder = config.output / f"{name}-{epochs}-epochs"
+        folder.mkdir(parents=True, exist_ok=True)
+        return after, row | {"after": summarise(analyse(after, run, folder, stages))}
+
+    with Stages() as stages:
+        dense = before = pruning_limit.train(run, 0, run.folder() / "seed-0", stages)
+        gradual, one_shot, name = [], [], "gradual"
+        for done, ratio in enumerate(config.ratios, 1):
+            # Named by all that made it, for what is found in a folder is taken for its own.
+            name += f"-{ratio:g}"
+            before, row = step(name, before, ratio, config.retrain_epochs)
+            gradual.append(row)
+            if done > 1:  # the first round is a single shot itself
+                _, row = step(f"one_shot-{ratio:g}", dense, ratio, done * config.retrain_epochs)
+            one_shot.append(row)
+    return {"dense": score(dense), "gradual": gradual, "one_shot": one_shot}
+
+
+def prune_once(net, ratio, epochs, run) -> tuple[pruning_limit.Net, dict[str, Any]]:
+    """Prune a network to a ratio, train what is kept, and say what each step did."""
+    trained = net.trained
+    mask = pruning.magnitude_mask(trained.params, ratio)
+    pruned = trained._replace(params=pruning.apply_mask(trained.params, mask))
+    again = training.fit(
+        net.module,
+        net.train,
+        dataclasses.replace(run.training(0), epochs=epochs),
+        params=pruned.params,
+        state=pruned.state,
+        mask=mask,
+        normalization=pruned.normalization,
+    )
+    after = net._replace(trained=again)
+    return after, {
+        "ratio": ratio,
+        "radius": pruning.removed_norm(trained.params, ratio),
+        "pruned": score(net._replace(trained=pruned)),
+        "retrained": score(after),
+    }
+
+
+def score(net) -> dict[str, Any]:
+    """Return training loss and test accuracy."""
+    at = net.trained
+    evaluate = partial(
+        training.evaluate, net.module, at.params, at.state, normalization=at.normalization
+    )
+    return {"loss": evaluate(net.train).loss, "accuracy": evaluate(net.test).accuracy}
+
+
+def correlate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rank-correlate the limits with flatness, magnitude, ε and the support, and with each other.
+
+    Each is a pair: the runs with their own ε, and all with that of the base.
+    """
+    causes = ("absolute_trace", "norm", "epsilon", "support", "measured")
+    table: dict[str, Any] = {"n": len(rows)}
+    for limit in ("predicted", "measured"):
+        own, common = [r[limit] for r in rows], [r["common_epsilon"][limit] for r in rows]
+        table[limit] = {
+            cause: [rank_correlation(values, [r[cause] for r in rows]) for values in (own, common)]
+            for cause in causes
+            if cause != limit
+        }
+    return table
+
+
+def rank_correlation(first: list[float], second: list[float]) -> float:
+    """Return Spearman's coefficient."""
+    return spearmanr(first, second).statistic  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def conclude(config: Config, table: dict[str, Any], rounds: dict[str, Any], epsilon: float) -> str:
+    """Say what the numbers show."""
+
+    def correlation(cause: str, at: int) -> str:
+        predicted, measured = (table[limit][cause][at] for limit in ("predicted", "measured"))
+        return f"{predicted:+.2f} predicted and {measured:+.2f} measured"
+
+    def reached(arm: str) -> str:
+        within = [row["ratio"] for row in rounds[arm]
+                  if row["retrained"]["loss"] <= rounds["dense"]["loss"] + epsilon]  # fmt: skip
+        return f"down to ρ = {min(within):.2%}" if within else "at no ratio tried"
+
+    last = {arm: rounds[arm][-1]["retrained"]["loss"] for arm in ("gradual", "one_shot")}
+    return (
+        f"Over {table['n']} trainings of {config.base.model} on {config.base.dataset} the rank "
+        f"correlation of ρ* with tr|H| is {correlation('absolute_trace', 0)} "
+        f"({correlation('absolute_trace', 1)} at one ε for all), with ‖w‖ {correlation('norm', 0)} "
+        f"({correlation('norm', 1)}), with the support {correlation('support', 0)}, and of "
+        f"predicted with measured {table['predicted']['measured'][0]:+.2f}; trained in between, "
+        f"pruning in rounds is within ε {reached('gradual')}, one shot with as many epochs "
+        f"{reached('one_shot')}, and at ρ = {config.ratios[-1]:.2%} their training losses are "
+        f"{last['gradual']:.3g} and {last['one_shot']:.3g}."
+    )
+
+
+def main(config: Config) -> None:
+    """Run every setting, prune in rounds, draw, and say what it shows."""
+    (*_, base), *others = settings(config)
+    first = measure(base)
+    rows = [{"factor": "base", "value": None} | first]
+    for name, value, run in others:
+        console.rule(f"{name} {value:g}")
+        rows.append({"factor": name, "value": value} | measure(run, first["epsilon"]))
+    rows = plain(rows)
+    console.rule("gradual pruning")
+    rounds = plain(prune_in_rounds(config))
+    table = {"all": correlate(rows)} | {
+        name: correlate([rows[0]] + [r for r in rows if r["factor"] == name])
+        for name in FACTORS if len(getattr(config, name)) > 1
+    }  # fmt: skip
+    sentence = conclude(config, table["all"], rounds, first["epsilon"])
+    content = {"rows": rows, "rank_correlations": table, "rounds": rounds, "sentence": sentence,
+               "config": config, "environment": environment()}  # fmt: skip
+    write_json(config.output / "result.json", content)
+    title = f"{config.base.model} on {config.base.dataset}"
+    of_base = {name: getattr(config.base, name) for name in FACTORS}
+    plotting.save(plotting.plot_factors(rows, of_base, title=title), config.output / "factors.png")
+    plotting.save(
+        plotting.plot_rounds(rounds, first["epsilon"], title=title), config.output / "rounds.png"
+    )
+    console.print(sentence)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -1,0 +1,319 @@
+"""What fits on a device: the linearisation or one batch at a time, and where the basis goes."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxlimit import curvature, lanczos
+from jaxlimit._basis import BLOCK, goes_in_blocks
+from jaxlimit._batches import first_batch, leading_size
+from jaxlimit._checks import check_choice, check_count, check_range
+from jaxlimit._memory import host_memory
+from jaxlimit._weights import Where, flatten_weights, is_weight
+from jaxlimit.planning.devices import usable_memory
+
+MODES = ("linearized", "forward-over-reverse")
+USABLE = 0.9  # of a device's memory: what allocators, code and fragments leave
+
+# Vectors of Lanczos besides the basis: two of the state, before and after a chunk, the product, the
+# residual and scratch; from the compiled program.
+NUM_VECTORS = 7
+# A product's own temporaries, as a multiple of what a linearisation of the same examples keeps; the
+# greatest ratio that the compiled programs of the zoo show (benchmarks/scale_model.py).
+TEMPORARIES = {"linearized": 1.0, "forward-over-reverse": 2.0}
+
+# What each place for the basis costs in accuracy and time, from benchmarks/basis_storage.py.
+BASIS_COSTS = {
+    "device": "exact to working precision",
+    "bfloat16": "exact to about 2⁻⁹ √(m/3D) ‖H‖, less than the noise of the probe",
+    "pinned_host": "exact to working precision; the basis passes over the bus at each step",
+    "none": "no basis: the bracket closes at twice the depth or more, vectors take a second pass",
+}
+
+
+class Workload(NamedTuple):
+    """What a product works on, in counts and bytes.
+
+    Attributes:
+        dim: D, the weights under study.
+        itemsize: bytes of one entry of a vector.
+        held: bytes of parameters, operands and data, which are there throughout.
+        linearization: bytes that a linearisation over all examples keeps.
+        num_examples: examples.
+        batch_size: examples in the largest batch.
+    """
+
+    dim: int
+    itemsize: int
+    held: int
+    linearization: int
+    num_examples: int
+    batch_size: int
+
+
+class Plan(NamedTuple):
+    """A run that was thought through before.
+
+    Attributes:
+        fits: whether it fits into `limit`; if not, this is the lightest of all that can be done.
+        mode: that of the product, "linearized" or "forward-over-reverse".
+        pieces: into how many each batch is cut; 1 leaves them as they are.
+        reorthogonalize: "selective", "full" or "none".
+        store: where the basis goes, "device", "bfloat16" or "pinned_host".
+        parts: bytes on the device, by what they are for.
+        host_bytes: bytes in pinned host memory.
+        limit: bytes that were to be had on the device.
+        reasons: why it is so, and what it costs, in words.
+    """
+
+    fits: bool
+    mode: str
+    pieces: int
+    reorthogonalize: str
+    store: str
+    parts: dict[str, int]
+    host_bytes: int
+    limit: int
+    reasons: tuple[str, ...]
+
+    @property
+    def total(self) -> int:
+        """Bytes on the device at the worst moment."""
+        return sum(self.parts.values())
+
+
+def measure(
+    loss: Callable,
+    params: Any,
+    batches: Any,
+    *operands: Any,
+    where: Where = is_weight,
+    product_dtype: Any = None,
+) -> Workload:
+    """Count what the Hessian's product of a loss works on; nothing runs.
+
+    Args:
+        loss: as for `curvature.hessian_matvec`.
+        params: as for `curvature.hessian_matvec`.
+        batches: likewise.
+        *operands: likewise.
+        where: leaves under study.
+        product_dtype: as in `curvature.MatvecSettings`.
+
+    >>> import jax.numpy as jnp
+    >>> loss = lambda w, batch: jnp.mean(jnp.tanh(batch @ w) ** 2)
+    >>> measure(loss, jnp.zeros(3), jnp.ones((2, 4, 3)))[:3]
+    (3, 4, 108)
+    """
+    kept = curvature.linearization_bytes(
+        loss, params, batches, *operands, where=where, product_dtype=product_dtype
+    )
+    weights = jax.eval_shape(lambda p: flatten_weights(p, where)[0], params)
+    is_list = isinstance(batches, list)
+    stacks = batches if is_list else [first_batch(batches)]
+    sizes = [leading_size(batch) for batch in stacks]
+    num_batches = 1 if is_list else jax.tree.leaves(batches)[0].shape[0]
+    return Workload(
+        dim=weights.size,
+        itemsize=weights.dtype.itemsize,
+        held=_bytes((params, batches, operands)),
+        linearization=kept,
+        num_examples=num_batches * sum(sizes),
+        batch_size=max(sizes),
+    )
+
+
+def plan(
+    workload: Workload,
+    *,
+    num_steps: int,
+    num_probes: int = 1,
+    reorthogonalize: str = "selective",
+    memory: float | None = None,
+    modes: tuple[str, ...] = MODES,
+    stores: tuple[str, ...] = (*lanczos.STORES, "none"),
+) -> Plan:
+    """Choose how a spectrum is measured so that it fits, the fastest and most exact way first.
+
+    Tried in turn: linearised, with the basis on the device, in bfloat16, in pinned host memory; the
+    same batch by batch, the batches halved as often as it takes; last of all, no basis.
+
+    Args:
+        workload: from `measure`, or filled in by hand.
+        num_steps: Lanczos steps.
+        num_probes: probes, whose bases are all there at once.
+        reorthogonalize: "selective", "full" or "none".
+        memory: bytes of the device; asked of the device if not given. Nine tenths are planned with.
+        modes: modes of the product to choose from.
+        stores: places for the basis to choose from, "none" that it may be left out.
+
+    Returns:
+        A `Plan`; `fits` is False where nothing does, and then its reasons say what would help.
+
+    Raises:
+        ValueError: if a count is below 1, or a name is unknown.
+
+    >>> chosen = plan(Workload(10**6, 4, 10**8, 10**9, 1000, 100), num_steps=64, memory=8e9)
+    >>> chosen.fits, chosen.mode, chosen.store, chosen.parts["basis"]
+    (True, 'linearized', 'device', 192000000)
+    """
+    check_count("num_steps", num_steps)
+    check_count("num_probes", num_probes)
+    check_choice("reorthogonalize", reorthogonalize, lanczos.REORTHOGONALIZE)
+    for mode in modes:
+        check_choice("modes", mode, MODES)
+    for store in stores:
+        check_choice("stores", store, (*lanczos.STORES, "none"))
+    memory = usable_memory() if memory is None else memory
+    check_range("memory", float(memory), 0, open_low=True)
+    limit = int(USABLE * memory)
+    options = list(_options(workload, num_steps, num_probes, reorthogonalize, limit, modes, stores))
+    fitting = [option for option in options if option.fits]
+    best = fitting[0] if fitting else min(options, key=lambda option: option.total)
+    return best._replace(reasons=_reasons(best, options[0], num_probes))
+
+
+def lighter(failed: Plan, workload: Workload, *, num_steps: int, **settings: Any) -> Plan:
+    """Plan again after a device refused what `failed` had planned for: with 0.7 of its total.
+
+    Args:
+        failed: the plan that did not fit after all.
+        workload: as for `plan`.
+        num_steps: as for `plan`.
+        **settings: further settings of `plan`.
+
+    >>> workload = Workload(10**6, 4, 10**8, 10**9, 1000, 100)
+    >>> first = plan(workload, num_steps=64, memory=8e9)
+    >>> lighter(first, workload, num_steps=64).mode
+    'forward-over-reverse'
+    """
+    settings["memory"] = 0.7 * failed.total / USABLE
+    return plan(workload, num_steps=num_steps, **settings)
+
+
+def describe(plan: Plan) -> str:
+    """Set a plan out in lines: what goes where, the sum, and why.
+
+    >>> workload = Workload(10**6, 4, 10**8, 10**9, 1000, 100)
+    >>> print(describe(plan(workload, num_steps=64, memory=8e9)).splitlines()[0])
+    product linearized, reorthogonalisation selective, basis in device
+    """
+    rows = [*plan.parts.items(), ("in all", plan.total), ("to be had", plan.limit)]
+    if plan.host_bytes:
+        rows.append(("pinned on the host", plan.host_bytes))
+    return "\n".join(
+        [
+            f"product {plan.mode}, reorthogonalisation {plan.reorthogonalize}, "
+            f"basis in {'no memory' if plan.reorthogonalize == 'none' else plan.store}",
+            *(f"{name:<22}{_gib(size):>12}" for name, size in rows),
+            *(f"note: {reason}" for reason in plan.reasons),
+        ]
+    )
+
+
+def _options(
+    workload, num_steps, num_probes, reorthogonalize, limit, modes, stores
+) -> Iterator[Plan]:
+    num_steps = min(num_steps, workload.dim)
+    ways = [(mode, store, reorthogonalize) for mode in modes for store in stores if store != "none"]
+    if reorthogonalize == "none":
+        ways = []
+    if "none" in stores or not ways:
+        ways += [(mode, "device", "none") for mode in modes]
+    for mode, store, kind in ways:
+        resident, working, on_host = _basis_bytes(workload, num_steps, kind, store)
+        for pieces in _cuts(workload.batch_size) if mode == MODES[1] else (1,):
+            parts = {
+                "parameters and data": workload.held,
+                **_product_bytes(workload, mode, pieces),
+                "Lanczos vectors": NUM_VECTORS * workload.dim * workload.itemsize
+                + 2 * (num_probes - 1) * workload.dim * workload.itemsize,
+                "basis": resident * num_probes,
+                "work on the basis": working,
+            }
+            room = host_memory() or float("inf")
+            fits = sum(parts.values()) <= limit and on_host * (num_probes + 1) <= room
+            yield Plan(
+                fits, mode, pieces, kind, store, parts, on_host * num_probes, limit, reasons=()
+            )
+
+
+def _cuts(batch_size: int) -> list[int]:
+    return [2**i for i in range(batch_size.bit_length()) if batch_size % 2**i == 0]
+
+
+def _product_bytes(workload: Workload, mode: str, pieces: int) -> dict[str, int]:
+    vectors, kept = 3 * workload.dim * workload.itemsize, workload.linearization
+    if mode == "linearized":
+        return {"linearisation": kept, "product": int(TEMPORARIES[mode] * kept) + vectors}
+    share = workload.batch_size / pieces / workload.num_examples
+    return {"product": int(TEMPORARIES[mode] * kept * share) + vectors}
+
+
+def _basis_bytes(
+    workload: Workload, num_steps: int, reorthogonalize: str, store: str
+) -> tuple[int, int, int]:
+    """Count bytes of a basis kept, of the work on it during a chunk of steps, and on the host.
+
+    A chunk of steps leaves the state that it starts from in place, so that what ends half-way is
+    not lost: the basis is there twice.
+    """
+    if reorthogonalize == "none":
+        return 0, 0, 0
+    selective = reorthogonalize == "selective"
+    rows = min(lanczos.WARM_UP, num_steps) if selective else num_steps
+    entry, dim = workload.itemsize, workload.dim
+    if not goes_in_blocks(store, jnp.dtype(f"float{8 * entry}")):
+        # The locked vectors, and the branch that makes them, take as much again.
+        locking = rows + lanczos.NUM_LOCKED if selective else 0
+        return rows * dim * entry, (rows + locking) * dim * entry, 0
+    rows += lanczos.NUM_LOCKED if selective else 0
+    scratch = (3 if selective else 1) * BLOCK * dim * entry
+    if store == "pinned_host":
+        return 0, scratch, rows * dim * entry
+    return rows * dim * 2, rows * dim * 2 + scratch, 0
+
+
+def _reasons(chosen: Plan, first: Plan, num_probes: int) -> tuple[str, ...]:
+    if not chosen.fits:
+        largest = max(chosen.parts, key=lambda name: chosen.parts[name])
+        advice = {
+            "parameters and data": "take fewer examples, or spread them over a mesh",
+            "linearisation": "leave mode at 'auto'",
+            "product": "make batches smaller, or spread them over a mesh",
+            "Lanczos vectors": "take fewer probes, or spread the vectors over a mesh",
+            "basis": "take fewer probes or steps, or allow store='pinned_host'",
+            "work on the basis": "allow store='bfloat16' or 'pinned_host'",
+        }[largest]
+        return (
+            f"nothing fits: even the lightest way takes {_gib(chosen.total)} of "
+            f"{_gib(chosen.limit)}, most of it for {largest} ({_gib(chosen.parts[largest])}): "
+            f"{advice}",
+        )
+    name = "none" if chosen.reorthogonalize == "none" else chosen.store
+    reasons = [f"basis: {BASIS_COSTS[name]}"]
+    if chosen[1:5] != first[1:5]:
+        reasons.insert(
+            0,
+            f"the fastest way, {first.mode} with the basis in {first.store} memory, would take "
+            f"{_gib(first.total)} of {_gib(first.limit)}",
+        )
+    if chosen.pieces > 1:
+        reasons.append(f"each batch is cut into {chosen.pieces}")
+    if num_probes > 1 and chosen.parts["basis"]:
+        reasons.append(f"{num_probes} probes hold a basis each")
+    return tuple(reasons)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.3g} GiB"
+
+
+def _bytes(tree: Any) -> int:
+    return sum(int(leaf.size) * leaf.dtype.itemsize for leaf in map(_shaped, jax.tree.leaves(tree)))
+
+
+def _shaped(leaf: Any) -> Any:
+    return leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)

@@ -119,7 +119,8 @@ def markdown_table(columns: dict[str, list[str]]) -> str:
     | 20 | 0.4 |
     """
     rows = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    escaped = ([cell.replace("|", r"\|") for cell in row] for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
 
 
 def kernel_times(call: Callable[[], Any], *, top: int) -> list[dict[str, Any]]:

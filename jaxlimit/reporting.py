@@ -111,6 +111,20 @@ def time_in_turns(
     }
 
 
+def markdown_table(columns: dict[str, list[str]]) -> str:
+    """Lay columns out as a table in markdown.
+
+    >>> print(markdown_table({"D": ["10", "20"], "ρ*": ["0.5", "0.4"]}))
+    | D | ρ* |
+    | --- | --- |
+    | 10 | 0.5 |
+    | 20 | 0.4 |
+    """
+    rows = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
+    escaped = ([cell.replace("|", r"\|") for cell in row] for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
+
+
 def kernel_times(call: Callable[[], Any], *, top: int) -> list[dict[str, Any]]:
     """Profile one call and return the kernels that took the most time.
 

@@ -86,7 +86,7 @@ def test_every_setting_is_measured_once(output):
     folder, first = output
     again = json.loads((folder / "result.json").read_text())
     assert first["rows"] == again["rows"]
-    assert first["sentence"] == again["sentence"]
+    assert first["sentences"] == again["sentences"]
     assert [(r["factor"], r["value"]) for r in first["rows"]] == [
         ("base", None), ("sam_radius", 0.5), ("l1", 3e-3), ("l1", 3e-2),
     ]  # fmt: skip

@@ -190,7 +190,9 @@ def correlate(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def rank_correlation(first: list[float], second: list[float]) -> float:
-    """Return Spearman's coefficient."""
+    """Return Spearman's coefficient, NaN where a side is constant."""
+    if min(len(set(first)), len(set(second))) < 2:
+        return float("nan")
     return spearmanr(first, second).statistic  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -74,7 +74,8 @@ def main(config: Config) -> None:
     start = environment()
 
     def sweep(calls: dict[int, Callable]) -> dict[str, list]:
-        seconds = time_in_turns(calls, repeats=config.repeats, warm_up=False)
+        named = {str(x): call for x, call in calls.items()}
+        seconds = time_in_turns(named, repeats=config.repeats, warm_up=False)
         return {"x": list(calls), "seconds": [taken["minimum"] for taken in seconds.values()]}
 
     base, run_base = operator(config.num_images), partial(run, num_steps=config.num_steps)

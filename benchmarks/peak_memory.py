@@ -50,7 +50,7 @@ def num_bytes(tree: Any) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
-def measure(case: str, config: Config) -> dict[str, int]:
+def measure(case: str, config: Config) -> dict[str, Any]:
     """Run one case in a process of its own, and return its peak and what ours must hold."""
     before = peak()
     problem = peers.make_problem("fc5", config.num_images)

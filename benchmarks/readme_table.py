@@ -7,7 +7,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from jaxlimit.reporting import markdown_table, replace_block
+from jaxlimit.reporting import comparison_table, replace_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -53,7 +53,7 @@ def speeds() -> str:
         f"{result['settings']['num_images']:,} images": partial(cell, case=name)
         for name, result in results.items()
     }
-    return markdown_table(columns, rows)
+    return comparison_table(columns, rows)
 
 
 def remarks() -> list[str]:

@@ -6,7 +6,7 @@ python experiments/readme_results.py        # rewrites README.md between its mar
 import json
 from pathlib import Path
 
-from jaxlimit.reporting import markdown_table, replace_block
+from jaxlimit.reporting import comparison_table, replace_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -53,7 +53,7 @@ def table(names: list[str]) -> str:
     """Build a table with a column for each committed result."""
     paths = {name: RESULTS / name / "result.json" for name in names}
     results = {n: json.loads(path.read_text()) for n, path in paths.items() if path.exists()}
-    return markdown_table(results, ROWS)
+    return comparison_table(results, ROWS)
 
 
 def main() -> None:

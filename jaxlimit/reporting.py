@@ -227,16 +227,15 @@ def _typed(hint: Any, value: Any) -> Any:
     return value if type(value) is hint else NotImplemented
 
 
-def markdown_table(columns: dict[str, Any], rows: dict[str, Callable[[Any], str]]) -> str:
-    """Build a Markdown table.
+def comparison_table(columns: dict[str, Any], rows: dict[str, Callable[[Any], str]]) -> str:
+    """Lay results out side by side, each a column.
 
     Args:
         columns: what each column shows, by its heading.
         rows: for each label how a cell is made of what its column shows.
     """
-    cells = [["", *columns], ["---"] * (len(columns) + 1)]
-    cells += [[label, *map(show, columns.values())] for label, show in rows.items()]
-    return "\n".join("|" + "|".join(f" {c} " if c else " " for c in row) + "|" for row in cells)
+    cells = {name: [show(result) for show in rows.values()] for name, result in columns.items()}
+    return markdown_table({"": list(rows)} | cells)
 
 
 def replace_block(path: Path, name: str, content: str) -> None:

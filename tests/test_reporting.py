@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("rich")
 
-from jaxlimit.reporting import build, markdown_table, plain, replace_block, time_in_turns
+from jaxlimit.reporting import build, comparison_table, plain, replace_block, time_in_turns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +58,8 @@ def test_plain_makes_json_of_results():
 def test_table_shows_each_column_by_each_row():
     columns = {"a": {"size": 2}, "b": {"size": 3}}
     rows = {"size": lambda c: str(c["size"]), "square": lambda c: str(c["size"] ** 2)}
-    assert markdown_table(columns, rows).splitlines() == [
-        "| | a | b |",
+    assert comparison_table(columns, rows).splitlines() == [
+        "|  | a | b |",
         "| --- | --- | --- |",
         "| size | 2 | 3 |",
         "| square | 4 | 9 |",

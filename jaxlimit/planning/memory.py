@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlimit import curvature, lanczos
-from jaxlimit._basis import BLOCK, goes_in_blocks
+from jaxlimit._basis import BLOCK
 from jaxlimit._batches import first_batch, leading_size
 from jaxlimit._checks import check_choice, check_count, check_range
 from jaxlimit._memory import host_memory
@@ -292,15 +292,12 @@ def _basis_bytes(
     selective = reorthogonalize == "selective"
     rows = min(lanczos.WARM_UP, num_steps) if selective else num_steps
     entry, dim = workload.itemsize, workload.dim
-    if not goes_in_blocks(store, jnp.dtype(f"float{8 * entry}")):
-        # The locked vectors, and the branch that makes them, take as much again.
-        locking = rows + lanczos.NUM_LOCKED if selective else 0
-        return rows * dim * entry, (rows + locking) * dim * entry, 0
     rows += lanczos.NUM_LOCKED if selective else 0
+    kept = rows * dim * (2 if store == "bfloat16" else entry)
     scratch = (3 if selective else 1) * BLOCK * dim * entry
     if store == "pinned_host":
-        return 0, scratch, rows * dim * entry
-    return rows * dim * 2, rows * dim * 2 + scratch, 0
+        return 0, scratch, kept
+    return kept, kept + scratch, 0
 
 
 def _reasons(chosen: Plan, first: Plan, num_probes: int) -> tuple[str, ...]:

@@ -20,8 +20,9 @@ def plot_growth(sweeps: dict[str, dict[str, dict[str, list]]]) -> Figure:
             (PREDICTED, MEASURED, NEUTRAL), lines.items(), strict=False
         ):
             axes.plot(line["x"], line["seconds"], "o-", markersize=4, color=colour, label=label)
-        x = np.array(line["x"])
-        seconds = line["seconds"][-1] * x / x[-1]
+        last = list(lines.values())[-1]
+        x = np.array(last["x"])
+        seconds = last["seconds"][-1] * x / x[-1]
         axes.plot(x, seconds, ":", color="black", linewidth=0.9, label="in proportion")
         axes.set(xlabel=name, xscale="log", yscale="log")
         axes.set_xticks(x, [f"{value:,}" if value < 1e5 else f"{value / 1e6:.2g}M" for value in x])

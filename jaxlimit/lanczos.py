@@ -110,7 +110,7 @@ def tridiagonalize(
 
     β_j q_{j+1} = H q_j - α_j q_j - β_{j-1} q_{j-1}. Costs `num_steps` products; reorthogonalised
     fully, also 2·num_steps²·D multiply-adds and a basis of num_steps·D numbers; selectively,
-    2·48²·D + 48·num_steps·D multiply-adds and a basis of 48·D. Twice that where steps cancel.
+    2·48²·D + 48·num_steps·D multiply-adds and a basis of 72·D. Twice that where steps cancel.
 
     Args:
         matvec: H, a symmetric `Array[D] -> Array[D]`.
@@ -203,8 +203,6 @@ def start(
         )
     rows = num_steps if keep_basis else rows
     dtype = start_vector.dtype
-    if reorthogonalize == "selective":
-        rows += NUM_LOCKED
     check_basis(rows, _mesh.share_of(dim, mesh), dtype, store)
     norm = jnp.linalg.norm(start_vector)
     current = start_vector / jnp.where(norm > 0, norm, 1)
@@ -236,7 +234,8 @@ def _allocate(rows: int, like: Array, store: str, mesh: Mesh | None) -> Array:
 
 def num_rows(num_steps: int, reorthogonalize: str) -> int:
     """Return how many vectors a recurrence of `num_steps` steps stores besides its own two."""
-    return {"full": num_steps, "selective": min(WARM_UP, num_steps), "none": 0}[reorthogonalize]
+    selective = min(WARM_UP, num_steps) + NUM_LOCKED
+    return {"full": num_steps, "selective": selective, "none": 0}[reorthogonalize]
 
 
 def check_basis(rows: int, dim: int, dtype: Any, store: str = "device") -> None:
@@ -249,8 +248,8 @@ def check_basis(rows: int, dim: int, dtype: Any, store: str = "device") -> None:
     check_memory(
         f"a Lanczos basis of {rows} vectors of {dim} entries",
         rows * dim * jnp.dtype(jnp.bfloat16 if store == "bfloat16" else dtype).itemsize,
-        f"take fewer steps, reorthogonalize='selective' ({WARM_UP} vectors a probe) or 'none' "
-        "(no basis), or probes one after the other",
+        f"take fewer steps, reorthogonalize='selective' ({WARM_UP + NUM_LOCKED} vectors a probe) "
+        "or 'none' (no basis), or probes one after the other",
     )
 
 

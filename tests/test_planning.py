@@ -59,7 +59,7 @@ def test_batches_are_cut_as_far_as_it_takes():
 
 def test_every_probe_holds_a_basis():
     one, four = (PLAN(memory=80e9, num_probes=n).parts["basis"] for n in (1, 4))
-    assert (one, four) == (48 * 4 * 10**6, 4 * 48 * 4 * 10**6)
+    assert (one, four) == (72 * 4 * 10**6, 4 * 72 * 4 * 10**6)
 
 
 @pytest.mark.parametrize("store", lanczos.STORES)

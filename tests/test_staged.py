@@ -107,7 +107,7 @@ def test_a_basis_too_large_is_refused_before_the_run_and_says_what_to_change(mon
         lambda: spectrum.trace_within(never, key, share, dim=dim, tolerance=0.1),
         lambda: lanczos.start(jnp.ones(dim), num_steps=100),
     ):
-        with pytest.raises(MemoryError, match=r"takes 1\.\d+ GiB|takes 5\.7.*'selective'.*'none'"):
+        with pytest.raises(MemoryError, match=r"takes [128]\.\d+ GiB.*'selective'.*'none'"):
             run()
     state = lanczos.start(jnp.ones(dim), num_steps=10)
     with pytest.raises(MemoryError, match="100 vectors of 4000000 entries"):

@@ -173,7 +173,7 @@ def plan(
 
     >>> chosen = plan(Workload(10**6, 4, 10**8, 10**9, 1000, 100), num_steps=64, memory=8e9)
     >>> chosen.fits, chosen.mode, chosen.store, chosen.parts["basis"]
-    (True, 'linearized', 'device', 192000000)
+    (True, 'linearized', 'device', 288000000)
     """
     check_count("num_steps", num_steps)
     check_count("num_probes", num_probes)
@@ -290,9 +290,8 @@ def _basis_bytes(
     if reorthogonalize == "none":
         return 0, 0, 0
     selective = reorthogonalize == "selective"
-    rows = min(lanczos.WARM_UP, num_steps) if selective else num_steps
+    rows = lanczos.num_rows(num_steps, reorthogonalize)
     entry, dim = workload.itemsize, workload.dim
-    rows += lanczos.NUM_LOCKED if selective else 0
     kept = rows * dim * (2 if store == "bfloat16" else entry)
     scratch = (3 if selective else 1) * BLOCK * dim * entry
     if store == "pinned_host":

@@ -33,7 +33,7 @@ def spectral_measure(
 ) -> SpectralMeasure:
     """Estimate the spectral distribution of a symmetric operator by stochastic Lanczos quadrature.
 
-    Costs num_probes · num_steps products; memory of 48 vectors, or of num_steps reorthogonalised
+    Costs num_probes · num_steps products; memory of 72 vectors, or of num_steps reorthogonalised
     fully, or of three if not at all.
 
     Args:

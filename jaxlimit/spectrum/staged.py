@@ -47,7 +47,7 @@ def run_probes(
 ) -> SpectralMeasure:
     """Run `spectral_measure` in chunks, so that it can be watched, stopped and carried on.
 
-    Costs the same products; memory of 48 vectors a probe, or as `spectral_measure` has it.
+    Costs the same products; memory of 72 vectors a probe, or as `spectral_measure` has it.
 
     Args:
         matvec: as for `spectral_measure`.
@@ -156,7 +156,7 @@ def trace_within(
 
     Starts with one probe of 64 steps. Each stage doubles what makes the interval wide: the depth,
     where the bracket is wider than the random error, else the probes. Costs the products that it
-    takes, num_probes · num_steps at most; memory of 48 vectors a probe.
+    takes, num_probes · num_steps at most; memory of 72 vectors a probe.
 
     Args:
         matvec: H, a symmetric `Array[D] -> Array[D]`.

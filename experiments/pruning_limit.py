@@ -7,6 +7,7 @@ python experiments/pruning_limit.py --dataset cifar10 --epochs 200 --l1 2e-4 --d
 import dataclasses
 import hashlib
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,6 +22,7 @@ from jaxlimit import (
     LimitEstimate,
     curvature,
     datasets,
+    distributed,
     estimate_limit,
     flatten_weights,
     limits,
@@ -85,6 +87,9 @@ class Config:
     """Loss of test accuracy that the limit by accuracy tolerates."""
     dry_run: bool = False
     """Say what memory the spectrum will take and how, and stop."""
+    distributed: bool = False
+    """This process is one of several, found by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID, or by SLURM; they share the devices of all, the data and the run folder."""
     output: Path | None = None
     """Run folder; default runs/MODEL-DATASET-DIGEST, the digest that of the training settings."""
 
@@ -117,6 +122,7 @@ def run(config: Config, seed: int) -> dict[str, Any]:
 def train(config, seed, folder, stages) -> "Net":
     """Load the data and train a network on them, or take it from the folder's checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
+    mesh = distributed.all_devices()
     with stages.time("data"):
         held_out = "validation" if config.dataset.startswith("tiny_imagenet") else "test"
         data, test = (
@@ -126,7 +132,8 @@ def train(config, seed, folder, stages) -> "Net":
     create = partial(models.create, config.model, num_classes=data.num_classes)
     trainee = create(dtype=getattr(jnp, config.training_dtype))
     with stages.time("training"):
-        return Net(create(), fit(trainee, data, config, seed, folder, stages), data, test)
+        trained = fit(trainee, data, config, seed, folder, stages, mesh)
+    return Net(create(), trained, data, test, mesh)
 
 
 def analyse(net, config, seed, folder, stages) -> dict[str, Any]:
@@ -143,8 +150,9 @@ def analyse(net, config, seed, folder, stages) -> dict[str, Any]:
         "seconds": stages.seconds | {"total": sum(stages.seconds.values())},
         "speed": speed(net, estimate, stages.seconds),
     }
-    write_json(folder / "result.json", result)
-    draw(folder, estimate, sweeps, result, config)
+    if distributed.is_first():
+        write_json(folder / "result.json", result)
+        draw(folder, estimate, sweeps, result, config)
     return plain(result)
 
 
@@ -155,6 +163,7 @@ class Net(NamedTuple):
     trained: training.TrainingResult
     train: datasets.Dataset
     test: datasets.Dataset
+    mesh: jax.sharding.Mesh | None
 
     @property
     def loss(self) -> training.DataLoss:
@@ -171,7 +180,7 @@ class Net(NamedTuple):
         return datasets.to_batches(first(self.train, num_images), config.images_at_once)
 
 
-def fit(module, train, config, seed, folder, stages) -> training.TrainingResult:
+def fit(module, train, config, seed, folder, stages, mesh) -> training.TrainingResult:
     """Train, or go on from the checkpoint in the folder, and say so."""
 
     def resumed(metrics):
@@ -187,6 +196,7 @@ def fit(module, train, config, seed, folder, stages) -> training.TrainingResult:
         on_resume=resumed,
         checkpoint_dir=folder / "checkpoint",
         metrics_path=folder / "metrics.jsonl",
+        mesh=mesh,
     )
 
 
@@ -217,12 +227,18 @@ def predict(net, config, seed, folder, stages) -> LimitEstimate:
             tolerance=config.tolerance,
             product_dtype=product_dtype(config),
             on_progress=stages.show,
+            mesh=net.mesh,
+            checkpoint_dir=folder / "lanczos",
             **stored,
         )
+    distributed.barrier("spectra")  # the others may still be reading those of an earlier run
+    if not distributed.is_first():
+        return estimate
     for file, measure in zip(files, (estimate.measure, estimate.removed_measure), strict=True):
         if measure is not None:
             spectrum.save(folder / file, measure)
     write_json(note, settings)
+    shutil.rmtree(folder / "lanczos", ignore_errors=True)
     return estimate
 
 
@@ -231,7 +247,7 @@ def forecast(net, config) -> SweepResult:
     batches = net.batches(config, config.hessian_images)
     weights, _ = flatten_weights(net.trained.params)
     operator = (*net.args, batches, net.trained.state)
-    matvec = curvature.hessian_matvec(*operator, product_dtype=product_dtype(config))
+    matvec = curvature.hessian_matvec(*operator, product_dtype=product_dtype(config), mesh=net.mesh)
     gradient = curvature.mean_gradient(*operator)
     ratios = np.geomspace(config.smallest_ratio, 1, min(60, config.num_ratios))
     rise = jax.block_until_ready(pruning.taylor_forecast(gradient, matvec, weights, ratios))
@@ -252,7 +268,14 @@ def prune(net, epsilon, config, stages) -> Sweeps:
 
     def sweep(loss, batches, ratios, stage):
         return pruning.magnitude_sweep(
-            loss, net.trained.params, batches, ratios, state, on_progress=stages.show, stage=stage
+            loss,
+            net.trained.params,
+            batches,
+            ratios,
+            state,
+            on_progress=stages.show,
+            stage=stage,
+            mesh=net.mesh,
         )
 
     coarse = sweep(net.loss, train, ratios, "sweep, loss")
@@ -467,5 +490,13 @@ def main(config: Config) -> None:
         )
 
 
+def start(config: Config) -> None:
+    """Run alone, or as one of several processes, the first of which speaks and writes."""
+    resume = "The same command again goes on from the newest checkpoints in the run folder."
+    with distributed.job(config.distributed, resume=resume):
+        console.quiet = not distributed.is_first()
+        main(config)
+
+
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    start(tyro.cli(Config))

@@ -2,6 +2,7 @@
 
 from jaxlimit import (
     curvature,
+    distributed,
     geometry,
     lanczos,
     limits,
@@ -24,6 +25,7 @@ __all__ = [
     "Estimate",
     "LimitEstimate",
     "curvature",
+    "distributed",
     "estimate_limit",
     "flatten_weights",
     "geometry",

@@ -1,20 +1,23 @@
 """The whole chain in one call: loss, trained weights and data in, pruning limit and reasons out."""
 
 import gc
+import os
 from collections.abc import Callable
-from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlimit import curvature, limits, planning, pruning, spectrum
+from jaxlimit import _mesh, curvature, limits, planning, pruning, spectrum
 from jaxlimit._batches import check_scalar, cut_batches, first_batch
 from jaxlimit._checks import check_count, check_range
 from jaxlimit._estimate import Estimate, exact_estimate
 from jaxlimit._memory import DeviceMemoryError, catching_refusals
+from jaxlimit._mesh import takes_mesh
 from jaxlimit._weights import Where, flatten_weights, is_weight
 from jaxlimit.limits import KeyFactors, PruningLimit, Sensitivity
 from jaxlimit.limits.tolerance import split_epsilon
@@ -67,6 +70,7 @@ class LimitEstimate(NamedTuple):
     reasons: tuple[str, ...]
 
 
+@takes_mesh
 def estimate_limit(
     loss: Callable,
     params: Any,
@@ -83,6 +87,8 @@ def estimate_limit(
     removed_measure: SpectralMeasure | None = None,
     memory: float | None = None,
     on_progress: Progress | None = None,
+    mesh: Mesh | None = None,
+    checkpoint_dir: str | os.PathLike | None = None,
     **settings: Any,
 ) -> LimitEstimate:
     """Predict how sparse a trained network can be pruned.
@@ -111,6 +117,9 @@ def estimate_limit(
             Lanczos basis goes is planned for it (`planning.plan`), and planned again, once, where
             the device runs out of memory all the same: the steps done by then are kept.
         on_progress: called as `on_progress(stage, steps_done, steps)`.
+        mesh: devices that share examples and vectors, a `jax.sharding.Mesh`; see
+            `curvature.MatvecSettings` and `lanczos.tridiagonalize`.
+        checkpoint_dir: where the two runs keep their checkpoints, as for `spectrum.run_probes`.
         **settings: further settings of `curvature.hessian_matvec`.
 
     Returns:
@@ -141,10 +150,15 @@ def estimate_limit(
         epsilon = limits.loss_tolerance_estimate(loss, params, batches, *operands)
     weights, _ = flatten_weights(params, where)
     planned = _PlannedRuns(
-        (loss, params, batches, operands, where, settings),
+        (loss, params, batches, operands, where, settings | {"mesh": mesh}),
         {"num_steps": num_steps, "num_probes": num_probes, "memory": memory},
     )
-    run = partial(planned.run, num_probes=num_probes, on_progress=on_progress)
+    watch = {"num_probes": num_probes, "on_progress": on_progress}
+
+    def run(key, stage="spectrum", **how):
+        folder = checkpoint_dir and Path(checkpoint_dir) / stage.replace(" ", "-")
+        return planned.run(key, stage=stage, checkpoint_dir=folder, **watch, **how)
+
     key, removed_key = jax.random.split(key)
     if measure is None:
 
@@ -185,6 +199,9 @@ class _PlannedRuns:
             where=where,
             product_dtype=settings.get("product_dtype"),
         )
+        if (mesh := settings["mesh"]) is not None:
+            self._workload = planning.share(self._workload, _mesh.num_shares(mesh))
+            plan_settings = plan_settings | {"stores": ("device", "none")}
         modes = _modes(self._workload.linearization, **settings)
         self._plan_settings: dict[str, Any] = plan_settings | {"modes": modes}
         self._plan = self._affordable(planning.plan(self._workload, **self._plan_settings))
@@ -215,6 +232,7 @@ class _PlannedRuns:
                 jax.block_until_ready(jax.tree.leaves(self._matvec))
         matvec = self._matvec if mask is None else curvature.restrict(self._matvec, mask)
         kept = {"reorthogonalize": self._plan.reorthogonalize, "store": self._plan.store}
+        kept["mesh"] = settings["mesh"]
         return spectrum.run_probes(matvec, key, states=states, **kept, **how)
 
     def _plan_again(self, refusal: str, states: tuple) -> None:
@@ -244,6 +262,7 @@ def _modes(
     mode: str = "auto",
     memory_budget: float = float("inf"),
     product_dtype: Any = None,
+    shard_params: bool = False,
     **others: Any,
 ) -> tuple[str, ...]:
     """Return the modes of the product that the caller's settings leave to a plan."""
@@ -252,6 +271,8 @@ def _modes(
         return (mode,)
     if product_dtype is not None:
         return ("linearized",)
+    if shard_params:
+        return ("forward-over-reverse",)
     return planning.MODES if linearization <= memory_budget else ("forward-over-reverse",)
 
 

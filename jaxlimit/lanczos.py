@@ -13,16 +13,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from jaxlimit import _basis, _two_pass
+from jaxlimit import _basis, _mesh, _two_pass
 from jaxlimit._basis import STORES
 from jaxlimit._checks import check_choice, check_count, is_concrete, is_finite
 from jaxlimit._eigenpairs import Eigenpairs, extremal_eigenpairs  # noqa: F401 (public here)
 from jaxlimit._host import HostMatvec
 from jaxlimit._matvec import dot, prepare
 from jaxlimit._memory import check_memory
+from jaxlimit._mesh import takes_mesh
 
 REORTHOGONALIZE = ("full", "selective", "none")
 WARM_UP = 48  # steps that "selective" reorthogonalises fully
@@ -74,11 +76,12 @@ class LanczosState(NamedTuple):
         diagonal: α, allocated for the greatest depth.
         off_diagonal: β, including the last, which couples to `current`.
         basis: the Lanczos vectors, allocated for the greatest depth; if "selective" those of the
-            warm-up, and after it the converged Ritz vectors (in 24 more rows of their own unless
-            on the device in full precision); None if not kept.
+            warm-up, and after it, in 24 rows of their own, the converged Ritz vectors; None if not
+            kept.
         step: steps asked for so far.
         num_valid: steps that were possible.
         failed_step: as in `Tridiagonalization`.
+        dim: D; on a mesh the vectors are padded with zeros to a size that divides.
     """
 
     previous: Float[Array, "D"]
@@ -89,8 +92,10 @@ class LanczosState(NamedTuple):
     step: Int[Array, ""]
     num_valid: Int[Array, ""]
     failed_step: Int[Array, ""]
+    dim: Int[Array, ""]
 
 
+@takes_mesh
 def tridiagonalize(
     matvec: Any,
     start_vector: Float[Array, "D"],
@@ -99,12 +104,13 @@ def tridiagonalize(
     reorthogonalize: str = "full",
     keep_basis: bool | None = None,
     store: str = "device",
+    mesh: Mesh | None = None,
 ) -> Tridiagonalization:
     """Run Lanczos from a start vector.
 
     β_j q_{j+1} = H q_j - α_j q_j - β_{j-1} q_{j-1}. Costs `num_steps` products; reorthogonalised
-    fully, also 4·num_steps²·D multiply-adds and a basis of num_steps·D numbers; selectively,
-    4·48²·D + 48·num_steps·D multiply-adds and a basis of 48·D.
+    fully, also 2·num_steps²·D multiply-adds and a basis of num_steps·D numbers; selectively,
+    2·48²·D + 48·num_steps·D multiply-adds and a basis of 48·D. Twice that where steps cancel.
 
     Args:
         matvec: H, a symmetric `Array[D] -> Array[D]`.
@@ -119,7 +125,10 @@ def tridiagonalize(
             cannot if "selective".
         store: where the basis is kept: "device", as it is; "bfloat16", on the device in half the
             memory; "pinned_host", in the host's memory, streamed through the device block by
-            block. The last two are not differentiable in reverse, the last not under `vmap`.
+            block. The last two, like "selective", are not differentiable in reverse, the last not
+            under `vmap`.
+        mesh: devices that each keep a part of every vector, split along D over the first axis of
+            a `jax.sharding.Mesh`; a basis in the result may have zeros past its D columns.
 
     Returns:
         A `Tridiagonalization`; an invariant subspace ends it early, see `num_valid`.
@@ -138,19 +147,16 @@ def tridiagonalize(
     Lanczos (1950); Paige (1972) for the order of operations; Parlett, Scott (1979) for selective
     orthogonalisation; Parlett (1998), chapter 13.
     """
-    state = start(
-        start_vector,
-        num_steps=num_steps,
-        reorthogonalize=reorthogonalize,
-        keep_basis=keep_basis,
-        store=store,
-    )
+    settings = {"reorthogonalize": reorthogonalize, "keep_basis": keep_basis}
+    state = start(start_vector, num_steps=num_steps, store=store, mesh=mesh, **settings)
     num_steps = state.diagonal.shape[0]
-    matvec, _, _ = prepare(matvec, state.current.size, state.current.dtype)
+    matvec, dim, _ = prepare(matvec, jnp.size(start_vector), state.current.dtype)
+    matvec = _mesh.pad_operator(matvec, dim, state.current.size)
     state = extend(matvec, state, num_steps=num_steps, reorthogonalize=reorthogonalize)
     return finish(state)
 
 
+@takes_mesh
 def start(
     start_vector: Float[Array, "D"],
     *,
@@ -158,6 +164,7 @@ def start(
     reorthogonalize: str = "full",
     keep_basis: bool | None = None,
     store: str = "device",
+    mesh: Mesh | None = None,
 ) -> LanczosState:
     """Begin a recurrence with room for `num_steps` steps.
 
@@ -167,6 +174,7 @@ def start(
         reorthogonalize: as for `tridiagonalize`.
         keep_basis: as for `tridiagonalize`.
         store: as for `tridiagonalize`; `extend` finds it in the state.
+        mesh: as for `tridiagonalize`.
 
     Returns:
         The state before the first step.
@@ -183,6 +191,8 @@ def start(
     """
     check_choice("reorthogonalize", reorthogonalize, REORTHOGONALIZE)
     check_choice("store", store, STORES)
+    if mesh is not None and store != "device":
+        raise ValueError(f"store must be 'device' on a mesh, got {store!r}")
     start_vector = _check_start(start_vector)
     (dim,) = start_vector.shape
     num_steps = min(check_count("num_steps", num_steps), dim)
@@ -193,20 +203,35 @@ def start(
         )
     rows = num_steps if keep_basis else rows
     dtype = start_vector.dtype
-    if reorthogonalize == "selective" and _basis.goes_in_blocks(store, dtype):
+    if reorthogonalize == "selective":
         rows += NUM_LOCKED
-    check_basis(rows, dim, dtype, store)
+    check_basis(rows, _mesh.share_of(dim, mesh), dtype, store)
     norm = jnp.linalg.norm(start_vector)
-    return LanczosState(
-        previous=jnp.zeros_like(start_vector),
-        current=start_vector / jnp.where(norm > 0, norm, 1),
+    current = start_vector / jnp.where(norm > 0, norm, 1)
+    if mesh is not None:
+        current = _mesh.split_vector(current, mesh)
+    state = LanczosState(
+        previous=_mesh.zeros(current.shape, dtype, mesh),
+        current=current,
         diagonal=jnp.zeros(num_steps, dtype),
         off_diagonal=jnp.zeros(num_steps, dtype),
-        basis=_basis.allocate(rows, start_vector, store) if rows else None,
+        basis=_allocate(rows, current, store, mesh) if rows else None,
         step=jnp.int32(0),
         num_valid=jnp.int32(0),
         failed_step=jnp.int32(-1),
+        dim=jnp.int32(dim),
     )
+    if mesh is None:
+        return state
+    long = {name: getattr(state, name) for name in ("previous", "current", "basis")}
+    short = _mesh.place(state._replace(**dict.fromkeys(long)), _mesh.whole(mesh))
+    return short._replace(**long)
+
+
+def _allocate(rows: int, like: Array, store: str, mesh: Mesh | None) -> Array:
+    if mesh is None:
+        return _basis.allocate(rows, like, store)
+    return _mesh.zeros((rows, like.size), like.dtype, mesh)
 
 
 def num_rows(num_steps: int, reorthogonalize: str) -> int:
@@ -253,12 +278,17 @@ def extend(
         raise ValueError(
             f"reorthogonalize={reorthogonalize!r} needs a state with a basis, got basis None"
         )
-    matvec, _, _ = prepare(matvec, state.current.size, state.current.dtype)
+    size, dtype = state.current.size, state.current.dtype
+    if is_concrete(state.dim) and size != state.dim:
+        matvec, dim, _ = prepare(matvec, int(state.dim), dtype)
+        matvec = _mesh.pad_operator(matvec, dim, size)
+    matvec, _, _ = prepare(matvec, size, dtype)
     if isinstance(matvec, HostMatvec):
         for _ in range(num_steps):
             state = _advance(matvec(state.current), state, reorthogonalize)
         return state
-    return _extend(matvec, state, num_steps, reorthogonalize)
+    with _mesh.on(_mesh.mesh_of(state.current)):
+        return _extend(matvec, state, num_steps, reorthogonalize)
 
 
 def two_pass_eigenpairs(
@@ -337,8 +367,7 @@ def with_room(
     Args:
         state: from `start`, `extend` or `load`, with its own room or less used up.
         num_steps: the new greatest depth, clamped to D; no room is taken away.
-        reorthogonalize: as it was for `start`. The basis grows with the room, but not if
-            "selective", where it holds Ritz vectors after the steps first planned.
+        reorthogonalize: as it was for `start`.
 
     Returns:
         The same recurrence; `extend` takes it to the same bits as if it had begun with this room.
@@ -351,9 +380,13 @@ def with_room(
     room = state.diagonal.shape[0]
     added = max(min(check_count("num_steps", num_steps), state.current.size) - room, 0)
     basis = state.basis
-    if basis is not None and reorthogonalize != "selective":
-        check_basis(room + added, state.current.size, basis.dtype)
-        basis = jnp.pad(basis, ((0, added), (0, 0)))
+    if basis is not None:
+        rows = [num_rows(depth, reorthogonalize) for depth in (room, room + added)]
+        # Rows for locked vectors, which come last, hold none before a whole warm-up.
+        more = added if reorthogonalize == "none" else rows[1] - rows[0]
+        store = "pinned_host" if _basis.is_on_host(basis) else "device"
+        check_basis(basis.shape[0] + more, state.current.size, basis.dtype, store)
+        basis = _basis.pad(basis, more)
     return state._replace(
         diagonal=jnp.pad(state.diagonal, (0, added)),
         off_diagonal=jnp.pad(state.off_diagonal, (0, added)),
@@ -432,7 +465,7 @@ def _step(matvec: Any, state: LanczosState, mode: str) -> LanczosState:
     # What is left below the rounding of the products is no direction: the subspace is invariant.
     eps = jnp.finfo(current.dtype).eps
     scale = jnp.max(jnp.abs(diagonals)) + jnp.max(state.off_diagonal)
-    goes_on = alive & (norm > 16 * eps * scale) & (state.num_valid + 1 < current.size)
+    goes_on = alive & (norm > 16 * eps * scale) & (state.num_valid + 1 < state.dim)
     following = jnp.where(goes_on, residual / jnp.where(goes_on, norm, 1), 0)
     norm = jnp.where(goes_on, norm, 0)
     off_diagonals = state.off_diagonal.at[j].add(norm, mode="drop")
@@ -447,64 +480,62 @@ def _step(matvec: Any, state: LanczosState, mode: str) -> LanczosState:
         step=j + room,
         num_valid=state.num_valid + alive,
         failed_step=jnp.where(room & ~finite & (state.failed_step < 0), j, state.failed_step),
+        dim=state.dim,
     )
 
 
 def _remember(basis, step, current, alive, mode):
-    if _basis.is_stored(basis, current.dtype):
-        return _basis.write(basis, step, current, alive & (step < _warm_up(basis, current, mode)))
+    if _goes_in_blocks(basis, current.dtype, mode):
+        return _basis.write(basis, step, current, alive & (step < _warm_up(basis, mode)))
     row = jnp.where(alive, current, basis[jnp.minimum(step, basis.shape[0] - 1)])
     return basis.at[step].set(row, mode="drop")
+
+
+def _goes_in_blocks(basis, dtype, mode) -> bool:
+    """Whether only some rows are read at each step; the rest is differentiable in reverse."""
+    return mode == "selective" or _basis.is_stored(basis, dtype)
 
 
 def _reorthogonalize(residual, basis, step, mode):
     if mode == "none":
         return residual
-    if _basis.is_stored(basis, residual.dtype):
+    if _goes_in_blocks(basis, residual.dtype, mode):
         return _reorthogonalize_in_blocks(residual, basis, step, mode)
+    once = _project_off(residual, basis)
+    return jax.lax.cond(_cancelled(once, residual), lambda: _project_off(once, basis), lambda: once)
 
-    def twice():
-        return _project_off(_project_off(residual, basis), basis)
 
-    if mode == "full":
-        return twice()
-    locked = basis[:NUM_LOCKED]
-    return jax.lax.cond(step < basis.shape[0], twice, lambda: _project_off(residual, locked))
+def _cancelled(once, residual):
+    # A second pass has nothing to remove unless the first cancelled digits (Daniel, Gragg, Kaufman,
+    # Stewart 1976), and the passes are what reorthogonalisation costs.
+    return jnp.linalg.norm(once) < 0.7 * jnp.linalg.norm(residual)
 
 
 def _reorthogonalize_in_blocks(residual, basis, step, mode):
-    """Project off the rows so far, twice, or off the locked ones; no row is read in vain."""
-    warm_up = _warm_up(basis, residual, mode)
+    """Project off the rows so far or, after the warm-up, off the locked ones; no row in vain."""
+    warm_up = _warm_up(basis, mode)
     warm = step < warm_up
     first = jnp.where(warm, 0, warm_up)
     last = jnp.where(warm, step + 1, basis.shape[0])
+    once = _basis.project_off(residual, basis, first, last)
+    # No branch: a loop of no rounds leaves the basis where it is.
+    again = jnp.where(warm & _cancelled(once, residual), last, first)
+    return _basis.project_off(once, basis, first, again)
 
-    def project(_, vector):
-        return _basis.project_off(vector, basis, first, last)
 
-    return jax.lax.fori_loop(0, jnp.where(warm, 2, 1), project, residual)
-
-
-def _warm_up(basis, vector, mode) -> int:
+def _warm_up(basis, mode) -> int:
     """Count the rows that Lanczos vectors are written into."""
-    stored = _basis.is_stored(basis, vector.dtype)
-    return basis.shape[0] - (NUM_LOCKED if mode == "selective" and stored else 0)
+    return basis.shape[0] - (NUM_LOCKED if mode == "selective" else 0)
 
 
 def _lock(basis, diagonals, off_diagonals, step):
-    """After the warm-up, go on with its converged Ritz vectors in place of the basis."""
-    size = _warm_up(basis, diagonals, "selective")
-    converged = partial(_converged, diagonals[:size], off_diagonals[:size])
-    now = step == size - 1
-
-    def replace():
-        return basis.at[:NUM_LOCKED].set(dot(converged().T, basis))
-
-    if not _basis.is_stored(basis, diagonals.dtype):
-        return jax.lax.cond(now, replace, lambda: basis)
+    """After the warm-up, write its converged Ritz vectors into the rows for them."""
+    size = _warm_up(basis, "selective")
     if size < WARM_UP:
         return basis  # no step follows
+    converged = partial(_converged, diagonals[:size], off_diagonals[:size])
     nothing = jnp.zeros((size, NUM_LOCKED), diagonals.dtype)
+    now = step == size - 1
     return _basis.combine(basis, jax.lax.cond(now, converged, lambda: nothing), now)
 
 

@@ -12,8 +12,8 @@ OUTSIDE = {"experiments", "benchmarks", "tests"}
 
 # Public modules, each with the public modules it may import.
 LEAVES = (
-    "curvature", "datasets", "geometry", "lanczos", "models", "pruning", "reporting", "traces",
-    "training",
+    "curvature", "datasets", "distributed", "geometry", "lanczos", "models", "pruning", "reporting",
+    "traces", "training",
 )  # fmt: skip
 LAYERS: dict[str, set[str]] = {
     **{name: set() for name in LEAVES},

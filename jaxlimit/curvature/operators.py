@@ -11,16 +11,14 @@ from jaxtyping import Array, Float
 from jaxlimit._batches import check_scalar, first_batch, group_batches, leading_size
 from jaxlimit._checks import check_floating_tree
 from jaxlimit._host import HostMatvec
+from jaxlimit._mesh import takes_mesh
 from jaxlimit._weights import Where, flatten_weights, is_weight
+from jaxlimit.curvature._forms import linearization_size
 from jaxlimit.curvature._gradients import EmpiricalFisher, GaussNewton, Hessian
-from jaxlimit.curvature._operator import (
-    MatvecSettings,
-    linearization_size,
-    make_host_operator,
-    make_operator,
-)
+from jaxlimit.curvature._operator import MatvecSettings, make_host_operator, make_operator
 
 
+@takes_mesh
 def hessian_matvec(
     loss: Callable, params: Any, batches: Any, *operands: Any, **settings: Unpack[MatvecSettings]
 ) -> Partial:
@@ -91,6 +89,7 @@ def linearization_bytes(
     return linearization_size(Hessian(loss), product_dtype, *operator_args)
 
 
+@takes_mesh
 def gauss_newton_matvec(
     apply: Callable,
     output_loss: Callable,
@@ -133,6 +132,7 @@ def gauss_newton_matvec(
     return make_operator(kind, params, batches, operands, **settings)
 
 
+@takes_mesh
 def fisher_matvec(
     apply: Callable,
     params: Any,

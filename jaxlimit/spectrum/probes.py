@@ -5,20 +5,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
 
 from jaxlimit import lanczos
 from jaxlimit._checks import check_count
 from jaxlimit._matvec import prepare
+from jaxlimit._mesh import takes_mesh
 from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
+from jaxlimit.spectrum.recurrences import probe
+from jaxlimit.spectrum.staged import run_probes
 
 
-def probe(key: PRNGKeyArray, dim: int, dtype: Any = jnp.float32) -> Float[Array, "dim"]:
-    """Draw a vector uniformly from the unit sphere."""
-    vector = jax.random.normal(key, (dim,), dtype)
-    return vector / jnp.linalg.norm(vector)
-
-
+@takes_mesh
 def spectral_measure(
     matvec: Any,
     key: PRNGKeyArray,
@@ -30,6 +29,7 @@ def spectral_measure(
     store: str = "device",
     vectorize: bool = False,
     dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
 ) -> SpectralMeasure:
     """Estimate the spectral distribution of a symmetric operator by stochastic Lanczos quadrature.
 
@@ -47,6 +47,8 @@ def spectral_measure(
         store: where the basis is kept, "device", "bfloat16" or "pinned_host", likewise.
         vectorize: run all probes side by side by `vmap` instead of one after the other.
         dtype: floating type of the probes.
+        mesh: devices that each keep a part of every vector, as for `lanczos.tridiagonalize`; the
+            probes then run one after the other.
 
     Returns:
         A `SpectralMeasure` with one row a probe.
@@ -70,6 +72,12 @@ def spectral_measure(
     check_count("num_probes", num_probes)
     matvec, dim, dtype = prepare(matvec, dim, dtype)
     num_steps = min(check_count("num_steps", num_steps), dim)
+    if mesh is not None:
+        settings = {"num_probes": num_probes, "reorthogonalize": reorthogonalize, "dtype": dtype}
+        return run_probes(
+            matvec, key, dim=dim, num_steps=num_steps, chunk=num_steps, store=store, mesh=mesh,
+            **settings,
+        )  # fmt: skip
     at_once = num_probes if vectorize else 1
     lanczos.check_basis(at_once * lanczos.num_rows(num_steps, reorthogonalize), dim, dtype, store)
     if vectorize and store == "pinned_host":

@@ -1,27 +1,31 @@
 """Runs that are looked at as they go: stopped when good enough, kept on disk, carried on."""
 
+import contextlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
 from jaxlimit import lanczos
+from jaxlimit._checkpoints import Checkpoints
 from jaxlimit._checks import check_count, check_range
 from jaxlimit._estimate import Estimate
 from jaxlimit._matvec import prepare
 from jaxlimit._memory import catching_refusals
+from jaxlimit._mesh import share_of, takes_mesh
 from jaxlimit.lanczos import LanczosState
 from jaxlimit.spectrum.functions import trace_bracket
-from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
-from jaxlimit.spectrum.probes import probe
+from jaxlimit.spectrum.measure import SpectralMeasure
+from jaxlimit.spectrum.recurrences import arrays, carry, identity, measure_of, probe, resume
 
 CHUNK = 32
 FIRST_DEPTH = 64
 
 
+@takes_mesh
 def run_probes(
     matvec: Any,
     key: PRNGKeyArray,
@@ -34,10 +38,12 @@ def run_probes(
     states: tuple[LanczosState, ...] = (),
     chunk: int = CHUNK,
     stop: Callable[[SpectralMeasure], bool] | None = None,
-    checkpoint: Any = None,
     on_progress: Callable[[str, int, int], None] | None = None,
     stage: str = "spectrum",
     dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+    checkpoint_dir: Any = None,
+    checkpoint_every: int = 128,
 ) -> SpectralMeasure:
     """Run `spectral_measure` in chunks, so that it can be watched, stopped and carried on.
 
@@ -56,100 +62,68 @@ def run_probes(
         chunk: steps between two looks.
         stop: called with the measure so far, once the depth has doubled since the last look and
             at least 4 chunks are done; True ends the run.
-        checkpoint: a folder, where the recurrences are written after every chunk. Those found
-            there are carried on, also to a depth or a number of probes beyond the first plan; they
-            must be of the same operator, key and settings.
         on_progress: called as `on_progress(stage, steps_done, steps)` after every chunk.
         stage: a name for `on_progress`.
         dtype: floating type of the probes.
+        mesh: as for `spectral_measure`.
+        checkpoint_dir: where this run, and no other, keeps its newest checkpoint: a run that is
+            asked for again goes on from it, and ends with the same bits on the same machine.
+        checkpoint_every: steps a probe between checkpoints, in whole chunks; the last makes one.
 
     Returns:
         A `SpectralMeasure` of the depth reached.
 
     Raises:
         TypeError: as `spectral_measure`.
-        ValueError: as `spectral_measure`, and if `checkpoint` holds recurrences of another size.
+        ValueError: as `spectral_measure`, or if the checkpoint is that of another run; says what
+            differs.
         FloatingPointError: as `spectral_measure`.
+        OSError: if a checkpoint cannot be written; the one before it stays whole.
         MemoryError: as `spectral_measure`; a `DeviceMemoryError` if the device runs out of memory
             on the way, which carries the recurrences as they were before.
     """
     check_count("num_probes", num_probes)
     check_count("chunk", chunk)
+    check_count("checkpoint_every", checkpoint_every)
     matvec, dim, dtype = prepare(matvec, dim, dtype)
     num_steps = min(check_count("num_steps", num_steps), dim)
     rows = num_probes * lanczos.num_rows(num_steps, reorthogonalize)
-    lanczos.check_basis(rows, dim, dtype, store)
-    files = [Path(checkpoint) / f"probe-{i}.npz" if checkpoint else None for i in range(num_probes)]
+    lanczos.check_basis(rows, share_of(dim, mesh), dtype, store)
+    kept: dict[str, Any] = {"reorthogonalize": reorthogonalize, "store": store, "mesh": mesh}
     recurrences = list(states) or [
-        _begin(k, file, dim, num_steps, reorthogonalize, dtype, store)
-        for k, file in zip(jax.random.split(key, num_probes), files, strict=True)
+        lanczos.start(probe(k, dim, dtype), num_steps=num_steps, **kept)
+        for k in jax.random.split(key, num_probes)
     ]
-    done = min(num_steps, *(int(state.step) for state in recurrences))
-    looked = max(2 * chunk, done // 2)
-    while done < num_steps:
-        goal = min(done + chunk, num_steps)
-        for i, state in enumerate(recurrences):
-            with catching_refusals(f"at step {done} of probe {i}", recurrences):
-                following = _carry(matvec, state, goal, chunk, reorthogonalize)
-                recurrences[i] = jax.block_until_ready(following)
-            if files[i] is not None:
-                lanczos.save(files[i], recurrences[i])
-            if on_progress is not None:
-                steps = done * num_probes + (i + 1) * (goal - done)
-                on_progress(stage, steps, num_steps * num_probes)
-        done = goal
-        if stop is not None and (done >= 2 * looked or done == num_steps):
-            looked = done
-            if stop(_measure_of_states(recurrences, done, dim)):
-                break
-    return _measure_of_states(recurrences, done, dim)
-
-
-def _begin(key, file, dim, num_steps, reorthogonalize, dtype, store="device") -> LanczosState:
-    """Read a recurrence from its file, if that is there, or start it."""
-    if file is None or not file.exists():
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        return lanczos.start(
-            probe(key, dim, dtype),
-            num_steps=num_steps,
-            reorthogonalize=reorthogonalize,
-            store=store,
-        )
-    state = lanczos.load(file)
-    if state.current.shape != (dim,) or state.current.dtype != dtype:
-        raise ValueError(
-            f"checkpoint must hold recurrences on [{dim}] in {dtype}, "
-            f"got {file} on {list(state.current.shape)} in {state.current.dtype}"
-        )
-    return lanczos.with_room(state, num_steps, reorthogonalize=reorthogonalize)
-
-
-def _carry(matvec, state: LanczosState, goal: int, chunk: int, reorthogonalize: str):
-    """Carry a recurrence on to the depth `goal`, in programs of `chunk` steps."""
-    while (left := goal - int(state.step)) > 0:
-        state = lanczos.extend(
-            matvec, state, num_steps=min(chunk, left), reorthogonalize=reorthogonalize
-        )
-    return state
-
-
-def _measure_of_states(states: list[LanczosState], depth: int, dim: int) -> SpectralMeasure:
-    """Turn recurrences into a measure of their first `depth` steps."""
-    s = jax.tree.map(lambda *x: jnp.stack(x), *(x._replace(basis=None) for x in states))
-    num_valid = jnp.minimum(s.num_valid, depth)
-    last = jnp.maximum(num_valid - 1, 0)[:, None]
-    return measure_from(
-        lanczos.Tridiagonalization(
-            diagonal=s.diagonal[:, :depth],
-            off_diagonal=s.off_diagonal[:, : depth - 1],
-            basis=None,
-            residual_norm=jnp.take_along_axis(s.off_diagonal, last, axis=1)[:, 0],
-            num_valid=num_valid,
-            failed_step=s.failed_step,
-        ),
-        dim=dim,
+    checkpoints = Checkpoints(
+        checkpoint_dir,
+        checkpoint_every,
+        lambda: identity(key, recurrences, reorthogonalize),
+        unit="step",
     )
+    with contextlib.closing(checkpoints):
+        if not states:
+            recurrences = resume(checkpoints, recurrences, matvec)
+        done, looked = min(int(state.step) for state in recurrences), 2 * chunk
+        while 2 * looked < done:
+            looked *= 2
+        while done < num_steps:
+            if stop is not None and done >= 2 * looked:
+                looked = done
+                if stop(measure_of(recurrences, done, dim, mesh)):
+                    break
+            goal = min(done + chunk, num_steps)
+            for i, state in enumerate(recurrences):
+                if int(state.step) >= goal:
+                    continue
+                with catching_refusals(f"at step {done} of probe {i}", recurrences):
+                    following = carry(matvec, state, goal, chunk, reorthogonalize)
+                    recurrences[i] = jax.block_until_ready(following)
+                if on_progress is not None:
+                    steps = done * num_probes + (i + 1) * (goal - done)
+                    on_progress(stage, steps, num_steps * num_probes)
+            done = goal
+            checkpoints.save(done, arrays(recurrences), last=done == num_steps)
+    return measure_of(recurrences, done, dim, mesh)
 
 
 class TraceRun(NamedTuple):
@@ -222,11 +196,13 @@ def trace_within(
     depth, count = min(FIRST_DEPTH, num_steps), 1
     while True:
         states += [
-            _begin(k, None, dim, num_steps, reorthogonalize, dtype)
+            lanczos.start(
+                probe(k, dim, dtype), num_steps=num_steps, reorthogonalize=reorthogonalize
+            )
             for k in keys[len(states) : count]
         ]
-        states = [_carry(matvec, state, depth, CHUNK, reorthogonalize) for state in states]
-        measure = _measure_of_states(states, depth, dim)
+        states = [carry(matvec, state, depth, CHUNK, reorthogonalize) for state in states]
+        measure = measure_of(states, depth, dim)
         estimate = trace_bracket(measure, f)
         width = float(estimate.upper - estimate.lower)
         converged = width <= tolerance * abs(float(estimate.value))

@@ -327,7 +327,7 @@ def test_gauss_and_radau_bracket_monotone_functions_of_a_psd_operator(name):
     eigenvalues = np.abs(spectra()["heavy tails"])
     key = jax.random.key(11)
     measure = spectrum.spectral_measure(
-        diagonal_operator(eigenvalues), key, dim=DIM, num_steps=8, num_probes=200
+        diagonal_operator(eigenvalues), key, dim=DIM, num_steps=4, num_probes=200
     )
     vectors = jax.vmap(lambda k: spectrum.probe(k, DIM))(jax.random.split(key, 200))
     values = np.asarray(f(jnp.asarray(eigenvalues)), np.float64)

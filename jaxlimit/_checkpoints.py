@@ -23,13 +23,20 @@ class Checkpoints:
         every: units between them.
         identity: what makes this run itself, as JSON; a checkpoint of another is refused.
         unit: what the run counts.
+        upgrade: adds to an identity that was written what an older version had no word for.
     """
 
     def __init__(
-        self, directory: Any, every: int, identity: Callable[[], dict], unit: str = "epoch"
+        self,
+        directory: Any,
+        every: int,
+        identity: Callable[[], dict],
+        *,
+        unit: str,
+        upgrade: Callable[[dict], dict] = dict,
     ):
         self.directory = None if directory is None else Path(directory).absolute()
-        self.every, self.unit, self.saved = every, unit, 0
+        self.every, self.unit, self.upgrade, self.saved = every, unit, upgrade, 0
         if self.directory is None:
             return
         self._identity = json.loads(json.dumps(identity()))
@@ -88,10 +95,7 @@ class Checkpoints:
             self._manager.close()
 
     def _check_identity(self, found: dict) -> None:
-        # A checkpoint older than a setting was made with what is now the setting's default.
-        defaults = {field.name: field.default for field in dataclasses.fields(TrainingConfig)}
-        found["config"] = defaults | found["config"]
-        wanted, found = _flat(self._identity), _flat(found)
+        wanted, found = _flat(self._identity), _flat(self.upgrade(found))
         different = [
             f"{name}: checkpoint {found.get(name)!r}, this run {wanted.get(name)!r}"
             for name in sorted(wanted.keys() | found.keys())

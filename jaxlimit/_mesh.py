@@ -24,7 +24,8 @@ from jaxlimit._batches import Group, first_batch, leading_size, mean_over
 from jaxlimit._checks import is_concrete
 from jaxlimit._host import HostMatvec
 
-Params, Result = ParamSpec("Params"), TypeVar("Result")
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
 
 
 def check_mesh(mesh: Any) -> Mesh:

@@ -27,3 +27,9 @@ def run_identity(module: Any, config: TrainingConfig, params: PyTree, **arrays: 
         "params": shapes,
         "checksum": {name: checksum(tree) for name, tree in arrays.items()},
     }
+
+
+def upgrade_identity(found: dict) -> dict:
+    """Add the settings that a checkpoint is older than: it was made with what is their default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainingConfig)}
+    return found | {"config": defaults | found["config"]}

@@ -324,7 +324,9 @@ def taylor_forecast(
             f"gradient must have the shape of weights, {weights.shape}, got {gradient.shape}"
         )
     ranks = _magnitudes.ranks(weights)
-    return _taylor(Partial(matvec), gradient, weights, ranks, ratios)
+    # A Partial within a Partial would be a constant of the program, with all of its data.
+    matvec = matvec if isinstance(matvec, Partial) else Partial(matvec)
+    return _taylor(matvec, gradient, weights, ranks, ratios)
 
 
 @jax.jit

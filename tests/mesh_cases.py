@@ -233,7 +233,7 @@ def test_spectral_measure_and_run_probes_agree():
     settings = {"dim": 103, "num_steps": 10, "num_probes": 2, "mesh": AUTO}
     measure = spectrum.spectral_measure(matvec, jax.random.key(0), **settings)
     again = spectrum.run_probes(matvec, jax.random.key(0), chunk=3, **settings)
-    np.testing.assert_array_equal(measure.diagonal, again.diagonal)
+    close(measure.diagonal, again.diagonal, 1e-5)
 
 
 @pytest.mark.parametrize("mesh", [MESHES["explicit"], MESHES["three devices"]])
@@ -250,11 +250,15 @@ def test_the_sweep_is_that_of_one_device(mesh):
 class Net(nn.Module):
     """With BatchNorm, whose statistics have to be those of the whole batch."""
 
+    normalized: bool = True
+
     @nn.compact
     def __call__(self, x, *, train=False):
         # A bias here would have no gradient but rounding errors, whose sign l1 would then follow.
         x = nn.Dense(16, use_bias=False)(x.reshape(len(x), -1))
-        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        if self.normalized:
+            x = nn.BatchNorm(use_running_average=not train)(x)
+        x = nn.relu(x)
         return nn.Dense(4)(x)
 
 
@@ -285,22 +289,22 @@ def test_training_takes_the_same_steps(mesh, sharded):
 
 
 def test_training_goes_on_on_another_mesh(tmp_path):
-    long, short = (
-        training.TrainingConfig(epochs=2, learning_rate=0.05, batch_size=3) for _ in range(2)
-    )
-    stopped = []
+    """With batches smaller than either mesh; BatchNorm would make much of the rounding of two."""
+    net = Net(normalized=False)
+    config = training.TrainingConfig(epochs=2, learning_rate=0.01, batch_size=2)
+    done = []
 
     def stop(metrics):
-        stopped.append(metrics)
-        if len(stopped) == 2:
+        done.append(metrics)
+        if len(done) == 2:
             raise KeyboardInterrupt
 
     at = {"checkpoint_dir": tmp_path, "checkpoint_every": 1}
     with pytest.raises(KeyboardInterrupt):
-        training.fit(Net(), images(), short, mesh=AUTO, shard_params=True, on_epoch=stop, **at)
-    result = training.fit(Net(), images(), long, mesh=MESHES["three devices"], **at)
+        training.fit(net, images(), config, mesh=AUTO, shard_params=True, on_epoch=stop, **at)
+    result = training.fit(net, images(), config, mesh=MESHES["three devices"], **at)
     assert result.resumed_from == 1
-    wanted = training.fit(Net(), images(), long)
+    wanted = training.fit(net, images(), config)
     jax.tree.map(lambda a, b: close(a, b, 1e-5), result.params, wanted.params)
 
 

@@ -11,6 +11,7 @@ them. The file is written again after every case, so that a run cut off keeps wh
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -289,8 +290,9 @@ def report(content: dict[str, Any], config: Config) -> None:
         return float("nan") if value is None else float(value)
 
     shares = [figure(f"{m}, lanczos", "share_of_copy_bandwidth") for m in config.models]
+    shares = [share for share in shares if math.isfinite(share)]
     reached = {
-        "reorthogonalisation, of copy bandwidth": max(shares),
+        "reorthogonalisation, of copy bandwidth": max(shares, default=math.nan),
         "ResNet18 product, of matmul rate": figure(
             "resnet18, product", config.precision, "share_of_matmul_rate"
         ),

@@ -117,7 +117,8 @@ def kept(path: Path, net: Net) -> Case:
     if not path.exists():
         eigenvalues, ridges = trained(net)
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, eigenvalues=eigenvalues, **ridges)
+        arrays = {name: np.asarray(ridge) for name, ridge in ridges.items()}
+        np.savez(path, allow_pickle=False, eigenvalues=eigenvalues, **arrays)
     with np.load(path) as file:
         return file["eigenvalues"], {n: float(file[n]) for n in CONVENTIONS}
 
@@ -130,7 +131,7 @@ def probe_runs(eigenvalues: np.ndarray, mode: str, num_probes: int) -> list:
         start = spectrum.probe(key, eigenvalues.size)
         run = lanczos.tridiagonalize(operator, start, num_steps=max(DEPTHS), reorthogonalize=mode)
         measure = spectrum.measure_from(run, dim=eigenvalues.size)
-        shorter = [spectrum.truncate(measure, min(d, int(measure.num_valid[0]))) for d in DEPTHS]
+        shorter = [spectrum.truncate(measure, min(d, int(run.num_valid))) for d in DEPTHS]
         runs.append((np.asarray(start, np.float64) ** 2, shorter))
     return runs
 

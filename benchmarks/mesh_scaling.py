@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
@@ -47,7 +46,7 @@ def make_case(args: Args, num_images: int, mesh: Mesh) -> tuple[Any, Any]:
     params = net.init(jax.random.key(2), images[0, :1])["params"]
 
     def loss(params, batch):
-        logits = jnp.asarray(net.apply({"params": params}, batch[0]))
+        logits: Any = net.apply({"params": params}, batch[0])
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
 
     matvec = curvature.hessian_matvec(loss, params, (images, labels), mesh=mesh)

@@ -1,8 +1,7 @@
 """Train one network flatter or sharper, with smaller or larger weights: does its limit follow?
 
 python experiments/key_factors.py                         # FC5 on digits
-python experiments/key_factors.py --base.dataset cifar10 --base.epochs 20 --base.l1 2e-4
-    --base.hessian-images 4000 --base.product-dtype bfloat16 --output runs/key_factors_cifar10
+python experiments/key_factors.py --base.dataset cifar10 --base.epochs 20 --output DIR
 
 Every setting is one run of `pruning_limit.py`, in a folder of its own, and is not done again. A
 second part prunes the base network in rounds with training in between, and in one shot beside it.
@@ -43,7 +42,7 @@ class Config:
     l1: tuple[float, ...] = (1.5e-4, 6e-4, 1.2e-3)
     """Other strengths of the l1 penalty."""
     ratios: tuple[float, ...] = (4e-3, 2e-3, 1e-3, 5e-4)
-    """Fractions of all weights kept after each round of gradual pruning."""
+    """Fractions of all weights kept after each round of gradual pruning; none leaves it out."""
     retrain_epochs: int = 40
     """Epochs of training after each round, with the settings of the base otherwise."""
     output: Path = Path("runs/key_factors")
@@ -191,32 +190,42 @@ def correlate(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def rank_correlation(first: list[float], second: list[float]) -> float:
-    """Return Spearman's coefficient."""
+    """Return Spearman's coefficient, NaN where a side is constant."""
+    if min(len(set(first)), len(set(second))) < 2:
+        return float("nan")
     return spearmanr(first, second).statistic  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def conclude(config: Config, table: dict[str, Any], rounds: dict[str, Any], epsilon: float) -> str:
-    """Say what the numbers show."""
+def conclude(config: Config, table: dict[str, Any]) -> str:
+    """Say what the trainings show."""
 
     def correlation(cause: str, at: int) -> str:
         predicted, measured = (table[limit][cause][at] for limit in ("predicted", "measured"))
         return f"{predicted:+.2f} predicted and {measured:+.2f} measured"
+
+    return (
+        f"Over {table['n']} trainings of {config.base.model} on {config.base.dataset} the rank "
+        f"correlation of ρ* with tr|H| is {correlation('absolute_trace', 0)} "
+        f"({correlation('absolute_trace', 1)} at one ε for all), with ‖w‖ {correlation('norm', 0)} "
+        f"({correlation('norm', 1)}), with the support {correlation('support', 0)}, and of "
+        f"predicted with measured {table['predicted']['measured'][0]:+.2f}."
+    )
+
+
+def conclude_rounds(rounds: dict[str, Any], epsilon: float) -> str:
+    """Say what gradual pruning shows."""
 
     def reached(arm: str) -> str:
         within = [row["ratio"] for row in rounds[arm]
                   if row["retrained"]["loss"] <= rounds["dense"]["loss"] + epsilon]  # fmt: skip
         return f"down to ρ = {min(within):.2%}" if within else "at no ratio tried"
 
-    last = {arm: rounds[arm][-1]["retrained"]["loss"] for arm in ("gradual", "one_shot")}
+    gradual, one_shot = (rounds[arm][-1] for arm in ("gradual", "one_shot"))
     return (
-        f"Over {table['n']} trainings of {config.base.model} on {config.base.dataset} the rank "
-        f"correlation of ρ* with tr|H| is {correlation('absolute_trace', 0)} "
-        f"({correlation('absolute_trace', 1)} at one ε for all), with ‖w‖ {correlation('norm', 0)} "
-        f"({correlation('norm', 1)}), with the support {correlation('support', 0)}, and of "
-        f"predicted with measured {table['predicted']['measured'][0]:+.2f}; trained in between, "
-        f"pruning in rounds is within ε {reached('gradual')}, one shot with as many epochs "
-        f"{reached('one_shot')}, and at ρ = {config.ratios[-1]:.2%} their training losses are "
-        f"{last['gradual']:.3g} and {last['one_shot']:.3g}."
+        f"Trained in between, pruning in rounds is within ε {reached('gradual')}, one shot with as "
+        f"many epochs {reached('one_shot')}; to ρ = {gradual['ratio']:.2%} the last round removes "
+        f"R = {gradual['radius']:.3g}, the one shot {one_shot['radius']:.3g}, and their training "
+        f"losses end at {gradual['retrained']['loss']:.3g} and {one_shot['retrained']['loss']:.3g}."
     )
 
 
@@ -229,23 +238,25 @@ def main(config: Config) -> None:
         console.rule(f"{name} {value:g}")
         rows.append({"factor": name, "value": value} | measure(run, first["epsilon"]))
     rows = plain(rows)
-    console.rule("gradual pruning")
-    rounds = plain(prune_in_rounds(config))
     table = {"all": correlate(rows)} | {
         name: correlate([rows[0]] + [r for r in rows if r["factor"] == name])
         for name in FACTORS if len(getattr(config, name)) > 1
     }  # fmt: skip
-    sentence = conclude(config, table["all"], rounds, first["epsilon"])
-    content = {"rows": rows, "rank_correlations": table, "rounds": rounds, "sentence": sentence,
-               "config": config, "environment": environment()}  # fmt: skip
-    write_json(config.output / "result.json", content)
+    sentences = [conclude(config, table["all"])]
     title = f"{config.base.model} on {config.base.dataset}"
     of_base = {name: getattr(config.base, name) for name in FACTORS}
     plotting.save(plotting.plot_factors(rows, of_base, title=title), config.output / "factors.png")
-    plotting.save(
-        plotting.plot_rounds(rounds, first["epsilon"], title=title), config.output / "rounds.png"
-    )
-    console.print(sentence)
+    rounds = None
+    if config.ratios:
+        console.rule("gradual pruning")
+        rounds = plain(prune_in_rounds(config))
+        sentences.append(conclude_rounds(rounds, first["epsilon"]))
+        figure = plotting.plot_rounds(rounds, first["epsilon"], title=title)
+        plotting.save(figure, config.output / "rounds.png")
+    content = {"rows": rows, "rank_correlations": table, "rounds": rounds, "sentences": sentences,
+               "config": config, "environment": environment()}  # fmt: skip
+    write_json(config.output / "result.json", content)
+    console.print("\n".join(sentences))
 
 
 if __name__ == "__main__":

@@ -85,11 +85,11 @@ class Config:
     smallest_ratio: float = 1e-4
     accuracy_tolerance: float = 0.01
     """Loss of test accuracy that the limit by accuracy tolerates."""
+    dry_run: bool = False
+    """Say what memory the spectrum will take and how, and stop."""
     distributed: bool = False
     """This process is one of several, found by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
     JAX_PROCESS_ID, or by SLURM; they share the devices of all, the data and the run folder."""
-    dry_run: bool = False
-    """Say what memory the spectrum will take and how, and stop."""
     output: Path | None = None
     """Run folder; default runs/MODEL-DATASET-DIGEST, the digest that of the training settings."""
 
@@ -133,7 +133,7 @@ def train(config, seed, folder, stages) -> "Net":
     trainee = create(dtype=getattr(jnp, config.training_dtype))
     with stages.time("training"):
         trained = fit(trainee, data, config, seed, folder, stages, mesh)
-        return Net(create(), trained, data, test, mesh)
+    return Net(create(), trained, data, test, mesh)
 
 
 def analyse(net, config, seed, folder, stages) -> dict[str, Any]:
@@ -209,7 +209,6 @@ def predict(net, config, seed, folder, stages) -> LimitEstimate:
              "product_dtype")  # fmt: skip
     settings = {name: getattr(config, name) for name in names}
     note, files = folder / "spectrum.json", ("spectrum.npz", "removed_spectrum.npz")
-    lanczos = folder / f"lanczos-{config.hessian_images}-{config.product_dtype}"
     stored: dict[str, Any] = {}
     if note.exists() and json.loads(note.read_text()) == settings:
         console.print(f"reusing the spectra in {folder}")
@@ -229,7 +228,7 @@ def predict(net, config, seed, folder, stages) -> LimitEstimate:
             product_dtype=product_dtype(config),
             on_progress=stages.show,
             mesh=net.mesh,
-            checkpoint=lanczos,
+            checkpoint_dir=folder / "lanczos",
             **stored,
         )
     distributed.barrier("spectra")  # the others may still be reading those of an earlier run
@@ -239,7 +238,7 @@ def predict(net, config, seed, folder, stages) -> LimitEstimate:
         if measure is not None:
             spectrum.save(folder / file, measure)
     write_json(note, settings)
-    shutil.rmtree(lanczos, ignore_errors=True)
+    shutil.rmtree(folder / "lanczos", ignore_errors=True)
     return estimate
 
 

@@ -1,4 +1,4 @@
-"""Lanczos bases kept narrower than their vectors, or outside the device's memory.
+"""Lanczos bases of which some rows are read at a time, wherever and however they are kept.
 
 Everything goes a block of rows at a time: only that block is on the device in the vectors' own
 type. There is no branch over a whole basis, and a basis is only sliced, moved and updated in place,
@@ -10,10 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlimit import _mesh
 from jaxlimit._checks import is_concrete
 from jaxlimit._matvec import dot
 
@@ -24,15 +22,13 @@ BLOCK = 8  # rows that are on the device, in the vectors' own type, at a time
 Basis = Float[Array, "b D"]
 
 
-def allocate(rows: int, like: Float[Array, "D"], store: str, mesh: Mesh | None = None) -> Basis:
-    """Make a basis of zeros for vectors like one, split as they are on a mesh."""
+def allocate(rows: int, like: Float[Array, "D"], store: str) -> Basis:
+    """Make a basis of zeros for vectors like one."""
     shape = (rows, like.size)
     if store == "bfloat16":
-        return _mesh.zeros(shape, BITS, mesh)
+        return jnp.zeros(shape, BITS)
     if store == "device":
-        return _mesh.zeros(shape, like.dtype, mesh)
-    if mesh is not None:
-        raise ValueError("store must be 'device' or 'bfloat16' on a mesh, got 'pinned_host'")
+        return jnp.zeros(shape, like.dtype)
     # Zeros made on the host never pass through the device; traced, XLA allocates them there.
     zeros = np.zeros(shape, like.dtype) if is_concrete(like) else jnp.zeros(shape, like.dtype)
     return place(zeros, on_host=True)
@@ -48,13 +44,15 @@ def is_on_host(basis: Basis) -> bool:
     return jax.typeof(basis).memory_space == jax.memory.Space.Host
 
 
-def goes_in_blocks(store: str, dtype: Any) -> bool:
-    """Whether a basis of vectors of type `dtype`, so stored, has to go through this module."""
-    return store == "pinned_host" or (store == "bfloat16" and dtype != jnp.bfloat16)
+def pad(basis: Basis, rows: int) -> Basis:
+    """Append rows of zeros, in the memory that the basis is in."""
+    if is_on_host(basis):
+        return place(np.pad(np.asarray(basis), ((0, rows), (0, 0))), on_host=True)
+    return jnp.pad(basis, ((0, rows), (0, 0)))
 
 
 def is_stored(basis: Basis, dtype: Any) -> bool:
-    """Tell the same from the basis itself."""
+    """Whether a basis of vectors of type `dtype` is kept narrower, or in host memory."""
     return basis.dtype != dtype or is_on_host(basis)
 
 
@@ -105,11 +103,14 @@ def combine(basis: Basis, coefficients: Float[Array, "r k"], now: Bool[Array, ""
 
 def _rows(basis: Basis, first: Int[Array, ""] | int, count: int, dtype: Any) -> Array:
     rows = jax.lax.dynamic_slice_in_dim(basis, first, count)
-    return read(jax.device_put(rows, jax.memory.Space.Device)).astype(dtype)
+    if is_on_host(basis):
+        rows = jax.device_put(rows, jax.memory.Space.Device)
+    return read(rows).astype(dtype)
 
 
 def _update(basis: Basis, rows: Array, first: Int[Array, ""] | int) -> Basis:
     if basis.dtype == BITS:
         rows = jax.lax.bitcast_convert_type(rows.astype(jnp.bfloat16), BITS)
-    rows = jax.device_put(rows, jax.typeof(basis).memory_space)
+    if is_on_host(basis):
+        rows = jax.device_put(rows, jax.memory.Space.Host)
     return jax.lax.dynamic_update_slice_in_dim(basis, rows, first, 0)

@@ -13,7 +13,7 @@ from jaxlimit._checks import check_floating_tree
 class Group(NamedTuple):
     """Batches of one shape: their share of all examples, and leaves [num_batches, batch, ...]."""
 
-    share: Array
+    share: Array | float
     batches: Any
 
 

@@ -23,7 +23,7 @@ class Checkpoints:
         every: units between them.
         identity: what makes this run itself, as JSON; a checkpoint of another is refused.
         unit: what the run counts.
-        upgrade: adds to an identity that was written what an older version had no word for.
+        defaults: what an older checkpoint, whose identity lacks these entries, was made with.
     """
 
     def __init__(
@@ -33,12 +33,13 @@ class Checkpoints:
         identity: Callable[[], dict],
         *,
         unit: str,
-        upgrade: Callable[[dict], dict] = dict,
+        defaults: dict | None = None,
     ):
         self.directory = None if directory is None else Path(directory).absolute()
-        self.every, self.unit, self.upgrade, self.saved = every, unit, upgrade, 0
+        self.every, self.unit, self.saved = every, unit, 0
         if self.directory is None:
             return
+        self._defaults = defaults or {}
         self._identity = json.loads(json.dumps(identity()))
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -95,7 +96,7 @@ class Checkpoints:
             self._manager.close()
 
     def _check_identity(self, found: dict) -> None:
-        wanted, found = _flat(self._identity), _flat(self.upgrade(found))
+        wanted, found = _flat(self._identity), _flat(self._defaults) | _flat(found)
         different = [
             f"{name}: checkpoint {found.get(name)!r}, this run {wanted.get(name)!r}"
             for name in sorted(wanted.keys() | found.keys())

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -58,8 +58,8 @@ def takes_mesh(function: Callable[Params, Result]) -> Callable[Params, Result]:
             return function(*args, **kwargs)
         mesh = check_mesh(kwargs.pop("mesh"))
         with on(mesh):
-            args, kwargs = jax.tree.map(_to_auto, (args, kwargs))
-            return function(*args, **kwargs, mesh=mesh)
+            moved, named = jax.tree.map(_to_auto, (args, kwargs))
+            return cast(Callable, function)(*moved, **named, mesh=mesh)
 
     return wrapper
 
@@ -84,7 +84,7 @@ def on(mesh: Mesh | None) -> AbstractContextManager:
 def mesh_of(array: Any) -> Mesh | None:
     """Return the mesh that a known array is laid out on, if it is."""
     sharding = getattr(array, "sharding", None) if is_concrete(array) else None
-    return sharding.mesh if isinstance(sharding, NamedSharding) else None
+    return cast(Mesh, sharding.mesh) if isinstance(sharding, NamedSharding) else None
 
 
 def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
@@ -97,14 +97,19 @@ def whole(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def num_shares(mesh: Mesh | None) -> int:
+def num_shares(mesh: Mesh) -> int:
     """Return how many devices share the examples."""
-    return 1 if mesh is None else mesh.shape[mesh.axis_names[0]]
+    return mesh.shape[mesh.axis_names[0]]
 
 
 def padded_size(dim: int, mesh: Mesh) -> int:
     """Return the next multiple of the number of shares."""
     return dim + -dim % num_shares(mesh)
+
+
+def share_of(dim: int, mesh: Mesh | None) -> int:
+    """Return how many entries of a vector each device has."""
+    return dim if mesh is None else padded_size(dim, mesh) // num_shares(mesh)
 
 
 def place(tree: Any, sharding: NamedSharding) -> Any:

@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 import numpy as np
@@ -64,7 +65,7 @@ def all_devices() -> Mesh | None:
 def _start() -> None:
     names = ("num_processes", "process_id")
     given = {name: os.environ.get(f"JAX_{name.upper()}") for name in names}
-    named = {name: int(value) for name, value in given.items() if value is not None}
+    named: dict[str, Any] = {name: int(value) for name, value in given.items() if value is not None}
     try:
         jax.distributed.initialize(
             **named,

@@ -3,7 +3,6 @@
 import gc
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -13,12 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlimit import curvature, limits, planning, pruning, spectrum
+from jaxlimit import _mesh, curvature, limits, planning, pruning, spectrum
 from jaxlimit._batches import check_scalar, cut_batches, first_batch
 from jaxlimit._checks import check_count, check_range
 from jaxlimit._estimate import Estimate, exact_estimate
-from jaxlimit._memory import DeviceMemoryError, catching_refusals, device_memory
-from jaxlimit._mesh import num_shares, takes_mesh
+from jaxlimit._memory import DeviceMemoryError, catching_refusals
+from jaxlimit._mesh import takes_mesh
 from jaxlimit._weights import Where, flatten_weights, is_weight
 from jaxlimit.limits import KeyFactors, PruningLimit, Sensitivity
 from jaxlimit.limits.tolerance import split_epsilon
@@ -89,7 +88,7 @@ def estimate_limit(
     memory: float | None = None,
     on_progress: Progress | None = None,
     mesh: Mesh | None = None,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint_dir: str | os.PathLike | None = None,
     **settings: Any,
 ) -> LimitEstimate:
     """Predict how sparse a trained network can be pruned.
@@ -120,8 +119,7 @@ def estimate_limit(
         on_progress: called as `on_progress(stage, steps_done, steps)`.
         mesh: devices that share examples and vectors, a `jax.sharding.Mesh`; see
             `curvature.MatvecSettings` and `lanczos.tridiagonalize`.
-        checkpoint: a folder where the two runs keep their recurrences every 128 steps, to go on
-            from; see `spectrum.run_probes`.
+        checkpoint_dir: where the two runs keep their checkpoints, as for `spectrum.run_probes`.
         **settings: further settings of `curvature.hessian_matvec`.
 
     Returns:
@@ -152,13 +150,15 @@ def estimate_limit(
         epsilon = limits.loss_tolerance_estimate(loss, params, batches, *operands)
     weights, _ = flatten_weights(params, where)
     planned = _PlannedRuns(
-        (loss, params, batches, operands, where, settings),
+        (loss, params, batches, operands, where, settings | {"mesh": mesh}),
         {"num_steps": num_steps, "num_probes": num_probes, "memory": memory},
-        mesh,
     )
-    run = partial(
-        planned.run, num_probes=num_probes, on_progress=on_progress, checkpoint=checkpoint
-    )
+    watch = {"num_probes": num_probes, "on_progress": on_progress}
+
+    def run(key, stage="spectrum", **how):
+        folder = checkpoint_dir and Path(checkpoint_dir) / stage.replace(" ", "-")
+        return planned.run(key, stage=stage, checkpoint_dir=folder, **watch, **how)
+
     key, removed_key = jax.random.split(key)
     if measure is None:
 
@@ -188,16 +188,9 @@ def estimate_limit(
 class _PlannedRuns:
     """Lanczos on one Hessian as planned, and planned again once the device runs out of memory."""
 
-    def __init__(self, operator: tuple, plan_settings: dict[str, Any], mesh: Mesh | None) -> None:
+    def __init__(self, operator: tuple, plan_settings: dict[str, Any]) -> None:
         loss, params, batches, operands, where, settings = operator
-        self._operator, self._matvec, self._mesh = operator, cast(Any, None), mesh
-        if mesh is not None:
-            # Of what grows with the data or the steps, each device has its share.
-            memory = plan_settings["memory"] or device_memory()
-            plan_settings = plan_settings | {
-                "memory": memory and memory * num_shares(mesh),
-                "stores": ("device", "bfloat16", "none"),
-            }
+        self._operator, self._matvec = operator, cast(Any, None)
         self._workload = planning.measure(
             loss,
             params,
@@ -206,18 +199,17 @@ class _PlannedRuns:
             where=where,
             product_dtype=settings.get("product_dtype"),
         )
+        if (mesh := settings["mesh"]) is not None:
+            self._workload = planning.share(self._workload, _mesh.num_shares(mesh))
+            plan_settings = plan_settings | {"stores": ("device", "none")}
         modes = _modes(self._workload.linearization, **settings)
         self._plan_settings: dict[str, Any] = plan_settings | {"modes": modes}
         self._plan = self._affordable(planning.plan(self._workload, **self._plan_settings))
         self.notes: tuple[str, ...] = ()
 
-    def run(
-        self, key: PRNGKeyArray, mask: Any = None, checkpoint: Any = None, **how: Any
-    ) -> SpectralMeasure:
+    def run(self, key: PRNGKeyArray, mask: Any = None, **how: Any) -> SpectralMeasure:
         """Run the probes, on the principal submatrix where `mask` is True if it is given."""
         states: tuple = ()
-        folder = "whole" if mask is None else "removed"
-        how |= {"checkpoint": checkpoint and Path(checkpoint) / folder, "checkpoint_every": 128}
         while True:
             try:
                 return self._attempt(key, mask, states, how)
@@ -235,13 +227,13 @@ class _PlannedRuns:
                     cut_batches(batches, self._plan.pieces),
                     *operands,
                     where=where,
-                    mesh=self._mesh,
                     **settings | {"mode": self._plan.mode},
                 )
                 jax.block_until_ready(jax.tree.leaves(self._matvec))
         matvec = self._matvec if mask is None else curvature.restrict(self._matvec, mask)
         kept = {"reorthogonalize": self._plan.reorthogonalize, "store": self._plan.store}
-        return spectrum.run_probes(matvec, key, states=states, mesh=self._mesh, **kept, **how)
+        kept["mesh"] = settings["mesh"]
+        return spectrum.run_probes(matvec, key, states=states, **kept, **how)
 
     def _plan_again(self, refusal: str, states: tuple) -> None:
         # The old product has to be gone before a lighter one is made, out of cycles too.
@@ -277,10 +269,10 @@ def _modes(
     del others
     if mode != "auto":
         return (mode,)
-    if shard_params:
-        return ("forward-over-reverse",)
     if product_dtype is not None:
         return ("linearized",)
+    if shard_params:
+        return ("forward-over-reverse",)
     return planning.MODES if linearization <= memory_budget else ("forward-over-reverse",)
 
 

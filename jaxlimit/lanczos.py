@@ -76,8 +76,8 @@ class LanczosState(NamedTuple):
         diagonal: α, allocated for the greatest depth.
         off_diagonal: β, including the last, which couples to `current`.
         basis: the Lanczos vectors, allocated for the greatest depth; if "selective" those of the
-            warm-up, and after it the converged Ritz vectors (in 24 more rows of their own unless
-            on the device in full precision); None if not kept.
+            warm-up, and after it, in 24 rows of their own, the converged Ritz vectors; None if not
+            kept.
         step: steps asked for so far.
         num_valid: steps that were possible.
         failed_step: as in `Tridiagonalization`.
@@ -109,8 +109,8 @@ def tridiagonalize(
     """Run Lanczos from a start vector.
 
     β_j q_{j+1} = H q_j - α_j q_j - β_{j-1} q_{j-1}. Costs `num_steps` products; reorthogonalised
-    fully, also 4·num_steps²·D multiply-adds and a basis of num_steps·D numbers; selectively,
-    4·48²·D + 48·num_steps·D multiply-adds and a basis of 48·D.
+    fully, also 2·num_steps²·D multiply-adds and a basis of num_steps·D numbers; selectively,
+    2·48²·D + 48·num_steps·D multiply-adds and a basis of 72·D. Twice that where steps cancel.
 
     Args:
         matvec: H, a symmetric `Array[D] -> Array[D]`.
@@ -125,7 +125,8 @@ def tridiagonalize(
             cannot if "selective".
         store: where the basis is kept: "device", as it is; "bfloat16", on the device in half the
             memory; "pinned_host", in the host's memory, streamed through the device block by
-            block. The last two are not differentiable in reverse, the last not under `vmap`.
+            block. The last two, like "selective", are not differentiable in reverse, the last not
+            under `vmap`.
         mesh: devices that each keep a part of every vector, split along D over the first axis of
             a `jax.sharding.Mesh`; a basis in the result may have zeros past its D columns.
 
@@ -146,14 +147,8 @@ def tridiagonalize(
     Lanczos (1950); Paige (1972) for the order of operations; Parlett, Scott (1979) for selective
     orthogonalisation; Parlett (1998), chapter 13.
     """
-    state = start(
-        start_vector,
-        num_steps=num_steps,
-        reorthogonalize=reorthogonalize,
-        keep_basis=keep_basis,
-        store=store,
-        mesh=mesh,
-    )
+    settings = {"reorthogonalize": reorthogonalize, "keep_basis": keep_basis}
+    state = start(start_vector, num_steps=num_steps, store=store, mesh=mesh, **settings)
     num_steps = state.diagonal.shape[0]
     matvec, dim, _ = prepare(matvec, jnp.size(start_vector), state.current.dtype)
     matvec = _mesh.pad_operator(matvec, dim, state.current.size)
@@ -196,6 +191,8 @@ def start(
     """
     check_choice("reorthogonalize", reorthogonalize, REORTHOGONALIZE)
     check_choice("store", store, STORES)
+    if mesh is not None and store != "device":
+        raise ValueError(f"store must be 'device' on a mesh, got {store!r}")
     start_vector = _check_start(start_vector)
     (dim,) = start_vector.shape
     num_steps = min(check_count("num_steps", num_steps), dim)
@@ -206,9 +203,7 @@ def start(
         )
     rows = num_steps if keep_basis else rows
     dtype = start_vector.dtype
-    if reorthogonalize == "selective" and _basis.goes_in_blocks(store, dtype):
-        rows += NUM_LOCKED
-    check_basis(rows / _mesh.num_shares(mesh), dim, dtype, store)
+    check_basis(rows, _mesh.share_of(dim, mesh), dtype, store)
     norm = jnp.linalg.norm(start_vector)
     current = start_vector / jnp.where(norm > 0, norm, 1)
     if mesh is not None:
@@ -218,7 +213,7 @@ def start(
         current=current,
         diagonal=jnp.zeros(num_steps, dtype),
         off_diagonal=jnp.zeros(num_steps, dtype),
-        basis=_basis.allocate(rows, current, store, mesh) if rows else None,
+        basis=_allocate(rows, current, store, mesh) if rows else None,
         step=jnp.int32(0),
         num_valid=jnp.int32(0),
         failed_step=jnp.int32(-1),
@@ -231,12 +226,19 @@ def start(
     return short._replace(**long)
 
 
+def _allocate(rows: int, like: Array, store: str, mesh: Mesh | None) -> Array:
+    if mesh is None:
+        return _basis.allocate(rows, like, store)
+    return _mesh.zeros((rows, like.size), like.dtype, mesh)
+
+
 def num_rows(num_steps: int, reorthogonalize: str) -> int:
     """Return how many vectors a recurrence of `num_steps` steps stores besides its own two."""
-    return {"full": num_steps, "selective": min(WARM_UP, num_steps), "none": 0}[reorthogonalize]
+    selective = min(WARM_UP, num_steps) + NUM_LOCKED
+    return {"full": num_steps, "selective": selective, "none": 0}[reorthogonalize]
 
 
-def check_basis(rows: float, dim: int, dtype: Any, store: str = "device") -> None:
+def check_basis(rows: int, dim: int, dtype: Any, store: str = "device") -> None:
     """Raise `MemoryError` if `rows` vectors, kept as `store` says, are more than the device holds.
 
     Those in the host's memory pass.
@@ -244,10 +246,10 @@ def check_basis(rows: float, dim: int, dtype: Any, store: str = "device") -> Non
     if store == "pinned_host":
         return
     check_memory(
-        f"a Lanczos basis of {rows:g} vectors of {dim} entries",
+        f"a Lanczos basis of {rows} vectors of {dim} entries",
         rows * dim * jnp.dtype(jnp.bfloat16 if store == "bfloat16" else dtype).itemsize,
-        f"take fewer steps, reorthogonalize='selective' ({WARM_UP} vectors a probe) or 'none' "
-        "(no basis), or probes one after the other",
+        f"take fewer steps, reorthogonalize='selective' ({WARM_UP + NUM_LOCKED} vectors a probe) "
+        "or 'none' (no basis), or probes one after the other",
     )
 
 
@@ -364,8 +366,7 @@ def with_room(
     Args:
         state: from `start`, `extend` or `load`, with its own room or less used up.
         num_steps: the new greatest depth, clamped to D; no room is taken away.
-        reorthogonalize: as it was for `start`. The basis grows with the room, but not if
-            "selective", where it holds Ritz vectors after the steps first planned.
+        reorthogonalize: as it was for `start`.
 
     Returns:
         The same recurrence; `extend` takes it to the same bits as if it had begun with this room.
@@ -376,11 +377,15 @@ def with_room(
     (2,)
     """
     room = state.diagonal.shape[0]
-    added = max(min(check_count("num_steps", num_steps), int(state.dim)) - room, 0)
+    added = max(min(check_count("num_steps", num_steps), state.current.size) - room, 0)
     basis = state.basis
-    if basis is not None and reorthogonalize != "selective":
-        check_basis(room + added, state.current.size, basis.dtype)
-        basis = jnp.pad(basis, ((0, added), (0, 0)))
+    if basis is not None:
+        rows = [num_rows(depth, reorthogonalize) for depth in (room, room + added)]
+        # Rows for locked vectors, which come last, hold none before a whole warm-up.
+        more = added if reorthogonalize == "none" else rows[1] - rows[0]
+        store = "pinned_host" if _basis.is_on_host(basis) else "device"
+        check_basis(basis.shape[0] + more, state.current.size, basis.dtype, store)
+        basis = _basis.pad(basis, more)
     return state._replace(
         diagonal=jnp.pad(state.diagonal, (0, added)),
         off_diagonal=jnp.pad(state.off_diagonal, (0, added)),
@@ -424,7 +429,6 @@ def load(path: Any) -> LanczosState:
         }
         if fields["basis"] is not None:
             fields["basis"] = _basis.place(fields["basis"], on_host=bool(file["on_host"]))
-    fields.setdefault("dim", jnp.int32(fields["current"].size))  # of before there were meshes
     return LanczosState(**fields)
 
 
@@ -480,60 +484,57 @@ def _step(matvec: Any, state: LanczosState, mode: str) -> LanczosState:
 
 
 def _remember(basis, step, current, alive, mode):
-    if _basis.is_stored(basis, current.dtype):
-        return _basis.write(basis, step, current, alive & (step < _warm_up(basis, current, mode)))
+    if _goes_in_blocks(basis, current.dtype, mode):
+        return _basis.write(basis, step, current, alive & (step < _warm_up(basis, mode)))
     row = jnp.where(alive, current, basis[jnp.minimum(step, basis.shape[0] - 1)])
     return basis.at[step].set(row, mode="drop")
+
+
+def _goes_in_blocks(basis, dtype, mode) -> bool:
+    """Whether only some rows are read at each step; the rest is differentiable in reverse."""
+    return mode == "selective" or _basis.is_stored(basis, dtype)
 
 
 def _reorthogonalize(residual, basis, step, mode):
     if mode == "none":
         return residual
-    if _basis.is_stored(basis, residual.dtype):
+    if _goes_in_blocks(basis, residual.dtype, mode):
         return _reorthogonalize_in_blocks(residual, basis, step, mode)
+    once = _project_off(residual, basis)
+    return jax.lax.cond(_cancelled(once, residual), lambda: _project_off(once, basis), lambda: once)
 
-    def twice():
-        return _project_off(_project_off(residual, basis), basis)
 
-    if mode == "full":
-        return twice()
-    locked = basis[:NUM_LOCKED]
-    return jax.lax.cond(step < basis.shape[0], twice, lambda: _project_off(residual, locked))
+def _cancelled(once, residual):
+    # A second pass has nothing to remove unless the first cancelled digits (Daniel, Gragg, Kaufman,
+    # Stewart 1976), and the passes are what reorthogonalisation costs.
+    return jnp.linalg.norm(once) < 0.7 * jnp.linalg.norm(residual)
 
 
 def _reorthogonalize_in_blocks(residual, basis, step, mode):
-    """Project off the rows so far, twice, or off the locked ones; no row is read in vain."""
-    warm_up = _warm_up(basis, residual, mode)
+    """Project off the rows so far or, after the warm-up, off the locked ones; no row in vain."""
+    warm_up = _warm_up(basis, mode)
     warm = step < warm_up
     first = jnp.where(warm, 0, warm_up)
     last = jnp.where(warm, step + 1, basis.shape[0])
+    once = _basis.project_off(residual, basis, first, last)
+    # No branch: a loop of no rounds leaves the basis where it is.
+    again = jnp.where(warm & _cancelled(once, residual), last, first)
+    return _basis.project_off(once, basis, first, again)
 
-    def project(_, vector):
-        return _basis.project_off(vector, basis, first, last)
 
-    return jax.lax.fori_loop(0, jnp.where(warm, 2, 1), project, residual)
-
-
-def _warm_up(basis, vector, mode) -> int:
+def _warm_up(basis, mode) -> int:
     """Count the rows that Lanczos vectors are written into."""
-    stored = _basis.is_stored(basis, vector.dtype)
-    return basis.shape[0] - (NUM_LOCKED if mode == "selective" and stored else 0)
+    return basis.shape[0] - (NUM_LOCKED if mode == "selective" else 0)
 
 
 def _lock(basis, diagonals, off_diagonals, step):
-    """After the warm-up, go on with its converged Ritz vectors in place of the basis."""
-    size = _warm_up(basis, diagonals, "selective")
-    converged = partial(_converged, diagonals[:size], off_diagonals[:size])
-    now = step == size - 1
-
-    def replace():
-        return basis.at[:NUM_LOCKED].set(dot(converged().T, basis))
-
-    if not _basis.is_stored(basis, diagonals.dtype):
-        return jax.lax.cond(now, replace, lambda: basis)
+    """After the warm-up, write its converged Ritz vectors into the rows for them."""
+    size = _warm_up(basis, "selective")
     if size < WARM_UP:
         return basis  # no step follows
+    converged = partial(_converged, diagonals[:size], off_diagonals[:size])
     nothing = jnp.zeros((size, NUM_LOCKED), diagonals.dtype)
+    now = step == size - 1
     return _basis.combine(basis, jax.lax.cond(now, converged, lambda: nothing), now)
 
 

@@ -80,19 +80,20 @@ def environment() -> dict[str, Any]:
 
 
 def time_in_turns(
-    calls: dict[str, Callable[[], Any]], *, repeats: int
+    calls: dict[str, Callable[[], Any]], *, repeats: int, warm_up: bool = True
 ) -> dict[str, dict[str, Any]]:
     """Time several calls in turns, so that whatever else the machine does falls on all of them.
 
-    Each is called once before, to compile. A result may hold JAX arrays, which are waited for.
+    A result may hold JAX arrays, which are waited for.
 
     Args:
         calls: by name.
         repeats: timed calls of each.
+        warm_up: call each once before, to compile.
 
     Returns:
-        For each name the seconds of `first` (with compilation), their `minimum`, `median` and
-        `all`.
+        For each name the seconds of the timed calls, their `minimum`, `median` and `all`, and of
+        the `first` before them (with compilation).
     """
 
     def seconds(call: Callable[[], Any]) -> float:
@@ -100,13 +101,28 @@ def time_in_turns(
         jax.block_until_ready(call())
         return time.perf_counter() - started
 
-    first = {name: seconds(call) for name, call in calls.items()}
+    first = {name: seconds(call) for name, call in calls.items()} if warm_up else {}
     rounds = [{name: seconds(call) for name, call in calls.items()} for _ in range(repeats)]
     times = {name: [one[name] for one in rounds] for name in calls}
+    before = {name: {"first": taken} for name, taken in first.items()}
     return {
-        name: {"first": first[name], "minimum": min(all_), "median": median(all_), "all": all_}
+        name: before.get(name, {}) | {"minimum": min(all_), "median": median(all_), "all": all_}
         for name, all_ in times.items()
     }
+
+
+def markdown_table(columns: dict[str, list[str]]) -> str:
+    """Lay columns out as a table in markdown.
+
+    >>> print(markdown_table({"D": ["10", "20"], "ρ*": ["0.5", "0.4"]}))
+    | D | ρ* |
+    | --- | --- |
+    | 10 | 0.5 |
+    | 20 | 0.4 |
+    """
+    rows = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
+    escaped = ([cell.replace("|", r"\|") for cell in row] for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
 
 
 def kernel_times(call: Callable[[], Any], *, top: int) -> list[dict[str, Any]]:
@@ -209,3 +225,28 @@ def _typed(hint: Any, value: Any) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     return value if type(value) is hint else NotImplemented
+
+
+def comparison_table(columns: dict[str, Any], rows: dict[str, Callable[[Any], str]]) -> str:
+    """Lay results out side by side, each a column.
+
+    Args:
+        columns: what each column shows, by its heading.
+        rows: for each label how a cell is made of what its column shows.
+    """
+    cells = {name: [show(result) for show in rows.values()] for name, result in columns.items()}
+    return markdown_table({"": list(rows)} | cells)
+
+
+def replace_block(path: Path, name: str, content: str) -> None:
+    """Put `content` between the markers `<!-- name:begin -->` and `<!-- name:end -->` of a file.
+
+    Raises:
+        ValueError: if the file does not hold each marker once, in this order.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    text = path.read_text()
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"path must hold {begin} and then {end}, once each, got {path}")
+    before, rest = text.split(begin)
+    path.write_text(f"{before}{begin}\n\n{content}\n\n{end}{rest.split(end)[1]}")

@@ -313,7 +313,7 @@ def test_lanczos_goes_on_from_its_checkpoint(tmp_path):
     matvec = curvature.hessian_matvec(loss, params, ragged(batch), mesh=AUTO)
     settings = {"dim": 103, "num_steps": 12, "num_probes": 2, "chunk": 3, "mesh": AUTO}
     wanted = spectrum.run_probes(matvec, jax.random.key(0), **settings)
-    settings |= {"checkpoint": tmp_path, "checkpoint_every": 3}
+    settings |= {"checkpoint_dir": tmp_path, "checkpoint_every": 3}
 
     def stop(stage, done, total):
         if done > 14:
@@ -334,18 +334,19 @@ def test_lanczos_goes_on_from_its_checkpoint(tmp_path):
         )
 
 
-def test_another_problem_does_not_go_on(tmp_path):
+@pytest.mark.parametrize("mesh", [None, AUTO], ids=["one device", "mesh"])
+def test_another_problem_does_not_go_on(mesh, tmp_path):
     params, batch = problem()
     matvec = curvature.hessian_matvec(loss, params, ragged(batch))
-    settings = {"num_steps": 6, "chunk": 3, "checkpoint": tmp_path, "checkpoint_every": 3}
-    spectrum.run_probes(matvec, jax.random.key(0), dim=103, mesh=AUTO, **settings)
+    settings = {"num_steps": 6, "chunk": 3, "checkpoint_dir": tmp_path, "checkpoint_every": 3}
+    spectrum.run_probes(matvec, jax.random.key(0), dim=103, mesh=mesh, **settings)
     with pytest.raises(ValueError, match=r"another run, which differs in dim: .* 103, this run 99"):
-        spectrum.run_probes(lambda v: 2 * v, jax.random.key(0), dim=99, mesh=AUTO, **settings)
+        spectrum.run_probes(lambda v: 2 * v, jax.random.key(0), dim=99, mesh=mesh, **settings)
     with pytest.raises(ValueError, match="another run, which differs in key"):
-        spectrum.run_probes(matvec, jax.random.key(1), dim=103, mesh=AUTO, **settings)
+        spectrum.run_probes(matvec, jax.random.key(1), dim=103, mesh=mesh, **settings)
     with pytest.raises(ValueError, match="recurrence of another operator"):
         spectrum.run_probes(
-            lambda v: 1.01 * matvec(v), jax.random.key(0), dim=103, mesh=AUTO, **settings
+            lambda v: 1.01 * matvec(v), jax.random.key(0), dim=103, mesh=mesh, **settings
         )
 
 

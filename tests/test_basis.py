@@ -85,6 +85,16 @@ def test_cutting_the_steps_into_calls_changes_no_bit():
 
 
 @pytest.mark.parametrize("store", ["bfloat16", "pinned_host"])
+def test_a_stored_recurrence_goes_on_beyond_its_room(store):
+    whole = run("full", store, num_steps=20)
+    short = lanczos.start(START, num_steps=12, store=store)
+    room = lanczos.with_room(lanczos.extend(MATVEC, short, num_steps=12), 20)
+    assert lanczos._basis.is_on_host(room.basis) == (store == "pinned_host")
+    more = lanczos.finish(lanczos.extend(MATVEC, room, num_steps=8))
+    np.testing.assert_allclose(more.diagonal, whole.diagonal, atol=1e-4)
+
+
+@pytest.mark.parametrize("store", ["bfloat16", "pinned_host"])
 def test_quadrature_agrees_with_the_exact_trace(store):
     f = lambda x: jnp.abs(x) / (jnp.abs(x) + 0.1)  # noqa: E731
     settings = {"dim": DIM, "num_steps": 96, "num_probes": 4, "store": store}

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import rankdata
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 pytest.importorskip("rich")
@@ -86,7 +87,7 @@ def test_every_setting_is_measured_once(output):
     folder, first = output
     again = json.loads((folder / "result.json").read_text())
     assert first["rows"] == again["rows"]
-    assert first["sentence"] == again["sentence"]
+    assert first["sentences"] == again["sentences"]
     assert [(r["factor"], r["value"]) for r in first["rows"]] == [
         ("base", None), ("sam_radius", 0.5), ("l1", 3e-3), ("l1", 3e-2),
     ]  # fmt: skip
@@ -101,12 +102,11 @@ def test_every_setting_is_measured_once(output):
 
 def test_rank_correlations_are_those_of_the_ranks(output):
     _, result = output
-    rank = lambda values: np.argsort(np.argsort(values))  # noqa: E731
     column = lambda name: np.array([row[name] for row in result["rows"]])  # noqa: E731
     table = result["rank_correlations"]
     assert table["all"]["n"] == 4
     assert set(table) == {"all", "l1"}  # factors of more than one value
-    traces, predicted = rank(column("absolute_trace")), rank(column("predicted"))
+    traces, predicted = rankdata(column("absolute_trace")), rankdata(column("predicted"))
     expected = np.corrcoef(traces, predicted)[0, 1]
     assert table["all"]["predicted"]["absolute_trace"][0] == pytest.approx(expected)
 

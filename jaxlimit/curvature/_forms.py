@@ -170,7 +170,7 @@ class _Term:
     axis: str
     dim: int
 
-    def args(self, common: _Common, own: _Own) -> tuple:
+    def args(self, common: _Common, own: _Own) -> tuple[Partial, Array, tuple, tuple]:
         """Return the arguments of the forms on this device, `own` without its first axis."""
         weights = common.weights
         if weights is None:

@@ -15,11 +15,7 @@ from jaxlimit._mesh import takes_mesh
 from jaxlimit._weights import Where, flatten_weights, is_weight
 from jaxlimit.curvature._forms import linearization_size
 from jaxlimit.curvature._gradients import EmpiricalFisher, GaussNewton, Hessian
-from jaxlimit.curvature._operator import (
-    MatvecSettings,
-    make_host_operator,
-    make_operator,
-)
+from jaxlimit.curvature._operator import MatvecSettings, make_host_operator, make_operator
 
 
 @takes_mesh

@@ -25,6 +25,7 @@ from jaxlimit.planning.memory import (
     lighter,
     measure,
     plan,
+    share,
 )
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "plan",
     "product_cost",
     "product_flops",
+    "share",
     "transformer",
     "usable_memory",
 ]

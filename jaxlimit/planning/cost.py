@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxlimit import lanczos
 from jaxlimit._checks import check_choice
 from jaxlimit.planning.devices import Machine
+from jaxlimit.planning.memory import lanczos_bytes
 
 COST_MODES = ("linearized", "forward-over-reverse", "rematerialized")
 
@@ -67,7 +69,8 @@ def product_flops(network: Network, num_examples: int, mode: str = "linearized")
     2F - F₁ forward (the tangents of both factors, of the weights alone in the first layer) and
     4F - 3F₁ backward (two factors, each with its tangent, for the weights and for the inputs, in
     the first layer one product in all). Recomputed, the forward pass and the backward pass to the
-    activations come on top, 2F - F₁; rematerialised block by block, another forward pass with its
+    activations come on top, 2F - F₁ (where activations are piecewise linear, without the second
+    layer's backward one); rematerialised block by block, another forward pass with its
     tangents, 3F - F₁.
 
     >>> product_flops(Network(6, 12.0, 12.0, 5), num_examples=10)
@@ -139,7 +142,7 @@ def product_cost(
         compute_seconds=flops / (machine.flops * efficiency),
         memory_seconds=memory / (machine.memory_bandwidth * efficiency),
         link_seconds=link / machine.link_bandwidth,
-        vector_bytes=(lanczos.WARM_UP + 8) * 4 * dim / num_devices,
+        vector_bytes=lanczos_bytes(dim, 4, lanczos.WARM_UP) / num_devices,
         parameter_bytes=(4 + 2 * product_bytes) * dim / (num_devices if sharded else 1),
     )
 
@@ -180,7 +183,9 @@ def count_flops(function: Callable, *args: Any) -> int:
     >>> count_flops(lambda a, b: a @ b, jnp.ones((2, 3)), jnp.ones((3, 5)))
     60
     """
-    return _flops(jax.make_jaxpr(function)(*args).jaxpr)
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    # What nothing reads, the compiler leaves out: the primal gradient beside its tangent.
+    return _flops(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 
 def _flops(jaxpr: core.Jaxpr) -> int:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlimit import curvature, lanczos
-from jaxlimit._basis import BLOCK, goes_in_blocks
+from jaxlimit._basis import BLOCK
 from jaxlimit._batches import first_batch, leading_size
 from jaxlimit._checks import check_choice, check_count, check_range
 from jaxlimit._memory import host_memory
@@ -20,16 +20,18 @@ USABLE = 0.9  # of a device's memory: what allocators, code and fragments leave
 # Vectors of Lanczos besides the basis: two of the state, before and after a chunk, the product, the
 # residual and scratch; from the compiled program.
 NUM_VECTORS = 7
-# A product's own temporaries, as a multiple of what a linearisation of the same examples keeps; the
-# greatest ratio that the compiled programs of the zoo show (benchmarks/scale_model.py).
-TEMPORARIES = {"linearized": 1.0, "forward-over-reverse": 2.0}
+# A product's own temporaries, as a multiple of what a linearisation of the same examples keeps.
+# Compiled on a CPU it is 0.36 to 0.67 for ResNets (benchmarks/results/scale_model.json); a GPU's
+# convolutions take scratch space.
+TEMPORARIES = 1.0
 
-# What each place for the basis costs in accuracy and time, from benchmarks/basis_storage.py.
+# What each place for the basis costs, measured against full reorthogonalisation on FC5 on digits
+# at depth 128 (benchmarks/results/basis_storage_digits.json).
 BASIS_COSTS = {
-    "device": "exact to working precision",
-    "bfloat16": "exact to about 2⁻⁹ √(m/3D) ‖H‖, less than the noise of the probe",
-    "pinned_host": "exact to working precision; the basis passes over the bus at each step",
-    "none": "no basis: the bracket closes at twice the depth or more, vectors take a second pass",
+    "device": "ρ* as with full reorthogonalisation to 4e-4 of itself",
+    "bfloat16": "ρ* likewise to 2e-4 of itself, λ_max to 5e-6",
+    "pinned_host": "ρ* likewise to 4e-4 of itself; the basis crosses to the device at every step",
+    "none": "ρ* likewise to 2e-4 of itself, but its interval twice as wide at the same depth",
 }
 
 
@@ -125,6 +127,20 @@ def measure(
     )
 
 
+def share(workload: Workload, num_devices: int) -> Workload:
+    """Return what each device has of a workload whose examples and vectors a mesh shares.
+
+    Parameters and data count whole, which is more than the data take.
+
+    >>> share(Workload(10, 4, 100, 64, 8, 4), 2)
+    Workload(dim=5, itemsize=4, held=100, linearization=32, num_examples=4, batch_size=2)
+    """
+    fields = ("dim", "linearization", "num_examples", "batch_size")
+    return workload._replace(
+        **{name: -(-getattr(workload, name) // num_devices) for name in fields}
+    )
+
+
 def plan(
     workload: Workload,
     *,
@@ -157,7 +173,7 @@ def plan(
 
     >>> chosen = plan(Workload(10**6, 4, 10**8, 10**9, 1000, 100), num_steps=64, memory=8e9)
     >>> chosen.fits, chosen.mode, chosen.store, chosen.parts["basis"]
-    (True, 'linearized', 'device', 192000000)
+    (True, 'linearized', 'device', 288000000)
     """
     check_count("num_steps", num_steps)
     check_count("num_probes", num_probes)
@@ -173,6 +189,17 @@ def plan(
     fitting = [option for option in options if option.fits]
     best = fitting[0] if fitting else min(options, key=lambda option: option.total)
     return best._replace(reasons=_reasons(best, options[0], num_probes))
+
+
+def lanczos_bytes(dim: int, itemsize: int, num_steps: int, store: str = "device") -> int:
+    """Count the device memory of one selective Lanczos run: vectors, basis and work on it.
+
+    >>> lanczos_bytes(1, 4, 96) // 4, lanczos_bytes(1, 4, 96, "bfloat16") // 4
+    (175, 103)
+    """
+    workload = Workload(dim, itemsize, 0, 0, 1, 1)
+    resident, working, _ = _basis_bytes(workload, num_steps, "selective", store)
+    return NUM_VECTORS * dim * itemsize + resident + working
 
 
 def lighter(failed: Plan, workload: Workload, *, num_steps: int, **settings: Any) -> Plan:
@@ -247,9 +274,9 @@ def _cuts(batch_size: int) -> list[int]:
 def _product_bytes(workload: Workload, mode: str, pieces: int) -> dict[str, int]:
     vectors, kept = 3 * workload.dim * workload.itemsize, workload.linearization
     if mode == "linearized":
-        return {"linearisation": kept, "product": int(TEMPORARIES[mode] * kept) + vectors}
+        return {"linearisation": kept, "product": int(TEMPORARIES * kept) + vectors}
     share = workload.batch_size / pieces / workload.num_examples
-    return {"product": int(TEMPORARIES[mode] * kept * share) + vectors}
+    return {"product": int(TEMPORARIES * kept * share) + vectors}
 
 
 def _basis_bytes(
@@ -263,17 +290,13 @@ def _basis_bytes(
     if reorthogonalize == "none":
         return 0, 0, 0
     selective = reorthogonalize == "selective"
-    rows = min(lanczos.WARM_UP, num_steps) if selective else num_steps
+    rows = lanczos.num_rows(num_steps, reorthogonalize)
     entry, dim = workload.itemsize, workload.dim
-    if not goes_in_blocks(store, jnp.dtype(f"float{8 * entry}")):
-        # The locked vectors, and the branch that makes them, take as much again.
-        locking = rows + lanczos.NUM_LOCKED if selective else 0
-        return rows * dim * entry, (rows + locking) * dim * entry, 0
-    rows += lanczos.NUM_LOCKED if selective else 0
+    kept = rows * dim * (2 if store == "bfloat16" else entry)
     scratch = (3 if selective else 1) * BLOCK * dim * entry
     if store == "pinned_host":
-        return 0, scratch, rows * dim * entry
-    return rows * dim * 2, rows * dim * 2 + scratch, 0
+        return 0, scratch, kept
+    return kept, kept + scratch, 0
 
 
 def _reasons(chosen: Plan, first: Plan, num_probes: int) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, plt
 
@@ -18,7 +19,7 @@ def plot_factors(rows: Sequence[Row], base: dict[str, Any], *, title: str) -> Fi
     Args:
         rows: of each run its `factor` ("base" for that which all differ from, the first) and
             `value`, the limits `predicted` (with `interval`) and `measured`, and its
-            `absolute_trace`, `norm` and `epsilon`.
+            `absolute_trace`, `norm`, `epsilon` and `support`.
         base: the value of every factor in the base run.
         title: of the figure.
     """
@@ -37,15 +38,20 @@ def plot_factors(rows: Sequence[Row], base: dict[str, Any], *, title: str) -> Fi
             below.plot(relative, style, color=NEUTRAL, markersize=5, label=label)
         below.set_xticks(range(len(series)), [f"{row['value']:g}" for row in series])
         below.set(xlabel=name.replace("_", " "), yscale="log")
+        below.yaxis.set_major_formatter(LogFormatter())
+        below.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(3, 1)))
         below.grid(alpha=0.25)
     grid[0, 0].set_ylabel("ρ*, fraction kept")
     grid[1, 0].set_ylabel("relative to the base run")
     grid[0, -1].legend(frameon=False)
     grid[1, -1].legend(frameon=False)
-    panels = bottom.subplots(1, 2, sharey=True)
-    for axes, key, label in zip(
-        panels, ("absolute_trace", "norm"), ("tr|H|, smaller is flatter", "‖w‖"), strict=True
-    ):
+    causes = {
+        "absolute_trace": "tr|H|, smaller is flatter",
+        "norm": "‖w‖",
+        "support": "support, share of weights that hold all but 10⁻³ of ‖w‖",
+    }
+    panels = bottom.subplots(1, 3, sharey=True)
+    for axes, (key, label) in zip(panels, causes.items(), strict=True):
         for name, marker in zip(["base", *names], MARKERS, strict=False):
             series = [row for row in rows if row["factor"] == name]
             x = [row[key] for row in series]
@@ -55,9 +61,10 @@ def plot_factors(rows: Sequence[Row], base: dict[str, Any], *, title: str) -> Fi
                       fillstyle="none")  # fmt: skip
             axes.plot([], [], marker, color=NEUTRAL, label=label_of)
         axes.set(xlabel=label, xscale="log", yscale="log")
+        axes.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
         axes.grid(alpha=0.25, which="both")
     panels[0].set_ylabel("ρ*, predicted (full) and measured (open)")
-    panels[1].legend(frameon=False, ncols=2)
+    panels[2].legend(frameon=False)
     figure.suptitle(f"What the pruning limit follows, {title}")
     return figure
 

@@ -22,7 +22,8 @@ from jaxlimit.spectrum.measure import (
     save,
     truncate,
 )
-from jaxlimit.spectrum.probes import probe, spectral_measure
+from jaxlimit.spectrum.probes import spectral_measure
+from jaxlimit.spectrum.recurrences import probe
 from jaxlimit.spectrum.staged import TraceRun, run_probes, trace_within
 
 __all__ = [

@@ -6,19 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
-from jaxlimit import _mesh, lanczos
+from jaxlimit import lanczos
 from jaxlimit._checks import check_count
 from jaxlimit._matvec import prepare
 from jaxlimit._mesh import takes_mesh
 from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
-
-
-def probe(key: PRNGKeyArray, dim: int, dtype: Any = jnp.float32) -> Float[Array, "dim"]:
-    """Draw a vector uniformly from the unit sphere."""
-    vector = jax.random.normal(key, (dim,), dtype)
-    return vector / jnp.linalg.norm(vector)
+from jaxlimit.spectrum.recurrences import probe
+from jaxlimit.spectrum.staged import run_probes
 
 
 @takes_mesh
@@ -37,7 +33,7 @@ def spectral_measure(
 ) -> SpectralMeasure:
     """Estimate the spectral distribution of a symmetric operator by stochastic Lanczos quadrature.
 
-    Costs num_probes · num_steps products; memory of 48 vectors, or of num_steps reorthogonalised
+    Costs num_probes · num_steps products; memory of 72 vectors, or of num_steps reorthogonalised
     fully, or of three if not at all.
 
     Args:
@@ -51,7 +47,8 @@ def spectral_measure(
         store: where the basis is kept, "device", "bfloat16" or "pinned_host", likewise.
         vectorize: run all probes side by side by `vmap` instead of one after the other.
         dtype: floating type of the probes.
-        mesh: devices that each keep a part of every vector, as for `lanczos.tridiagonalize`.
+        mesh: devices that each keep a part of every vector, as for `lanczos.tridiagonalize`; the
+            probes then run one after the other.
 
     Returns:
         A `SpectralMeasure` with one row a probe.
@@ -75,21 +72,23 @@ def spectral_measure(
     check_count("num_probes", num_probes)
     matvec, dim, dtype = prepare(matvec, dim, dtype)
     num_steps = min(check_count("num_steps", num_steps), dim)
-    at_once = num_probes if vectorize else 1
-    rows = at_once * lanczos.num_rows(num_steps, reorthogonalize)
-    lanczos.check_basis(rows / _mesh.num_shares(mesh), dim, dtype, store)
-    if vectorize and (store == "pinned_host" or mesh is not None):
-        raise ValueError("vectorize must be False where store is 'pinned_host', and on a mesh")
-    keys = jax.random.split(key, num_probes)
-    settings = (dim, num_steps, reorthogonalize, store, dtype, mesh)
     if mesh is not None:
-        keys = _mesh.place(keys, _mesh.whole(mesh))
-    results = _mesh.gather(_run_probes(matvec, keys, vectorize, *settings), mesh)
-    return measure_from(results, dim=dim)
+        settings = {"num_probes": num_probes, "reorthogonalize": reorthogonalize, "dtype": dtype}
+        return run_probes(
+            matvec, key, dim=dim, num_steps=num_steps, chunk=num_steps, store=store, mesh=mesh,
+            **settings,
+        )  # fmt: skip
+    at_once = num_probes if vectorize else 1
+    lanczos.check_basis(at_once * lanczos.num_rows(num_steps, reorthogonalize), dim, dtype, store)
+    if vectorize and store == "pinned_host":
+        raise ValueError("vectorize must be False where store is 'pinned_host'")
+    keys = jax.random.split(key, num_probes)
+    settings = (dim, num_steps, reorthogonalize, store, dtype)
+    return measure_from(_run_probes(matvec, keys, vectorize, *settings), dim=dim)
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4, 5, 6, 7, 8))
-def _run_probes(matvec, keys, vectorize, dim, num_steps, reorthogonalize, store, dtype, mesh):
+@partial(jax.jit, static_argnums=(2, 3, 4, 5, 6, 7))
+def _run_probes(matvec, keys, vectorize, dim, num_steps, reorthogonalize, store, dtype):
     def one(key):
         result = lanczos.tridiagonalize(
             matvec,
@@ -97,7 +96,6 @@ def _run_probes(matvec, keys, vectorize, dim, num_steps, reorthogonalize, store,
             num_steps=num_steps,
             reorthogonalize=reorthogonalize,
             store=store,
-            mesh=mesh,
         )
         return result._replace(basis=None)
 

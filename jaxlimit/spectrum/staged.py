@@ -1,7 +1,7 @@
 """Runs that are looked at as they go: stopped when good enough, kept on disk, carried on."""
 
+import contextlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -9,17 +9,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
-from jaxlimit import _mesh, lanczos
+from jaxlimit import lanczos
+from jaxlimit._checkpoints import Checkpoints
 from jaxlimit._checks import check_count, check_range
 from jaxlimit._estimate import Estimate
 from jaxlimit._matvec import prepare
 from jaxlimit._memory import catching_refusals
-from jaxlimit._mesh import takes_mesh
+from jaxlimit._mesh import share_of, takes_mesh
 from jaxlimit.lanczos import LanczosState
-from jaxlimit.spectrum._checkpoints import MeshCheckpoints
 from jaxlimit.spectrum.functions import trace_bracket
-from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
-from jaxlimit.spectrum.probes import probe
+from jaxlimit.spectrum.measure import SpectralMeasure
+from jaxlimit.spectrum.recurrences import arrays, carry, identity, measure_of, probe, resume
 
 CHUNK = 32
 FIRST_DEPTH = 64
@@ -38,16 +38,16 @@ def run_probes(
     states: tuple[LanczosState, ...] = (),
     chunk: int = CHUNK,
     stop: Callable[[SpectralMeasure], bool] | None = None,
-    checkpoint: Any = None,
     on_progress: Callable[[str, int, int], None] | None = None,
     stage: str = "spectrum",
     dtype: Any = jnp.float32,
     mesh: Mesh | None = None,
-    checkpoint_every: int = CHUNK,
+    checkpoint_dir: Any = None,
+    checkpoint_every: int = 128,
 ) -> SpectralMeasure:
     """Run `spectral_measure` in chunks, so that it can be watched, stopped and carried on.
 
-    Costs the same products; memory of 48 vectors a probe, or as `spectral_measure` has it.
+    Costs the same products; memory of 72 vectors a probe, or as `spectral_measure` has it.
 
     Args:
         matvec: as for `spectral_measure`.
@@ -62,24 +62,23 @@ def run_probes(
         chunk: steps between two looks.
         stop: called with the measure so far, once the depth has doubled since the last look and
             at least 4 chunks are done; True ends the run.
-        checkpoint: a folder, where the recurrences are written as they go. Those found there are
-            carried on, also to a depth or a number of probes beyond the first plan; they must be
-            of the same operator, key and settings. On a mesh Orbax writes them, every process its
-            own part, and those of another run are refused, or of another depth or number.
         on_progress: called as `on_progress(stage, steps_done, steps)` after every chunk.
         stage: a name for `on_progress`.
         dtype: floating type of the probes.
         mesh: as for `spectral_measure`.
-        checkpoint_every: steps a probe from one writing to the next, in whole chunks.
+        checkpoint_dir: where this run, and no other, keeps its newest checkpoint: a run that is
+            asked for again goes on from it, and ends with the same bits on the same machine.
+        checkpoint_every: steps a probe between checkpoints, in whole chunks; the last makes one.
 
     Returns:
         A `SpectralMeasure` of the depth reached.
 
     Raises:
         TypeError: as `spectral_measure`.
-        ValueError: as `spectral_measure`, and if `checkpoint` holds recurrences of another size
-            or, on a mesh, of another run; says what differs.
+        ValueError: as `spectral_measure`, or if the checkpoint is that of another run; says what
+            differs.
         FloatingPointError: as `spectral_measure`.
+        OSError: if a checkpoint cannot be written; the one before it stays whole.
         MemoryError: as `spectral_measure`; a `DeviceMemoryError` if the device runs out of memory
             on the way, which carries the recurrences as they were before.
     """
@@ -89,94 +88,42 @@ def run_probes(
     matvec, dim, dtype = prepare(matvec, dim, dtype)
     num_steps = min(check_count("num_steps", num_steps), dim)
     rows = num_probes * lanczos.num_rows(num_steps, reorthogonalize)
-    lanczos.check_basis(rows / _mesh.num_shares(mesh), dim, dtype, store)
-    in_files = checkpoint if mesh is None else None
-    files = [Path(in_files) / f"probe-{i}.npz" if in_files else None for i in range(num_probes)]
+    lanczos.check_basis(rows, share_of(dim, mesh), dtype, store)
+    kept: dict[str, Any] = {"reorthogonalize": reorthogonalize, "store": store, "mesh": mesh}
     recurrences = list(states) or [
-        _begin(k, file, dim, num_steps, reorthogonalize, dtype, store, mesh)
-        for k, file in zip(jax.random.split(key, num_probes), files, strict=True)
+        lanczos.start(probe(k, dim, dtype), num_steps=num_steps, **kept)
+        for k in jax.random.split(key, num_probes)
     ]
-    kept = MeshCheckpoints(checkpoint, checkpoint_every, key, recurrences, reorthogonalize, mesh)
-    with kept:
-        recurrences = recurrences if states else kept.restore(matvec, recurrences)
-        done = saved = min(num_steps, *(int(state.step) for state in recurrences))
-        # Looks come at 4, 8, 16 … chunks, also after a restart, so that it ends where it would.
-        looked = 2 * chunk
+    checkpoints = Checkpoints(
+        checkpoint_dir,
+        checkpoint_every,
+        lambda: identity(key, recurrences, reorthogonalize),
+        unit="step",
+    )
+    with contextlib.closing(checkpoints):
+        if not states:
+            recurrences = resume(checkpoints, recurrences, matvec)
+        done, looked = min(int(state.step) for state in recurrences), 2 * chunk
         while 2 * looked < done:
             looked *= 2
         while done < num_steps:
             if stop is not None and done >= 2 * looked:
                 looked = done
-                if stop(_measure_of_states(recurrences, done, dim, mesh)):
+                if stop(measure_of(recurrences, done, dim, mesh)):
                     break
             goal = min(done + chunk, num_steps)
-            due = goal - saved >= checkpoint_every or goal == num_steps
             for i, state in enumerate(recurrences):
+                if int(state.step) >= goal:
+                    continue
                 with catching_refusals(f"at step {done} of probe {i}", recurrences):
-                    following = _carry(matvec, state, goal, chunk, reorthogonalize)
+                    following = carry(matvec, state, goal, chunk, reorthogonalize)
                     recurrences[i] = jax.block_until_ready(following)
-                if files[i] is not None and due:
-                    lanczos.save(files[i], recurrences[i])
                 if on_progress is not None:
                     steps = done * num_probes + (i + 1) * (goal - done)
                     on_progress(stage, steps, num_steps * num_probes)
             done = goal
-            saved = goal if due else saved
-            kept.save(done, recurrences, last=goal == num_steps)
-    return _measure_of_states(recurrences, done, dim, mesh)
-
-
-def _begin(
-    key, file, dim, num_steps, reorthogonalize, dtype, store="device", mesh=None
-) -> LanczosState:
-    """Read a recurrence from its file, if that is there, or start it."""
-    if file is None or not file.exists():
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        return lanczos.start(
-            probe(key, dim, dtype),
-            num_steps=num_steps,
-            reorthogonalize=reorthogonalize,
-            store=store,
-            mesh=mesh,
-        )
-    state = lanczos.load(file)
-    if state.current.shape != (dim,) or state.current.dtype != dtype:
-        raise ValueError(
-            f"checkpoint must hold recurrences on [{dim}] in {dtype}, "
-            f"got {file} on {list(state.current.shape)} in {state.current.dtype}"
-        )
-    return lanczos.with_room(state, num_steps, reorthogonalize=reorthogonalize)
-
-
-def _carry(matvec, state: LanczosState, goal: int, chunk: int, reorthogonalize: str):
-    """Carry a recurrence on to the depth `goal`, in programs of `chunk` steps."""
-    while (left := goal - int(state.step)) > 0:
-        state = lanczos.extend(
-            matvec, state, num_steps=min(chunk, left), reorthogonalize=reorthogonalize
-        )
-    return state
-
-
-def _measure_of_states(
-    states: list[LanczosState], depth: int, dim: int, mesh: Mesh | None = None
-) -> SpectralMeasure:
-    """Turn recurrences into a measure of their first `depth` steps."""
-    short = [state._replace(basis=None, previous=None, current=None) for state in states]
-    s = jax.tree.map(lambda *x: jnp.stack(x), *_mesh.gather(short, mesh))
-    num_valid = jnp.minimum(s.num_valid, depth)
-    last = jnp.maximum(num_valid - 1, 0)[:, None]
-    return measure_from(
-        lanczos.Tridiagonalization(
-            diagonal=s.diagonal[:, :depth],
-            off_diagonal=s.off_diagonal[:, : depth - 1],
-            basis=None,
-            residual_norm=jnp.take_along_axis(s.off_diagonal, last, axis=1)[:, 0],
-            num_valid=num_valid,
-            failed_step=s.failed_step,
-        ),
-        dim=dim,
-    )
+            checkpoints.save(done, arrays(recurrences), last=done == num_steps)
+    return measure_of(recurrences, done, dim, mesh)
 
 
 class TraceRun(NamedTuple):
@@ -209,7 +156,7 @@ def trace_within(
 
     Starts with one probe of 64 steps. Each stage doubles what makes the interval wide: the depth,
     where the bracket is wider than the random error, else the probes. Costs the products that it
-    takes, num_probes · num_steps at most; memory of 48 vectors a probe.
+    takes, num_probes · num_steps at most; memory of 72 vectors a probe.
 
     Args:
         matvec: H, a symmetric `Array[D] -> Array[D]`.
@@ -249,11 +196,13 @@ def trace_within(
     depth, count = min(FIRST_DEPTH, num_steps), 1
     while True:
         states += [
-            _begin(k, None, dim, num_steps, reorthogonalize, dtype)
+            lanczos.start(
+                probe(k, dim, dtype), num_steps=num_steps, reorthogonalize=reorthogonalize
+            )
             for k in keys[len(states) : count]
         ]
-        states = [_carry(matvec, state, depth, CHUNK, reorthogonalize) for state in states]
-        measure = _measure_of_states(states, depth, dim)
+        states = [carry(matvec, state, depth, CHUNK, reorthogonalize) for state in states]
+        measure = measure_of(states, depth, dim)
         estimate = trace_bracket(measure, f)
         width = float(estimate.upper - estimate.lower)
         converged = width <= tolerance * abs(float(estimate.value))

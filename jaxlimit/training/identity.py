@@ -11,6 +11,9 @@ from jaxlimit._checkpoints import checksum
 from jaxlimit.training.config import TrainingConfig
 
 FORMAT = 1
+# A checkpoint older than a setting was made with what is now the setting's default.
+DEFAULTS = {"config": {f.name: f.default for f in dataclasses.fields(TrainingConfig)
+                       if f.default is not dataclasses.MISSING}}  # fmt: skip
 
 
 def run_identity(module: Any, config: TrainingConfig, params: PyTree, **arrays: PyTree) -> dict:
@@ -27,9 +30,3 @@ def run_identity(module: Any, config: TrainingConfig, params: PyTree, **arrays: 
         "params": shapes,
         "checksum": {name: checksum(tree) for name, tree in arrays.items()},
     }
-
-
-def upgrade_identity(found: dict) -> dict:
-    """Add the settings that a checkpoint is older than: it was made with what is their default."""
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainingConfig)}
-    return found | {"config": defaults | found["config"]}

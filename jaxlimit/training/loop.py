@@ -28,7 +28,7 @@ from jaxlimit.training.data import (
     normalize,
 )
 from jaxlimit.training.history import History, Metrics, empty_metrics
-from jaxlimit.training.identity import run_identity, upgrade_identity
+from jaxlimit.training.identity import DEFAULTS, run_identity
 from jaxlimit.training.layout import Layout
 from jaxlimit.training.network import check_labels, score
 from jaxlimit.training.optimizer import climb, penalty, sgd
@@ -145,7 +145,7 @@ def fit(
             module, config, carry.params, data=(images, labels, normalization), start=(carry, mask)
         ),
         unit="epoch",
-        upgrade=upgrade_identity,
+        defaults=DEFAULTS,
     )
     layout = Layout(mesh, shard_params)
     run_epoch = _bind_epoch(module, config, key, images, labels, normalization, mask, layout)

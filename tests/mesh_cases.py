@@ -23,6 +23,11 @@ MESHES = {
 }
 
 
+def slow_on(*args):
+    """Leave a case to the slow suite."""
+    return pytest.param(*args, marks=pytest.mark.slow)
+
+
 def problem(num=53, hidden=9):
     """An MLP with D = 109, which neither 8 nor 3 divides, on 53 examples."""
     keys = jax.random.split(jax.random.key(0), 4)
@@ -83,8 +88,8 @@ SETTINGS = {
         ("hessian", "linearised", "auto"),
         ("hessian", "recomputed", "explicit"),
         ("hessian", "sharded weights", "three devices"),
-        ("gauss-newton", "linearised", "three devices"),
-        ("gauss-newton", "sharded weights", "explicit"),
+        slow_on("gauss-newton", "linearised", "three devices"),
+        slow_on("gauss-newton", "sharded weights", "explicit"),
         ("fisher", "recomputed", "two axes"),
     ],
 )
@@ -99,7 +104,7 @@ def test_a_product_is_that_of_one_device(operator, settings, mesh):
     close(jax.jit(split)(vector), wanted(vector))
 
 
-@pytest.mark.parametrize("mesh", [MESHES["explicit"], MESHES["two axes"]])
+@pytest.mark.parametrize("mesh", [MESHES["explicit"], slow_on(MESHES["two axes"])])
 def test_a_product_takes_what_lies_on_the_mesh(mesh):
     """Parameters and data may come laid out; a caller's own `set_mesh` does not matter."""
     params, batch = problem(48)
@@ -215,7 +220,7 @@ def test_memory_of_sharded_weights_falls_too():
     assert bytes_of_a_device(whole) - bytes_of_a_device(sharded) == 4 * (dim - -(-dim // 8))
 
 
-@pytest.mark.parametrize("mesh", [MESHES["explicit"], MESHES["three devices"]])
+@pytest.mark.parametrize("mesh", [slow_on(MESHES["explicit"]), MESHES["three devices"]])
 def test_the_limit_is_that_of_one_device(mesh):
     params, batch = problem()
     args = (loss, params, ragged(batch, 20, 40, 50))
@@ -227,6 +232,7 @@ def test_the_limit_is_that_of_one_device(mesh):
     assert float(result.gap.value) == pytest.approx(float(wanted.gap.value), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_spectral_measure_and_run_probes_agree():
     params, batch = problem()
     matvec = curvature.hessian_matvec(loss, params, ragged(batch), mesh=AUTO)
@@ -236,7 +242,7 @@ def test_spectral_measure_and_run_probes_agree():
     close(measure.diagonal, again.diagonal, 1e-5)
 
 
-@pytest.mark.parametrize("mesh", [MESHES["explicit"], MESHES["three devices"]])
+@pytest.mark.parametrize("mesh", [MESHES["explicit"], slow_on(MESHES["three devices"])])
 def test_the_sweep_is_that_of_one_device(mesh):
     params, batch = problem()
     args = (loss, params, ragged(batch, 20, 40, 50), np.geomspace(0.01, 1, 23))
@@ -272,7 +278,7 @@ def images(num=70):
 
 @pytest.mark.parametrize(
     ("mesh", "sharded"),
-    [(MESHES["explicit"], False), (AUTO, True), (MESHES["three devices"], True)],
+    [(MESHES["explicit"], False), (AUTO, True), slow_on(MESHES["three devices"], True)],
 )
 def test_training_takes_the_same_steps(mesh, sharded):
     config = training.TrainingConfig(

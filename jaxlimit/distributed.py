@@ -25,12 +25,12 @@ def job(enabled: bool = True, *, resume: str = "") -> Iterator[None]:
     `jax.distributed.initialize` has it. An error in one process, or its death, ends the others:
     at once where they wait for it in a collective, within some 20 seconds elsewhere.
 
+    Where JAX itself ends a process, because another died or did not come within two minutes, it
+    prints its own account ("another task died", "DEADLINE_EXCEEDED") and aborts.
+
     Args:
         enabled: False makes the body an ordinary one.
         resume: what to say about taking the work up again.
-
-    Where JAX itself ends a process, because another died or did not come within two minutes, it
-    prints its own account ("another task died", "DEADLINE_EXCEEDED") and aborts.
 
     Raises:
         RuntimeError: if the environment does not describe a job.

@@ -8,6 +8,7 @@ where they are more than the cores, only the figures a device can fall.
 """
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -106,25 +107,28 @@ def conclude(results: list[dict[str, Any]]) -> str:
     ratio = lambda name, case: first[name] / case[name]  # noqa: E731
     speed = first["product_seconds"]["minimum"] / best["product_seconds"]["minimum"]
     flops = f"{ratio('flops_a_device', last):.2f}" if first["flops_a_device"] else "unknown times"
+    time = "no mesh was faster than one device"
+    if best is not first:
+        time = (
+            f"a product was fastest on {best['num_devices']}, {speed:.2f} times as fast as on one"
+        )
     return (
         f"on {last['num_devices']} devices each holds 1/{ratio(memory, last):.2f} of the vectors "
-        f"and basis and does 1/{flops} of the arithmetic of one; the fastest product was "
-        f"{speed:.2f} times that of one device, on {best['num_devices']}"
+        f"and basis and does 1/{flops} of the arithmetic of one; {time}"
     )
 
 
 def main(args: Args) -> None:
     """Measure, write and draw."""
     jax.config.update("jax_num_cpu_devices", max(args.num_devices))
-    start = environment()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    start = environment() | {"cores": cores}
     results = run(args)
     conclusion = conclude(results)
     settings = {**dataclasses.asdict(args), "output": None}
     content = {"benchmark": "mesh_scaling", "settings": settings, "results": results}
     write_json(args.output, content | {"conclusion": conclusion, "environment": start})
-    plotting.save(
-        plotting.plot_scaling(results, cores=start["cores"]), args.output.with_suffix(".png")
-    )
+    plotting.save(plotting.plot_scaling(results, cores=cores or 1), args.output.with_suffix(".png"))
     console.print(conclusion)
 
 

@@ -25,18 +25,20 @@ def job(enabled: bool = True, *, resume: str = "") -> Iterator[None]:
     `jax.distributed.initialize` has it. An error in one process, or its death, ends the others:
     at once where they wait for it in a collective, within some 20 seconds elsewhere.
 
+    Where JAX itself ends a process, because another died or did not come within two minutes, it
+    prints its own account ("another task died", "DEADLINE_EXCEEDED") and aborts.
+
     Args:
         enabled: False makes the body an ordinary one.
         resume: what to say about taking the work up again.
 
     Raises:
-        RuntimeError: if not all processes came within two minutes, or the environment does not
-            describe a job.
+        RuntimeError: if the environment does not describe a job.
     """
     if not enabled:
         yield
         return
-    _start()
+    _start(resume)
     try:
         yield
     except BaseException as error:
@@ -62,10 +64,17 @@ def all_devices() -> Mesh | None:
     return Mesh(devices, ("data",)) if devices.size > 1 else None
 
 
-def _start() -> None:
+def _start(resume: str) -> None:
     names = ("num_processes", "process_id")
     given = {name: os.environ.get(f"JAX_{name.upper()}") for name in names}
     named: dict[str, Any] = {name: int(value) for name, value in given.items() if value is not None}
+    # Said now, since JAX ends a process whose fellows stay away or die without asking Python.
+    print(
+        f"waiting up to {START_SECONDS} s for all processes of the job; if one dies, all end. "
+        f"{resume}",
+        file=sys.stderr,
+        flush=True,
+    )
     try:
         jax.distributed.initialize(
             **named,
@@ -75,9 +84,8 @@ def _start() -> None:
         )
     except Exception as error:
         raise RuntimeError(
-            f"the job did not start: not all of its processes came within {START_SECONDS} s, or "
-            "the environment names none (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
-            f"JAX_PROCESS_ID, or SLURM's): {error}"
+            "the job did not start; its environment must be described by JAX_COORDINATOR_ADDRESS, "
+            f"JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by SLURM: {error}"
         ) from error
 
 

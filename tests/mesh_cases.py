@@ -23,6 +23,11 @@ MESHES = {
 }
 
 
+def slow_on(*args):
+    """Leave a case to the slow suite."""
+    return pytest.param(*args, marks=pytest.mark.slow)
+
+
 def problem(num=53, hidden=9):
     """An MLP with D = 109, which neither 8 nor 3 divides, on 53 examples."""
     keys = jax.random.split(jax.random.key(0), 4)
@@ -83,8 +88,8 @@ SETTINGS = {
         ("hessian", "linearised", "auto"),
         ("hessian", "recomputed", "explicit"),
         ("hessian", "sharded weights", "three devices"),
-        ("gauss-newton", "linearised", "three devices"),
-        ("gauss-newton", "sharded weights", "explicit"),
+        slow_on("gauss-newton", "linearised", "three devices"),
+        slow_on("gauss-newton", "sharded weights", "explicit"),
         ("fisher", "recomputed", "two axes"),
     ],
 )
@@ -99,7 +104,7 @@ def test_a_product_is_that_of_one_device(operator, settings, mesh):
     close(jax.jit(split)(vector), wanted(vector))
 
 
-@pytest.mark.parametrize("mesh", [MESHES["explicit"], MESHES["two axes"]])
+@pytest.mark.parametrize("mesh", [MESHES["explicit"], slow_on(MESHES["two axes"])])
 def test_a_product_takes_what_lies_on_the_mesh(mesh):
     """Parameters and data may come laid out; a caller's own `set_mesh` does not matter."""
     params, batch = problem(48)
@@ -215,7 +220,7 @@ def test_memory_of_sharded_weights_falls_too():
     assert bytes_of_a_device(whole) - bytes_of_a_device(sharded) == 4 * (dim - -(-dim // 8))
 
 
-@pytest.mark.parametrize("mesh", [MESHES["explicit"], MESHES["three devices"]])
+@pytest.mark.parametrize("mesh", [slow_on(MESHES["explicit"]), MESHES["three devices"]])
 def test_the_limit_is_that_of_one_device(mesh):
     params, batch = problem()
     args = (loss, params, ragged(batch, 20, 40, 50))
@@ -227,16 +232,17 @@ def test_the_limit_is_that_of_one_device(mesh):
     assert float(result.gap.value) == pytest.approx(float(wanted.gap.value), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_spectral_measure_and_run_probes_agree():
     params, batch = problem()
     matvec = curvature.hessian_matvec(loss, params, ragged(batch), mesh=AUTO)
     settings = {"dim": 103, "num_steps": 10, "num_probes": 2, "mesh": AUTO}
     measure = spectrum.spectral_measure(matvec, jax.random.key(0), **settings)
     again = spectrum.run_probes(matvec, jax.random.key(0), chunk=3, **settings)
-    np.testing.assert_array_equal(measure.diagonal, again.diagonal)
+    close(measure.diagonal, again.diagonal, 1e-5)
 
 
-@pytest.mark.parametrize("mesh", [MESHES["explicit"], MESHES["three devices"]])
+@pytest.mark.parametrize("mesh", [MESHES["explicit"], slow_on(MESHES["three devices"])])
 def test_the_sweep_is_that_of_one_device(mesh):
     params, batch = problem()
     args = (loss, params, ragged(batch, 20, 40, 50), np.geomspace(0.01, 1, 23))
@@ -250,11 +256,15 @@ def test_the_sweep_is_that_of_one_device(mesh):
 class Net(nn.Module):
     """With BatchNorm, whose statistics have to be those of the whole batch."""
 
+    normalized: bool = True
+
     @nn.compact
     def __call__(self, x, *, train=False):
         # A bias here would have no gradient but rounding errors, whose sign l1 would then follow.
         x = nn.Dense(16, use_bias=False)(x.reshape(len(x), -1))
-        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        if self.normalized:
+            x = nn.BatchNorm(use_running_average=not train)(x)
+        x = nn.relu(x)
         return nn.Dense(4)(x)
 
 
@@ -268,7 +278,7 @@ def images(num=70):
 
 @pytest.mark.parametrize(
     ("mesh", "sharded"),
-    [(MESHES["explicit"], False), (AUTO, True), (MESHES["three devices"], True)],
+    [(MESHES["explicit"], False), (AUTO, True), slow_on(MESHES["three devices"], True)],
 )
 def test_training_takes_the_same_steps(mesh, sharded):
     config = training.TrainingConfig(
@@ -285,22 +295,22 @@ def test_training_takes_the_same_steps(mesh, sharded):
 
 
 def test_training_goes_on_on_another_mesh(tmp_path):
-    long, short = (
-        training.TrainingConfig(epochs=2, learning_rate=0.05, batch_size=3) for _ in range(2)
-    )
-    stopped = []
+    """With batches smaller than either mesh; BatchNorm would make much of the rounding of two."""
+    net = Net(normalized=False)
+    config = training.TrainingConfig(epochs=2, learning_rate=0.01, batch_size=2)
+    done = []
 
     def stop(metrics):
-        stopped.append(metrics)
-        if len(stopped) == 2:
+        done.append(metrics)
+        if len(done) == 2:
             raise KeyboardInterrupt
 
     at = {"checkpoint_dir": tmp_path, "checkpoint_every": 1}
     with pytest.raises(KeyboardInterrupt):
-        training.fit(Net(), images(), short, mesh=AUTO, shard_params=True, on_epoch=stop, **at)
-    result = training.fit(Net(), images(), long, mesh=MESHES["three devices"], **at)
+        training.fit(net, images(), config, mesh=AUTO, shard_params=True, on_epoch=stop, **at)
+    result = training.fit(net, images(), config, mesh=MESHES["three devices"], **at)
     assert result.resumed_from == 1
-    wanted = training.fit(Net(), images(), long)
+    wanted = training.fit(net, images(), config)
     jax.tree.map(lambda a, b: close(a, b, 1e-5), result.params, wanted.params)
 
 

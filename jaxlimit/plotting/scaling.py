@@ -12,7 +12,7 @@ def plot_scaling(results: list[dict[str, Any]], *, cores: int) -> Figure:
 
     Args:
         results: the cases of `benchmarks/mesh_scaling.py`.
-        cores: of the machine, marked as the devices from which on time cannot fall.
+        cores: that the process may use; with more virtual devices no time can fall.
     """
     figure, axes = new_axes("Scaling over a mesh", "devices", "relative to one device")
     strong = [case for case in results if case["kind"] == "strong"]
@@ -39,8 +39,11 @@ def plot_scaling(results: list[dict[str, Any]], *, cores: int) -> Figure:
             axes.plot(devices, [v / values[0] for v in values], style, color=color, label=label)
     axes.plot(devices, [1 / n for n in devices], color="black", lw=0.8, label="1/devices")
     axes.axvline(cores, color=NEUTRAL, lw=0.8, alpha=0.6)
-    axes.annotate(f" {cores} cores", (cores, 1.02), xycoords=("data", "axes fraction"), fontsize=8)
+    label = f" {cores} core{'s' if cores > 1 else ''}"
+    axes.annotate(label, (cores, 0.02), xycoords=("data", "axes fraction"), fontsize=8)
     axes.set(xscale="log", yscale="log", xticks=devices, xticklabels=devices)
+    ticks = [2**k for k in range(-6, 7) if axes.get_ylim()[0] <= 2**k <= axes.get_ylim()[1]]
+    axes.set_yticks(ticks, [f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.legend(fontsize=8, frameon=False)
     return figure

@@ -1,67 +1,84 @@
-"""How the bound closes with the Lanczos depth, from the spectrum of a run that is there already.
+"""How the bound closes with the Lanczos depth, from the spectra of runs that are there already.
 
 python experiments/depth.py experiments/results/fc5-cifar10-paper
+python experiments/depth.py runs/fc5-cifar10-paper/seed-0 runs/fc5-cifar10-2000/seed-0
 
-At the radius and ε of the run's own prediction it reads ρ_L off the first 16, 24, ... steps:
-the bracket, the value extrapolated, and plain Gauss quadrature. Writes depth.json and depth.png.
+At the radius and ε of the first run's prediction it reads ρ_L off the first 16, 24, ... steps of
+every run: the bracket, the value extrapolated, and plain Gauss quadrature. Runs of one network on
+different numbers of images show what the sample changes beside the depth.
 """
 
 import dataclasses
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import tyro
 
 from jaxlimit import limits, plotting, spectrum
 from jaxlimit.reporting import console, write_json
+
+STEPS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Show the bound against depth."""
 
-    run: tyro.conf.Positional[Path]
-    """Folder with result.json and spectrum.npz."""
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders with result.json and spectrum.npz."""
+    output: Path | None = None
+    """Where depth.json and depth.png go; by default the first of `runs`."""
 
 
-def main(config: Config) -> None:
-    """Read, evaluate, write and draw."""
-    result = json.loads((config.run / "result.json").read_text())
-    measure = spectrum.load(config.run / "spectrum.npz")
-    radius, epsilon = result["prediction"]["radius"], result["epsilon"]
+def evaluate(measure: spectrum.SpectralMeasure, radius: float, epsilon: float) -> list[dict]:
+    """Read the bound off the first steps, for ever more of them."""
     share = partial(limits.curvature_share, ridge=limits.ridge(radius, epsilon))
     full = measure.nodes.shape[-1]
-    steps = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-    depths = [*(depth for depth in steps if depth < full), full]
     rows = []
-    for depth in depths:
+    for depth in [*(depth for depth in STEPS if depth < full), full]:
         shorter = spectrum.truncate(measure, depth)
         bound = limits.lower_bound(shorter, radius, epsilon)
         gauss = spectrum.trace_function(shorter, share).value
         rows.append({"depth": depth, "gauss": gauss, **bound._asdict()})
-        console.print(
-            f"depth {depth:4d}: {float(bound.value):.3%} [{float(bound.lower):.3%}, "
-            f"{float(bound.upper):.3%}], plain Gauss {float(gauss):.3%}"
-        )
-    write_json(config.run / "depth.json", {"radius": radius, "epsilon": epsilon, "rows": rows})
-    column = {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
-    title = "{model} on {dataset}".format(**result["config"])
-    figure, axes = plotting.new_axes(
-        f"The bound against Lanczos depth, {title}", "Lanczos steps", "ρ_L at the prediction"
+    return rows
+
+
+def conclude(name: str, rows: list[dict[str, Any]]) -> str:
+    """Say where the bound stands at the greatest depth, and from where on it stood there."""
+    last = rows[-1]
+    value = float(last["value"])
+    drift = [abs(float(row["value"]) / value - 1) for row in rows]
+    settled = next(i for i in range(len(rows)) if max(drift[i:]) <= 0.1)
+    deep = [row for row in rows if row["depth"] >= 64] or rows[-1:]
+    gauss = [float(row["gauss"]) / value for row in deep]
+    return (
+        f"{name}: {value:.3%} [{float(last['lower']):.3%}, {float(last['upper']):.3%}] at depth "
+        f"{last['depth']}; the extrapolated value stays within a tenth of it from depth "
+        f"{rows[settled]['depth']} on, plain Gauss from depth {deep[0]['depth']} on lies "
+        f"between {min(gauss):.2f} and {max(gauss):.2f} times it."
     )
-    axes.fill_between(
-        depths, column["lower"], column["upper"], color=plotting.PREDICTED, alpha=0.2,
-        label="bracket",
-    )  # fmt: skip
-    axes.plot(depths, column["value"], "o-", color=plotting.PREDICTED, label="extrapolated")
-    axes.plot(depths, column["gauss"], ".--", color=plotting.NEUTRAL, label="plain Gauss")
-    axes.set(xscale="log", yscale="log")
-    axes.set_xticks(depths, [str(depth) for depth in depths])
-    axes.minorticks_off()
-    axes.legend(frameon=False)
-    plotting.save(figure, config.run / "depth.png")
+
+
+def main(config: Config) -> None:
+    """Read, evaluate, write and draw."""
+    results = [json.loads((run / "result.json").read_text()) for run in config.runs]
+    radius, epsilon = results[0]["prediction"]["radius"], results[0]["epsilon"]
+    series = {
+        f"{result['hessian_images']:,} images": evaluate(
+            spectrum.load(run / "spectrum.npz"), radius, epsilon
+        )
+        for run, result in zip(config.runs, results, strict=True)
+    }
+    sentences = [conclude(name, rows) for name, rows in series.items()]
+    output = config.output or config.runs[0]
+    title = "The bound against Lanczos depth, {model} on {dataset}".format(**results[0]["config"])
+    plotting.save(plotting.plot_depth(series, title=title), output / "depth.png")
+    content = {"radius": radius, "epsilon": epsilon, "sentences": sentences, "series": series}
+    write_json(output / "depth.json", content)
+    for sentence in sentences:
+        console.print(sentence)
 
 
 if __name__ == "__main__":

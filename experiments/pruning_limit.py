@@ -7,6 +7,8 @@ python experiments/pruning_limit.py --dataset cifar10 --epochs 200 --l1 2e-4 --d
 import dataclasses
 import hashlib
 import json
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,10 +22,12 @@ from jaxlimit import (
     LimitEstimate,
     curvature,
     datasets,
+    distributed,
     estimate_limit,
     flatten_weights,
     limits,
     models,
+    planning,
     plotting,
     pruning,
     spectrum,
@@ -58,6 +62,10 @@ class Config:
     """Radius of sharpness-aware steps; 0 takes plain ones."""
     augment: bool = False
     """Random crop and flip while training."""
+    training_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of training; weights, and all that is measured afterwards, are float32."""
+    max_images: int | None = None
+    """For trials: no more training images than so many, the first, and no more test images."""
     seeds: tuple[int, ...] = (0,)
     num_steps: int = 128
     """Lanczos depth a probe, at most."""
@@ -66,6 +74,8 @@ class Config:
     """Lanczos depth on the removed weights, for the gap."""
     tolerance: float = 0.0
     """Stop Lanczos once the interval is this share of the prediction; 0 takes all steps."""
+    images_at_once: int = 1000
+    """Images a batch in all that is measured after training; bounds the memory."""
     hessian_images: int = 10_000
     """Training images in the Hessian, the first so many; at most all."""
     product_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -75,6 +85,11 @@ class Config:
     smallest_ratio: float = 1e-4
     accuracy_tolerance: float = 0.01
     """Loss of test accuracy that the limit by accuracy tolerates."""
+    dry_run: bool = False
+    """Say what memory the spectrum will take and how, and stop."""
+    distributed: bool = False
+    """This process is one of several, found by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID, or by SLURM; they share the devices of all, the data and the run folder."""
     output: Path | None = None
     """Run folder; default runs/MODEL-DATASET-DIGEST, the digest that of the training settings."""
 
@@ -84,9 +99,14 @@ class Config:
                  "batch_size", "l1", "l1_method", "l2", "sam_radius", "augment")  # fmt: skip
         return training.TrainingConfig(seed=seed, **{name: getattr(self, name) for name in names})
 
+    def network(self) -> dict[str, Any]:
+        """Select what decides which network comes out, of any one seed."""
+        names = ("model", "dataset", "training_dtype", "max_images")
+        return plain(self.training(0)) | {name: getattr(self, name) for name in names}
+
     def folder(self) -> Path:
         """Name the run folder."""
-        digest = hashlib.sha256(repr(self.training(0)).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(repr(self.network()).encode()).hexdigest()[:8]
         return self.output or Path("runs") / f"{self.model}-{self.dataset}-{digest}".replace(
             "/", "-"
         )
@@ -102,13 +122,18 @@ def run(config: Config, seed: int) -> dict[str, Any]:
 def train(config, seed, folder, stages) -> "Net":
     """Load the data and train a network on them, or take it from the folder's checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
+    mesh = distributed.all_devices()
     with stages.time("data"):
-        data = datasets.load(config.dataset, "train", config.data_dir)
         held_out = "validation" if config.dataset.startswith("tiny_imagenet") else "test"
-        test = datasets.load(config.dataset, held_out, config.data_dir)
-    module = models.create(config.model, num_classes=data.num_classes)
+        data, test = (
+            first(datasets.load(config.dataset, split, config.data_dir), config.max_images)
+            for split in ("train", held_out)
+        )
+    create = partial(models.create, config.model, num_classes=data.num_classes)
+    trainee = create(dtype=getattr(jnp, config.training_dtype))
     with stages.time("training"):
-        return Net(module, fit(module, data, config, seed, folder, stages), data, test)
+        trained = fit(trainee, data, config, seed, folder, stages, mesh)
+    return Net(create(), trained, data, test, mesh)
 
 
 def analyse(net, config, seed, folder, stages) -> dict[str, Any]:
@@ -123,9 +148,11 @@ def analyse(net, config, seed, folder, stages) -> dict[str, Any]:
         "config": config,
         "environment": environment(),
         "seconds": stages.seconds | {"total": sum(stages.seconds.values())},
+        "speed": speed(net, estimate, stages.seconds),
     }
-    write_json(folder / "result.json", result)
-    draw(folder, estimate, sweeps, result, config)
+    if distributed.is_first():
+        write_json(folder / "result.json", result)
+        draw(folder, estimate, sweeps, result, config)
     return plain(result)
 
 
@@ -136,6 +163,7 @@ class Net(NamedTuple):
     trained: training.TrainingResult
     train: datasets.Dataset
     test: datasets.Dataset
+    mesh: jax.sharding.Mesh | None
 
     @property
     def loss(self) -> training.DataLoss:
@@ -147,8 +175,12 @@ class Net(NamedTuple):
         """Loss and parameters, as the analysis takes them."""
         return self.loss, self.trained.params
 
+    def batches(self, config: Config, num_images: int | None = None) -> list[tuple]:
+        """Cut the training set, or its first so many images, into batches."""
+        return datasets.to_batches(first(self.train, num_images), config.images_at_once)
 
-def fit(module, train, config, seed, folder, stages) -> training.TrainingResult:
+
+def fit(module, train, config, seed, folder, stages, mesh) -> training.TrainingResult:
     """Train, or go on from the checkpoint in the folder, and say so."""
 
     def resumed(metrics):
@@ -164,6 +196,7 @@ def fit(module, train, config, seed, folder, stages) -> training.TrainingResult:
         on_resume=resumed,
         checkpoint_dir=folder / "checkpoint",
         metrics_path=folder / "metrics.jsonl",
+        mesh=mesh,
     )
 
 
@@ -171,8 +204,7 @@ def predict(net, config, seed, folder, stages) -> LimitEstimate:
     """Predict the limit from the Hessian's spectrum, measured now or by an earlier run."""
     state = net.trained.state
     with stages.time("epsilon"):
-        batches = datasets.to_batches(net.train)
-        epsilon = limits.loss_tolerance_estimate(*net.args, batches, state)
+        epsilon = limits.loss_tolerance_estimate(*net.args, net.batches(config), state)
     names = ("num_steps", "num_probes", "num_gap_steps", "tolerance", "hessian_images",
              "product_dtype")  # fmt: skip
     settings = {name: getattr(config, name) for name in names}
@@ -182,10 +214,10 @@ def predict(net, config, seed, folder, stages) -> LimitEstimate:
         console.print(f"reusing the spectra in {folder}")
         known = zip(("measure", "removed_measure"), files, strict=True)
         stored = {n: spectrum.load(folder / f) for n, f in known if (folder / f).exists()}
-    with stages.time("spectrum"):
+    with stages.time("spectrum, known" if stored else "spectrum"):
         estimate = estimate_limit(
             *net.args,
-            datasets.to_batches(first(net.train, config.hessian_images)),
+            net.batches(config, config.hessian_images),
             state,
             key=jax.random.fold_in(jax.random.key(seed), 1),
             epsilon=epsilon,
@@ -195,25 +227,31 @@ def predict(net, config, seed, folder, stages) -> LimitEstimate:
             tolerance=config.tolerance,
             product_dtype=product_dtype(config),
             on_progress=stages.show,
+            mesh=net.mesh,
+            checkpoint_dir=folder / "lanczos",
             **stored,
         )
+    distributed.barrier("spectra")  # the others may still be reading those of an earlier run
+    if not distributed.is_first():
+        return estimate
     for file, measure in zip(files, (estimate.measure, estimate.removed_measure), strict=True):
         if measure is not None:
             spectrum.save(folder / file, measure)
     write_json(note, settings)
+    shutil.rmtree(folder / "lanczos", ignore_errors=True)
     return estimate
 
 
 def forecast(net, config) -> SweepResult:
     """Forecast the rise of the loss at each ratio by the second-order Taylor expansion."""
-    batches = datasets.to_batches(first(net.train, config.hessian_images))
+    batches = net.batches(config, config.hessian_images)
     weights, _ = flatten_weights(net.trained.params)
     operator = (*net.args, batches, net.trained.state)
-    matvec = curvature.hessian_matvec(*operator, product_dtype=product_dtype(config))
+    matvec = curvature.hessian_matvec(*operator, product_dtype=product_dtype(config), mesh=net.mesh)
     gradient = curvature.mean_gradient(*operator)
-    ratios = np.geomspace(config.smallest_ratio, 1, 60)
+    ratios = np.geomspace(config.smallest_ratio, 1, min(60, config.num_ratios))
     rise = jax.block_until_ready(pruning.taylor_forecast(gradient, matvec, weights, ratios))
-    return SweepResult(jnp.asarray(ratios), rise, *[jnp.zeros(60)] * 3)
+    return SweepResult(jnp.asarray(ratios), rise, *[jnp.zeros_like(rise)] * 3)
 
 
 class Sweeps(NamedTuple):
@@ -226,17 +264,24 @@ class Sweeps(NamedTuple):
 def prune(net, epsilon, config, stages) -> Sweeps:
     """Prune at every ratio; then again between the two ratios that hold the limit by loss."""
     state, ratios = net.trained.state, np.geomspace(config.smallest_ratio, 1, config.num_ratios)
-    train, test = datasets.to_batches(net.train), datasets.to_batches(net.test)
+    train, test = net.batches(config), datasets.to_batches(net.test, config.images_at_once)
 
     def sweep(loss, batches, ratios, stage):
         return pruning.magnitude_sweep(
-            loss, net.trained.params, batches, ratios, state, on_progress=stages.show, stage=stage
+            loss,
+            net.trained.params,
+            batches,
+            ratios,
+            state,
+            on_progress=stages.show,
+            stage=stage,
+            mesh=net.mesh,
         )
 
     coarse = sweep(net.loss, train, ratios, "sweep, loss")
     limit = float(pruning.empirical_limit(coarse, coarse.losses[-1], epsilon))
-    below = limit * ratios[0] / ratios[1]
-    fine = sweep(net.loss, train, np.geomspace(below, limit, 22)[1:-1], "sweep, near limit")
+    between = np.geomspace(limit * ratios[0] / ratios[1], limit, min(22, config.num_ratios))[1:-1]
+    fine = sweep(net.loss, train, between, "sweep, near limit")
     both = jax.tree.map(lambda *x: jnp.concatenate(x), coarse, fine)
     order = jnp.argsort(both.ratios)
     return Sweeps(
@@ -260,6 +305,7 @@ def report(net, estimate, rise, sweeps, config) -> dict[str, Any]:
         l1=config.l1,
         l2=config.l2,
         normalization=net.trained.normalization,
+        batch_size=config.images_at_once,
     )
     at = jnp.argmin(jnp.abs(accuracy.ratios - by_loss))
     baseline = {
@@ -302,6 +348,21 @@ def report(net, estimate, rise, sweeps, config) -> dict[str, Any]:
             "accuracy": {"ratios": accuracy.ratios, "values": accuracy.losses},
             "taylor": {"ratios": rise.ratios, "values": rise.losses},
         },
+    }
+
+
+def speed(net, estimate, seconds) -> dict[str, float]:
+    """Tell the speeds of what this run did itself, compilation counted."""
+    epochs = len(net.trained.history.epoch) - net.trained.resumed_from
+    measures = (estimate.measure, estimate.removed_measure)
+    done = {
+        "images_per_second": (epochs * len(net.train.labels), "training"),
+        "products_per_second": (sum(m.nodes.size for m in measures if m is not None), "spectrum"),
+    }
+    return {
+        name: count / seconds[stage]
+        for name, (count, stage) in done.items()
+        if count and stage in seconds
     }
 
 
@@ -381,8 +442,8 @@ def show(result: dict[str, Any], folder: Path) -> None:
     console.print(f"written to {folder}")
 
 
-def first(dataset: datasets.Dataset, count: int) -> datasets.Dataset:
-    """Take the first `count` examples."""
+def first(dataset: datasets.Dataset, count: int | None) -> datasets.Dataset:
+    """Take the first `count` examples, or all."""
     return dataset._replace(images=dataset.images[:count], labels=dataset.labels[:count])
 
 
@@ -391,8 +452,31 @@ def product_dtype(config: Config) -> Any:
     return None if config.product_dtype == "float32" else jnp.dtype(config.product_dtype)
 
 
+def print_plan(config: Config) -> None:
+    """Print the plan for the spectrum of the network as it is before training."""
+    train = datasets.load(config.dataset, "train", config.data_dir)
+    module = models.create(config.model, num_classes=train.num_classes)
+    state = dict(module.init(jax.random.key(0), jnp.asarray(train.images[:1], jnp.float32)))
+    workload = planning.measure(
+        training.make_loss(module, training.channel_statistics(train.images)),
+        state.pop("params"),
+        datasets.to_batches(first(train, config.hessian_images)),
+        state,
+        product_dtype=product_dtype(config),
+    )
+    modes = planning.MODES if config.product_dtype == "float32" else ("linearized",)
+    plan = planning.plan(
+        workload, num_steps=config.num_steps, num_probes=config.num_probes, modes=modes
+    )
+    console.print(f"{config.model} on {config.dataset}, D = {workload.dim:,}", highlight=False)
+    console.print(planning.describe(plan), highlight=False)
+
+
 def main(config: Config) -> None:
     """Run every seed and, for several, their mean and spread."""
+    if config.dry_run:
+        print_plan(config)
+        return
     results = []
     for seed in config.seeds:
         results.append(run(config, seed))
@@ -406,5 +490,13 @@ def main(config: Config) -> None:
         )
 
 
+def start(config: Config) -> None:
+    """Run alone, or as one of several processes, the first of which speaks and writes."""
+    resume = "The same command again goes on from the newest checkpoints in the run folder."
+    with distributed.job(config.distributed, resume=resume):
+        console.quiet = not distributed.is_first()
+        main(config)
+
+
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    start(tyro.cli(Config))

@@ -4,8 +4,9 @@ python experiments/readme_results.py        # rewrites README.md between its mar
 """
 
 import json
-import re
 from pathlib import Path
+
+from jaxlimit.reporting import comparison_table, replace_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -50,32 +51,15 @@ ROWS = {
 
 def table(names: list[str]) -> str:
     """Build a table with a column for each committed result."""
-    results = []
-    for name in names:
-        path = RESULTS / name / "result.json"
-        if path.exists():
-            results.append((name, json.loads(path.read_text())))
-    lines = [
-        "| | " + " | ".join(name for name, _ in results) + " |",
-        "| --- " * (len(results) + 1) + "|",
-    ]
-    lines += [
-        f"| {label} | " + " | ".join(show(result) for _, result in results) + " |"
-        for label, show in ROWS.items()
-    ]
-    return "\n".join(lines)
+    paths = {name: RESULTS / name / "result.json" for name in names}
+    results = {n: json.loads(path.read_text()) for n, path in paths.items() if path.exists()}
+    return comparison_table(results, ROWS)
 
 
 def main() -> None:
     """Rewrite every block."""
-    readme = ROOT / "README.md"
-    text = readme.read_text()
     for block, names in BLOCKS.items():
-        begin, end = f"<!-- {block}:begin -->", f"<!-- {block}:end -->"
-        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-        content = f"{begin}\n\n{table(names)}\n\n{end}"
-        text = pattern.sub(lambda _, content=content: content, text)
-    readme.write_text(text)
+        replace_block(ROOT / "README.md", block, table(names))
 
 
 if __name__ == "__main__":

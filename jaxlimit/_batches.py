@@ -13,7 +13,7 @@ from jaxlimit._checks import check_floating_tree
 class Group(NamedTuple):
     """Batches of one shape: their share of all examples, and leaves [num_batches, batch, ...]."""
 
-    share: Array
+    share: Array | float
     batches: Any
 
 
@@ -65,6 +65,28 @@ def first_batch(batches: Any) -> Any:
         first = jax.tree.map(lambda leaf: leaf[0], batches)
     leading_size(first)
     return first
+
+
+def cut_batches(batches: Any, pieces: int) -> Any:
+    """Cut every batch into `pieces` of equal size, a list's into pieces of at most such a size.
+
+    >>> cut_batches(jnp.zeros((2, 6, 5)), 3).shape
+    (6, 2, 5)
+    """
+    if pieces == 1:
+        return batches
+    if not isinstance(batches, list):
+        shape = lambda x: (x.shape[0] * pieces, x.shape[1] // pieces, *x.shape[2:])  # noqa: E731
+        return jax.tree.map(lambda x: x.reshape(shape(x)), batches)
+    cut = []
+    for batch in batches:
+        size = leading_size(batch)
+        step = -(-size // pieces)
+        cut += [
+            jax.tree.map(lambda x, i=i, step=step: x[i : i + step], batch)
+            for i in range(0, size, step)
+        ]
+    return cut
 
 
 def leading_size(batch: Any) -> int:

@@ -27,6 +27,7 @@ from jaxlimit._matvec import (
     first_failure,
     prepare,
 )
+from jaxlimit._memory import check_memory
 
 WHICH = ("largest", "smallest", "both", "magnitude")
 
@@ -99,6 +100,7 @@ def extremal_eigenpairs(
         ValueError: if a count is out of its range, `which` is unknown, `tolerance` is not positive,
             `max_products` < m + k, or `matvec` does not map [D] to [D].
         FloatingPointError: if a product was not finite; names which.
+        MemoryError: if the bases are larger than the device's memory.
 
     >>> import jax, jax.numpy as jnp
     >>> eigenvalues = jnp.array([1.0, 5.0, 5.0, 2.0, -3.0, 0.0])
@@ -117,6 +119,11 @@ def extremal_eigenpairs(
     if num_pairs > dim:
         raise ValueError(f"num_pairs must be at most dim = {dim}, got {num_pairs}")
     basis_size = _check_basis_size(basis_size, num_pairs, dim)
+    check_memory(
+        f"two bases of {basis_size} vectors of {dim} entries",
+        2 * basis_size * dim * dtype.itemsize,
+        "lower num_pairs or basis_size",
+    )
     max_products = 50 * basis_size if max_products is None else max_products
     check_count("max_products", max_products, basis_size + num_pairs)
     if tolerance is None:

@@ -1,18 +1,23 @@
 """The whole chain in one call: loss, trained weights and data in, pruning limit and reasons out."""
 
+import gc
+import os
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlimit import curvature, limits, pruning, spectrum
-from jaxlimit._batches import check_scalar, first_batch
+from jaxlimit import _mesh, curvature, limits, planning, pruning, spectrum
+from jaxlimit._batches import check_scalar, cut_batches, first_batch
 from jaxlimit._checks import check_count, check_range
 from jaxlimit._estimate import Estimate, exact_estimate
+from jaxlimit._memory import DeviceMemoryError, catching_refusals
+from jaxlimit._mesh import takes_mesh
 from jaxlimit._weights import Where, flatten_weights, is_weight
 from jaxlimit.limits import KeyFactors, PruningLimit, Sensitivity
 from jaxlimit.limits.tolerance import split_epsilon
@@ -65,6 +70,7 @@ class LimitEstimate(NamedTuple):
     reasons: tuple[str, ...]
 
 
+@takes_mesh
 def estimate_limit(
     loss: Callable,
     params: Any,
@@ -79,7 +85,10 @@ def estimate_limit(
     where: Where = is_weight,
     measure: SpectralMeasure | None = None,
     removed_measure: SpectralMeasure | None = None,
+    memory: float | None = None,
     on_progress: Progress | None = None,
+    mesh: Mesh | None = None,
+    checkpoint_dir: str | os.PathLike | None = None,
     **settings: Any,
 ) -> LimitEstimate:
     """Predict how sparse a trained network can be pruned.
@@ -104,7 +113,13 @@ def estimate_limit(
         where: which leaves are weights under study.
         measure: the spectrum of H, if it is known already; saves the first run.
         removed_measure: that of H on the removed weights, likewise; taken if its dimension fits.
+        memory: bytes of the device, if not all that it has; how the product is made and where the
+            Lanczos basis goes is planned for it (`planning.plan`), and planned again, once, where
+            the device runs out of memory all the same: the steps done by then are kept.
         on_progress: called as `on_progress(stage, steps_done, steps)`.
+        mesh: devices that share examples and vectors, a `jax.sharding.Mesh`; see
+            `curvature.MatvecSettings` and `lanczos.tridiagonalize`.
+        checkpoint_dir: where the two runs keep their checkpoints, as for `spectrum.run_probes`.
         **settings: further settings of `curvature.hessian_matvec`.
 
     Returns:
@@ -115,6 +130,7 @@ def estimate_limit(
         ValueError: for empty data, non-finite parameters, negative ε, a count below 1, or a loss
             that gives another value the second time (dropout left on).
         FloatingPointError: if a loss or a product is not finite.
+        MemoryError: if nothing fits, by the plan or twice on the device; says what would help.
 
     >>> import jax, jax.numpy as jnp
     >>> x = jax.random.normal(jax.random.key(1), (1, 64, 8)) * jnp.array([9.0, 9.0] + 6 * [0.01])
@@ -133,8 +149,16 @@ def estimate_limit(
     if epsilon is None:
         epsilon = limits.loss_tolerance_estimate(loss, params, batches, *operands)
     weights, _ = flatten_weights(params, where)
-    matvec = curvature.hessian_matvec(loss, params, batches, *operands, where=where, **settings)
-    run = partial(spectrum.run_probes, num_probes=num_probes, on_progress=on_progress)
+    planned = _PlannedRuns(
+        (loss, params, batches, operands, where, settings | {"mesh": mesh}),
+        {"num_steps": num_steps, "num_probes": num_probes, "memory": memory},
+    )
+    watch = {"num_probes": num_probes, "on_progress": on_progress}
+
+    def run(key, stage="spectrum", **how):
+        folder = checkpoint_dir and Path(checkpoint_dir) / stage.replace(" ", "-")
+        return planned.run(key, stage=stage, checkpoint_dir=folder, **watch, **how)
+
     key, removed_key = jax.random.split(key)
     if measure is None:
 
@@ -143,7 +167,7 @@ def estimate_limit(
             return bool(limit.upper - limit.lower <= tolerance * limit.ratio)
 
         stop = is_closed if tolerance else None
-        measure = run(matvec, key, dim=weights.size, num_steps=num_steps, stop=stop)
+        measure = run(key, dim=weights.size, num_steps=num_steps, stop=stop)
     prediction = limits.pruning_limit(measure, weights, epsilon)
     num_removed = weights.size - int(prediction.num_kept)
     if prediction.num_kept == 0 or prediction.radius == 0:
@@ -151,13 +175,105 @@ def estimate_limit(
     elif removed_measure is None or removed_measure.dim != num_removed:
         removed = ~np.asarray(pruning.flat_magnitude_mask(weights, prediction.num_kept))
         removed_measure = run(
-            curvature.restrict(matvec, removed),
             removed_key,
+            mask=removed,
             dim=num_removed,
             num_steps=num_gap_steps,
             stage="removed weights",
         )
-    return _report(measure, removed_measure, weights, epsilon, prediction)
+    report = _report(measure, removed_measure, weights, epsilon, prediction)
+    return report._replace(reasons=(*report.reasons, *planned.notes))
+
+
+class _PlannedRuns:
+    """Lanczos on one Hessian as planned, and planned again once the device runs out of memory."""
+
+    def __init__(self, operator: tuple, plan_settings: dict[str, Any]) -> None:
+        loss, params, batches, operands, where, settings = operator
+        self._operator, self._matvec = operator, cast(Any, None)
+        self._workload = planning.measure(
+            loss,
+            params,
+            batches,
+            *operands,
+            where=where,
+            product_dtype=settings.get("product_dtype"),
+        )
+        if (mesh := settings["mesh"]) is not None:
+            self._workload = planning.share(self._workload, _mesh.num_shares(mesh))
+            plan_settings = plan_settings | {"stores": ("device", "none")}
+        modes = _modes(self._workload.linearization, **settings)
+        self._plan_settings: dict[str, Any] = plan_settings | {"modes": modes}
+        self._plan = self._affordable(planning.plan(self._workload, **self._plan_settings))
+        self.notes: tuple[str, ...] = ()
+
+    def run(self, key: PRNGKeyArray, mask: Any = None, **how: Any) -> SpectralMeasure:
+        """Run the probes, on the principal submatrix where `mask` is True if it is given."""
+        states: tuple = ()
+        while True:
+            try:
+                return self._attempt(key, mask, states, how)
+            except DeviceMemoryError as error:
+                states, refusal = error.states, str(error)
+            self._plan_again(refusal, states)
+
+    def _attempt(self, key, mask, states, how) -> SpectralMeasure:
+        loss, params, batches, operands, where, settings = self._operator
+        with catching_refusals("while the Hessian was linearised", states):
+            if self._matvec is None:
+                self._matvec = curvature.hessian_matvec(
+                    loss,
+                    params,
+                    cut_batches(batches, self._plan.pieces),
+                    *operands,
+                    where=where,
+                    **settings | {"mode": self._plan.mode},
+                )
+                jax.block_until_ready(jax.tree.leaves(self._matvec))
+        matvec = self._matvec if mask is None else curvature.restrict(self._matvec, mask)
+        kept = {"reorthogonalize": self._plan.reorthogonalize, "store": self._plan.store}
+        kept["mesh"] = settings["mesh"]
+        return spectrum.run_probes(matvec, key, states=states, **kept, **how)
+
+    def _plan_again(self, refusal: str, states: tuple) -> None:
+        # The old product has to be gone before a lighter one is made, out of cycles too.
+        self._matvec = None
+        gc.collect()
+        if self.notes:
+            raise MemoryError(f"{refusal}; it was planned for twice: {self.notes[0]}")
+        settings: dict[str, Any] = self._plan_settings
+        if any(int(state.step) for state in states):
+            settings = settings | {"stores": (self._plan.store,)}
+        lighter = planning.lighter(self._plan, self._workload, **settings)
+        self._plan = self._affordable(lighter, refusal)
+        self.notes = (
+            f"the device ran out of memory; the run went on from its last steps {lighter.mode}"
+            f"{f', batches cut into {lighter.pieces}' if lighter.pieces > 1 else ''}",
+        )
+
+    def _affordable(self, plan: planning.Plan, refusal: str = "") -> planning.Plan:
+        if not plan.fits:
+            raise MemoryError("; ".join(filter(None, (refusal, *plan.reasons))))
+        return plan
+
+
+def _modes(
+    linearization: int,
+    mode: str = "auto",
+    memory_budget: float = float("inf"),
+    product_dtype: Any = None,
+    shard_params: bool = False,
+    **others: Any,
+) -> tuple[str, ...]:
+    """Return the modes of the product that the caller's settings leave to a plan."""
+    del others
+    if mode != "auto":
+        return (mode,)
+    if product_dtype is not None:
+        return ("linearized",)
+    if shard_params:
+        return ("forward-over-reverse",)
+    return planning.MODES if linearization <= memory_budget else ("forward-over-reverse",)
 
 
 def check_deterministic(loss: Callable, params: Any, batches: Any, *operands: Any) -> None:

@@ -6,23 +6,30 @@ numerically (an invariant subspace, a product that is not finite) ends the recur
 stands and is told in the result; it never spreads NaN.
 """
 
+import os
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
+from jaxlimit import _basis, _mesh, _two_pass
+from jaxlimit._basis import STORES
 from jaxlimit._checks import check_choice, check_count, is_concrete, is_finite
 from jaxlimit._eigenpairs import Eigenpairs, extremal_eigenpairs  # noqa: F401 (public here)
 from jaxlimit._host import HostMatvec
 from jaxlimit._matvec import dot, prepare
+from jaxlimit._memory import check_memory
+from jaxlimit._mesh import takes_mesh
 
 REORTHOGONALIZE = ("full", "selective", "none")
 WARM_UP = 48  # steps that "selective" reorthogonalises fully
 NUM_LOCKED = 24  # converged Ritz vectors that it goes on with, at most
+FORMAT_VERSION = 1
 
 
 class Tridiagonalization(NamedTuple):
@@ -46,6 +53,20 @@ class Tridiagonalization(NamedTuple):
     failed_step: Int[Array, ""]
 
 
+class RitzPairs(NamedTuple):
+    """Approximate eigenpairs, and how good each is.
+
+    Attributes:
+        values: vᵀHv, the most extreme first.
+        vectors: row i, of norm 1, belongs to `values[i]`.
+        residual_norms: ‖Hv - λv‖; an eigenvalue of H lies this near.
+    """
+
+    values: Float[Array, "k"]
+    vectors: Float[Array, "k D"]
+    residual_norms: Float[Array, "k"]
+
+
 class LanczosState(NamedTuple):
     """Everything the recurrence needs to go on: two vectors, T so far, and the basis if kept.
 
@@ -55,10 +76,12 @@ class LanczosState(NamedTuple):
         diagonal: α, allocated for the greatest depth.
         off_diagonal: β, including the last, which couples to `current`.
         basis: the Lanczos vectors, allocated for the greatest depth; if "selective" those of the
-            warm-up, and after it the converged Ritz vectors; None if not kept.
+            warm-up, and after it, in 24 rows of their own, the converged Ritz vectors; None if not
+            kept.
         step: steps asked for so far.
         num_valid: steps that were possible.
         failed_step: as in `Tridiagonalization`.
+        dim: D; on a mesh the vectors are padded with zeros to a size that divides.
     """
 
     previous: Float[Array, "D"]
@@ -69,8 +92,10 @@ class LanczosState(NamedTuple):
     step: Int[Array, ""]
     num_valid: Int[Array, ""]
     failed_step: Int[Array, ""]
+    dim: Int[Array, ""]
 
 
+@takes_mesh
 def tridiagonalize(
     matvec: Any,
     start_vector: Float[Array, "D"],
@@ -78,12 +103,14 @@ def tridiagonalize(
     num_steps: int,
     reorthogonalize: str = "full",
     keep_basis: bool | None = None,
+    store: str = "device",
+    mesh: Mesh | None = None,
 ) -> Tridiagonalization:
     """Run Lanczos from a start vector.
 
     β_j q_{j+1} = H q_j - α_j q_j - β_{j-1} q_{j-1}. Costs `num_steps` products; reorthogonalised
-    fully, also 4·num_steps²·D multiply-adds and a basis of num_steps·D numbers; selectively,
-    4·48²·D + 48·num_steps·D multiply-adds and a basis of 48·D.
+    fully, also 2·num_steps²·D multiply-adds and a basis of num_steps·D numbers; selectively,
+    2·48²·D + 48·num_steps·D multiply-adds and a basis of 72·D. Twice that where steps cancel.
 
     Args:
         matvec: H, a symmetric `Array[D] -> Array[D]`.
@@ -96,6 +123,12 @@ def tridiagonalize(
             that have converged by then, the outliers, whose ghosts are the first to come.
         keep_basis: whether the result carries the basis; by default it does if "full", and it
             cannot if "selective".
+        store: where the basis is kept: "device", as it is; "bfloat16", on the device in half the
+            memory; "pinned_host", in the host's memory, streamed through the device block by
+            block. The last two, like "selective", are not differentiable in reverse, the last not
+            under `vmap`.
+        mesh: devices that each keep a part of every vector, split along D over the first axis of
+            a `jax.sharding.Mesh`; a basis in the result may have zeros past its D columns.
 
     Returns:
         A `Tridiagonalization`; an invariant subspace ends it early, see `num_valid`.
@@ -103,7 +136,8 @@ def tridiagonalize(
     Raises:
         TypeError: if `start_vector` is not a real floating vector.
         ValueError: if `start_vector` is zero, not finite or no vector, `num_steps` < 1,
-            `reorthogonalize` is unknown, or `matvec` returns another shape.
+            `reorthogonalize` or `store` is unknown, or `matvec` returns another shape.
+        MemoryError: if the basis is larger than the device's memory; says what takes less.
 
     >>> import jax.numpy as jnp
     >>> result = tridiagonalize(lambda v: jnp.array([1.0, 3.0]) * v, jnp.ones(2), num_steps=2)
@@ -113,21 +147,24 @@ def tridiagonalize(
     Lanczos (1950); Paige (1972) for the order of operations; Parlett, Scott (1979) for selective
     orthogonalisation; Parlett (1998), chapter 13.
     """
-    state = start(
-        start_vector, num_steps=num_steps, reorthogonalize=reorthogonalize, keep_basis=keep_basis
-    )
+    settings = {"reorthogonalize": reorthogonalize, "keep_basis": keep_basis}
+    state = start(start_vector, num_steps=num_steps, store=store, mesh=mesh, **settings)
     num_steps = state.diagonal.shape[0]
-    matvec, _, _ = prepare(matvec, state.current.size, state.current.dtype)
+    matvec, dim, _ = prepare(matvec, jnp.size(start_vector), state.current.dtype)
+    matvec = _mesh.pad_operator(matvec, dim, state.current.size)
     state = extend(matvec, state, num_steps=num_steps, reorthogonalize=reorthogonalize)
     return finish(state)
 
 
+@takes_mesh
 def start(
     start_vector: Float[Array, "D"],
     *,
     num_steps: int,
     reorthogonalize: str = "full",
     keep_basis: bool | None = None,
+    store: str = "device",
+    mesh: Mesh | None = None,
 ) -> LanczosState:
     """Begin a recurrence with room for `num_steps` steps.
 
@@ -136,6 +173,8 @@ def start(
         num_steps: the greatest depth that `extend` may reach; clamped to D.
         reorthogonalize: as for `tridiagonalize`.
         keep_basis: as for `tridiagonalize`.
+        store: as for `tridiagonalize`; `extend` finds it in the state.
+        mesh: as for `tridiagonalize`.
 
     Returns:
         The state before the first step.
@@ -143,6 +182,7 @@ def start(
     Raises:
         TypeError: as `tridiagonalize`.
         ValueError: as `tridiagonalize`.
+        MemoryError: as `tridiagonalize`.
 
     >>> import jax.numpy as jnp
     >>> state = start(jnp.ones(3), num_steps=2, reorthogonalize="none")
@@ -150,26 +190,66 @@ def start(
     Array(1, dtype=int32)
     """
     check_choice("reorthogonalize", reorthogonalize, REORTHOGONALIZE)
+    check_choice("store", store, STORES)
+    if mesh is not None and store != "device":
+        raise ValueError(f"store must be 'device' on a mesh, got {store!r}")
     start_vector = _check_start(start_vector)
     (dim,) = start_vector.shape
     num_steps = min(check_count("num_steps", num_steps), dim)
-    rows = {"full": num_steps, "selective": min(WARM_UP, num_steps), "none": 0}[reorthogonalize]
+    rows = num_rows(num_steps, reorthogonalize)
     if keep_basis is not None and keep_basis != (rows > 0) and reorthogonalize != "none":
         raise ValueError(
             f"keep_basis must not be {keep_basis} where reorthogonalize is {reorthogonalize!r}"
         )
     rows = num_steps if keep_basis else rows
     dtype = start_vector.dtype
+    check_basis(rows, _mesh.share_of(dim, mesh), dtype, store)
     norm = jnp.linalg.norm(start_vector)
-    return LanczosState(
-        previous=jnp.zeros_like(start_vector),
-        current=start_vector / jnp.where(norm > 0, norm, 1),
+    current = start_vector / jnp.where(norm > 0, norm, 1)
+    if mesh is not None:
+        current = _mesh.split_vector(current, mesh)
+    state = LanczosState(
+        previous=_mesh.zeros(current.shape, dtype, mesh),
+        current=current,
         diagonal=jnp.zeros(num_steps, dtype),
         off_diagonal=jnp.zeros(num_steps, dtype),
-        basis=jnp.zeros((rows, dim), dtype) if rows else None,
+        basis=_allocate(rows, current, store, mesh) if rows else None,
         step=jnp.int32(0),
         num_valid=jnp.int32(0),
         failed_step=jnp.int32(-1),
+        dim=jnp.int32(dim),
+    )
+    if mesh is None:
+        return state
+    long = {name: getattr(state, name) for name in ("previous", "current", "basis")}
+    short = _mesh.place(state._replace(**dict.fromkeys(long)), _mesh.whole(mesh))
+    return short._replace(**long)
+
+
+def _allocate(rows: int, like: Array, store: str, mesh: Mesh | None) -> Array:
+    if mesh is None:
+        return _basis.allocate(rows, like, store)
+    return _mesh.zeros((rows, like.size), like.dtype, mesh)
+
+
+def num_rows(num_steps: int, reorthogonalize: str) -> int:
+    """Return how many vectors a recurrence of `num_steps` steps stores besides its own two."""
+    selective = min(WARM_UP, num_steps) + NUM_LOCKED
+    return {"full": num_steps, "selective": selective, "none": 0}[reorthogonalize]
+
+
+def check_basis(rows: int, dim: int, dtype: Any, store: str = "device") -> None:
+    """Raise `MemoryError` if `rows` vectors, kept as `store` says, are more than the device holds.
+
+    Those in the host's memory pass.
+    """
+    if store == "pinned_host":
+        return
+    check_memory(
+        f"a Lanczos basis of {rows} vectors of {dim} entries",
+        rows * dim * jnp.dtype(jnp.bfloat16 if store == "bfloat16" else dtype).itemsize,
+        f"take fewer steps, reorthogonalize='selective' ({WARM_UP + NUM_LOCKED} vectors a probe) "
+        "or 'none' (no basis), or probes one after the other",
     )
 
 
@@ -197,12 +277,72 @@ def extend(
         raise ValueError(
             f"reorthogonalize={reorthogonalize!r} needs a state with a basis, got basis None"
         )
-    matvec, _, _ = prepare(matvec, state.current.size, state.current.dtype)
+    size, dtype = state.current.size, state.current.dtype
+    if is_concrete(state.dim) and size != state.dim:
+        matvec, dim, _ = prepare(matvec, int(state.dim), dtype)
+        matvec = _mesh.pad_operator(matvec, dim, size)
+    matvec, _, _ = prepare(matvec, size, dtype)
     if isinstance(matvec, HostMatvec):
         for _ in range(num_steps):
             state = _advance(matvec(state.current), state, reorthogonalize)
         return state
-    return _extend(matvec, state, num_steps, reorthogonalize)
+    with _mesh.on(_mesh.mesh_of(state.current)):
+        return _extend(matvec, state, num_steps, reorthogonalize)
+
+
+def two_pass_eigenpairs(
+    matvec: Any,
+    start_vector: Float[Array, "D"],
+    *,
+    num_steps: int,
+    num_pairs: int,
+    which: str = "largest",
+) -> RitzPairs:
+    """Find extreme eigenpairs where no basis fits: Lanczos once for T, once more for the vectors.
+
+    v = Σ sⱼ qⱼ with T s = θ s, the qⱼ made a second time and added up as they come. Costs
+    2·num_steps + k products and memory of k + 5 vectors; `extremal_eigenpairs` takes about half the
+    products where a basis fits, and finds multiple eigenvalues, which this cannot.
+
+    Args:
+        matvec: H, as for `tridiagonalize`.
+        start_vector: as for `tridiagonalize`.
+        num_steps: m, at most D.
+        num_pairs: k ≤ m. Eigenvalues nearer than √ε‖H‖ to each other count as one, since without
+            reorthogonalisation each is found several times; fewer pairs come if T has no more.
+        which: "largest", "smallest" or "magnitude".
+
+    Returns:
+        `RitzPairs`, converged or not: see their residual norms.
+
+    Raises:
+        TypeError: as `tridiagonalize`.
+        ValueError: as `tridiagonalize`, and if `which` is unknown or `num_pairs` > m.
+        FloatingPointError: if a product was not finite; names the step.
+
+    >>> import jax.numpy as jnp
+    >>> matvec = lambda v: jnp.array([5.0, 1.0, 0.0, -2.0]) * v
+    >>> two_pass_eigenpairs(matvec, jnp.ones(4), num_steps=4, num_pairs=2).values.round(3)
+    Array([5., 1.], dtype=float32)
+
+    Cullum, Willoughby (1985), chapter 4.
+    """
+    check_choice("which", which, ("largest", "smallest", "magnitude"))
+    state = start(start_vector, num_steps=num_steps, reorthogonalize="none")
+    num_pairs, depth = check_count("num_pairs", num_pairs), state.diagonal.size
+    if num_pairs > depth:
+        raise ValueError(f"num_pairs must be at most num_steps = {depth}, got {num_pairs}")
+    first = state.current
+    matvec, _, _ = prepare(matvec, first.size, first.dtype)
+    state = extend(matvec, state, num_steps=depth, reorthogonalize="none")
+    if int(state.failed_step) >= 0:
+        raise FloatingPointError(f"matvec returned NaN or infinity at step {state.failed_step}")
+    alpha, beta = (x[: int(state.num_valid)] for x in (state.diagonal, state.off_diagonal))
+    coefficients = _two_pass.pick_distinct(np.asarray(alpha), np.asarray(beta), num_pairs, which)
+    vectors = _two_pass.combine_again(matvec, first, alpha, beta, jnp.asarray(coefficients))
+    vectors /= jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    values, norms = _two_pass.judge(matvec, vectors)
+    return RitzPairs(values, vectors, norms)
 
 
 def finish(state: LanczosState) -> Tridiagonalization:
@@ -211,11 +351,85 @@ def finish(state: LanczosState) -> Tridiagonalization:
     return Tridiagonalization(
         diagonal=state.diagonal,
         off_diagonal=state.off_diagonal[:-1],
-        basis=state.basis,
+        basis=None if state.basis is None else _basis.read(state.basis),
         residual_norm=state.off_diagonal[last],
         num_valid=state.num_valid,
         failed_step=state.failed_step,
     )
+
+
+def with_room(
+    state: LanczosState, num_steps: int, *, reorthogonalize: str = "full"
+) -> LanczosState:
+    """Give a recurrence room for `num_steps` steps, so that it can go on beyond its first plan.
+
+    Args:
+        state: from `start`, `extend` or `load`, with its own room or less used up.
+        num_steps: the new greatest depth, clamped to D; no room is taken away.
+        reorthogonalize: as it was for `start`.
+
+    Returns:
+        The same recurrence; `extend` takes it to the same bits as if it had begun with this room.
+
+    >>> import jax.numpy as jnp
+    >>> state = start(jnp.ones(3), num_steps=1, reorthogonalize="none")
+    >>> with_room(state, 2, reorthogonalize="none").diagonal.shape
+    (2,)
+    """
+    room = state.diagonal.shape[0]
+    added = max(min(check_count("num_steps", num_steps), state.current.size) - room, 0)
+    basis = state.basis
+    if basis is not None:
+        rows = [num_rows(depth, reorthogonalize) for depth in (room, room + added)]
+        # Rows for locked vectors, which come last, hold none before a whole warm-up.
+        more = added if reorthogonalize == "none" else rows[1] - rows[0]
+        store = "pinned_host" if _basis.is_on_host(basis) else "device"
+        check_basis(basis.shape[0] + more, state.current.size, basis.dtype, store)
+        basis = _basis.pad(basis, more)
+    return state._replace(
+        diagonal=jnp.pad(state.diagonal, (0, added)),
+        off_diagonal=jnp.pad(state.off_diagonal, (0, added)),
+        basis=basis,
+    )
+
+
+def save(path: Any, state: LanczosState) -> None:
+    """Write a recurrence as a versioned npz, to go on with another day.
+
+    Raises:
+        OSError: if the file cannot be written; one that was there before is kept whole.
+    """
+    fields: dict[str, Any] = {
+        name: np.asarray(value) for name, value in state._asdict().items() if value is not None
+    }
+    fields["on_host"] = np.asarray(state.basis is not None and _basis.is_on_host(state.basis))
+    temporary = f"{path}.tmp"
+    with open(temporary, "wb") as file:
+        np.savez(file, version=FORMAT_VERSION, **fields)
+    os.replace(temporary, path)
+
+
+def load(path: Any) -> LanczosState:
+    """Read a recurrence that `save` wrote.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if it is no recurrence, or of another version.
+    """
+    with np.load(path) as file:
+        version = file.get("version", "none")
+        if int(file.get("version", -1)) != FORMAT_VERSION or "failed_step" not in file:
+            raise ValueError(
+                f"{path} must be a Lanczos recurrence of format {FORMAT_VERSION}, got {version}"
+            )
+        fields: dict[str, Any] = {"basis": None} | {
+            name: file[name] if name == "basis" else jnp.asarray(file[name])
+            for name in file.files
+            if name in LanczosState._fields
+        }
+        if fields["basis"] is not None:
+            fields["basis"] = _basis.place(fields["basis"], on_host=bool(file["on_host"]))
+    return LanczosState(**fields)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
@@ -243,21 +457,19 @@ def _step(matvec: Any, state: LanczosState, mode: str) -> LanczosState:
     residual = product - diagonal * current
     basis = state.basis
     if basis is not None:
-        row = jnp.where(alive, current, basis[jnp.minimum(j, basis.shape[0] - 1)])
-        basis = basis.at[j].set(row, mode="drop")
+        basis = _remember(basis, j, current, alive, mode)
     residual = _reorthogonalize(residual, basis, j, mode)
     norm = jnp.linalg.norm(residual)
     diagonals = state.diagonal.at[j].add(jnp.where(alive, diagonal, 0), mode="drop")
     # What is left below the rounding of the products is no direction: the subspace is invariant.
     eps = jnp.finfo(current.dtype).eps
     scale = jnp.max(jnp.abs(diagonals)) + jnp.max(state.off_diagonal)
-    goes_on = alive & (norm > 16 * eps * scale) & (state.num_valid + 1 < current.size)
+    goes_on = alive & (norm > 16 * eps * scale) & (state.num_valid + 1 < state.dim)
     following = jnp.where(goes_on, residual / jnp.where(goes_on, norm, 1), 0)
     norm = jnp.where(goes_on, norm, 0)
     off_diagonals = state.off_diagonal.at[j].add(norm, mode="drop")
     if mode == "selective" and basis is not None:
-        lock = partial(_lock, basis, diagonals, off_diagonals)
-        basis = jax.lax.cond(j == basis.shape[0] - 1, lock, lambda: basis)
+        basis = _lock(basis, diagonals, off_diagonals, j)
     return LanczosState(
         previous=jnp.where(room, current, state.previous),
         current=jnp.where(room, following, current),
@@ -267,34 +479,74 @@ def _step(matvec: Any, state: LanczosState, mode: str) -> LanczosState:
         step=j + room,
         num_valid=state.num_valid + alive,
         failed_step=jnp.where(room & ~finite & (state.failed_step < 0), j, state.failed_step),
+        dim=state.dim,
     )
+
+
+def _remember(basis, step, current, alive, mode):
+    if _goes_in_blocks(basis, current.dtype, mode):
+        return _basis.write(basis, step, current, alive & (step < _warm_up(basis, mode)))
+    row = jnp.where(alive, current, basis[jnp.minimum(step, basis.shape[0] - 1)])
+    return basis.at[step].set(row, mode="drop")
+
+
+def _goes_in_blocks(basis, dtype, mode) -> bool:
+    """Whether only some rows are read at each step; the rest is differentiable in reverse."""
+    return mode == "selective" or _basis.is_stored(basis, dtype)
 
 
 def _reorthogonalize(residual, basis, step, mode):
     if mode == "none":
         return residual
-
-    def twice():
-        return _project_off(_project_off(residual, basis), basis)
-
-    if mode == "full":
-        return twice()
-    locked = basis[:NUM_LOCKED]
-    return jax.lax.cond(step < basis.shape[0], twice, lambda: _project_off(residual, locked))
+    if _goes_in_blocks(basis, residual.dtype, mode):
+        return _reorthogonalize_in_blocks(residual, basis, step, mode)
+    once = _project_off(residual, basis)
+    return jax.lax.cond(_cancelled(once, residual), lambda: _project_off(once, basis), lambda: once)
 
 
-def _lock(basis, diagonals, off_diagonals):
-    """Replace the basis by its converged Ritz vectors, the best converged first, and zeros."""
-    size = basis.shape[0]
-    alpha, beta = diagonals[:size], off_diagonals[:size]
+def _cancelled(once, residual):
+    # A second pass has nothing to remove unless the first cancelled digits (Daniel, Gragg, Kaufman,
+    # Stewart 1976), and the passes are what reorthogonalisation costs.
+    return jnp.linalg.norm(once) < 0.7 * jnp.linalg.norm(residual)
+
+
+def _reorthogonalize_in_blocks(residual, basis, step, mode):
+    """Project off the rows so far or, after the warm-up, off the locked ones; no row in vain."""
+    warm_up = _warm_up(basis, mode)
+    warm = step < warm_up
+    first = jnp.where(warm, 0, warm_up)
+    last = jnp.where(warm, step + 1, basis.shape[0])
+    once = _basis.project_off(residual, basis, first, last)
+    # No branch: a loop of no rounds leaves the basis where it is.
+    again = jnp.where(warm & _cancelled(once, residual), last, first)
+    return _basis.project_off(once, basis, first, again)
+
+
+def _warm_up(basis, mode) -> int:
+    """Count the rows that Lanczos vectors are written into."""
+    return basis.shape[0] - (NUM_LOCKED if mode == "selective" else 0)
+
+
+def _lock(basis, diagonals, off_diagonals, step):
+    """After the warm-up, write its converged Ritz vectors into the rows for them."""
+    size = _warm_up(basis, "selective")
+    if size < WARM_UP:
+        return basis  # no step follows
+    converged = partial(_converged, diagonals[:size], off_diagonals[:size])
+    nothing = jnp.zeros((size, NUM_LOCKED), diagonals.dtype)
+    now = step == size - 1
+    return _basis.combine(basis, jax.lax.cond(now, converged, lambda: nothing), now)
+
+
+def _converged(alpha, beta):
+    """Combinations of the basis that are its converged Ritz vectors, best first, then zeros."""
     tridiagonal = jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
     values, vectors = jnp.linalg.eigh(tridiagonal)
     errors = jnp.abs(beta[-1] * vectors[-1])
-    order = jnp.argsort(errors)
+    order = jnp.argsort(errors)[:NUM_LOCKED]
     # √eps is where a Ritz vector starts to come back into the recurrence (Parlett, Scott 1979).
-    limit = jnp.finfo(basis.dtype).eps ** 0.5 * jnp.max(jnp.abs(values))
-    chosen = jnp.where(errors[order] <= limit, vectors[:, order], 0)
-    return dot(chosen.T, basis)
+    limit = jnp.finfo(alpha.dtype).eps ** 0.5 * jnp.max(jnp.abs(values))
+    return jnp.where(errors[order] <= limit, vectors[:, order], 0)
 
 
 def _project_off(vector: Float[Array, "D"], rows: Float[Array, "k D"]) -> Float[Array, "D"]:

@@ -1,10 +1,12 @@
 """Matvecs from and to the linear operators of SciPy and lineax.
 
 Everywhere in this package an operator is a callable on flat vectors. These adapters let SciPy's
-solvers run on a network's Hessian, and this package's algorithms on operators made elsewhere.
+solvers run on a network's Hessian, and this package's algorithms on operators made elsewhere;
+`to_dense` writes a small one out.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +17,9 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from jaxlimit._matvec import apply, prepare
+from jaxlimit._checks import check_count
+from jaxlimit._matvec import apply, map_blocks, prepare
+from jaxlimit._memory import check_memory
 
 
 def to_scipy(matvec: Any, dim: int, dtype: Any = jnp.float32) -> LinearOperator:
@@ -114,6 +118,47 @@ def from_lineax(operator: Any) -> Partial:
     return Partial(
         _LineaxProduct(treedef, static), [leaf if _is_operand(leaf) else None for leaf in leaves]
     )
+
+
+def to_dense(
+    matvec: Any, dim: int, dtype: Any = jnp.float32, *, block_size: int = 64
+) -> np.ndarray:
+    """Write a matvec out as a matrix on the host: the oracle for operators that are small.
+
+    Costs D products and D² numbers.
+
+    Args:
+        matvec: H, `Array[D] -> Array[D]`, symmetric or not.
+        dim: D.
+        dtype: floating type of the products.
+        block_size: products made at once, by `vmap`.
+
+    Returns:
+        The matrix [D, D], its columns the products with the unit vectors.
+
+    Raises:
+        TypeError: as `to_scipy`.
+        ValueError: as `to_scipy`.
+        MemoryError: if the matrix is larger than the device's memory.
+
+    >>> import jax.numpy as jnp
+    >>> to_dense(lambda v: jnp.roll(v, 1), dim=3)
+    array([[0., 0., 1.],
+           [1., 0., 0.],
+           [0., 1., 0.]], dtype=float32)
+    """
+    matvec, dim, dtype = prepare(matvec, dim, dtype)
+    block_size = check_count("block_size", block_size)
+    check_memory(f"a matrix of order {dim}", dim**2 * dtype.itemsize, "use products only")
+    return np.asarray(_rows(matvec, dim, block_size, dtype)).T
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _rows(matvec, dim, block_size, dtype):
+    def product(index):
+        return matvec(jnp.zeros(dim, dtype).at[index].set(1))
+
+    return map_blocks(product, jnp.arange(dim), block_size)
 
 
 class _JaxOperator(LinearOperator):

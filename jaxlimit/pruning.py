@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlimit import _magnitudes
+from jaxlimit import _magnitudes, _mesh
 from jaxlimit._batches import check_like, check_scalar, first_batch, group_batches, mean_over
 from jaxlimit._checks import check_floating_tree, check_range
+from jaxlimit._mesh import takes_mesh
 from jaxlimit._weights import Where, flatten_weights, is_weight, selected
 
 _MAX_PIECE = 20
@@ -143,6 +145,7 @@ def num_kept(dim: int, ratio: Any) -> Int[Array, "..."]:
     return jnp.where(ratio < 1, total.astype(jnp.int32), dim)
 
 
+@takes_mesh
 def magnitude_sweep(
     loss: Callable,
     params: Any,
@@ -152,6 +155,7 @@ def magnitude_sweep(
     where: Where = is_weight,
     on_progress: Callable[[str, int, int], None] | None = None,
     stage: str = "sweep",
+    mesh: Mesh | None = None,
 ) -> SweepResult:
     """Measure a loss, or any mean over examples, at many pruning ratios.
 
@@ -167,6 +171,8 @@ def magnitude_sweep(
         where: which leaves are under study; the others stay.
         on_progress: called as `on_progress(stage, ratios_done, ratios)` now and then.
         stage: a name for `on_progress`.
+        mesh: devices to share the examples, over the first axis of a `jax.sharding.Mesh`; each has
+            the weights, and the rest is done on all of them.
 
     Returns:
         A `SweepResult`.
@@ -185,17 +191,24 @@ def magnitude_sweep(
     ratios = _check_ratios(ratios)
     check_scalar(loss, params, first_batch(batches), *operands)
     weights, unflatten = flatten_weights(params, where)
-    groups, ranks = group_batches(batches), _magnitudes.ranks(weights)
+    ranks = _magnitudes.ranks(weights)
+    if mesh is None:
+        examples = group_batches(batches)
+    else:
+        examples = _mesh.share_out(batches, mesh)
+        arrays = (weights, ranks, unflatten, operands)
+        weights, ranks, unflatten, operands = _mesh.place(arrays, _mesh.whole(mesh))
     # Pieces of one size, so that there is one program and progress can be told in between.
     num_pieces = -(-ratios.size // _MAX_PIECE)
     size = -(-ratios.size // num_pieces)
     padded = jnp.pad(ratios, (0, num_pieces * size - ratios.size)).reshape(num_pieces, size)
     pieces = []
     for i, piece in enumerate(padded, start=1):
-        pieces.append(_sweep(loss, weights, ranks, unflatten, groups, piece, operands))
+        pieces.append(_sweep(loss, mesh, weights, ranks, unflatten, examples, piece, operands))
         if on_progress is not None:
             jax.block_until_ready(pieces[-1])
             on_progress(stage, min(i * size, ratios.size), ratios.size)
+    pieces = _mesh.gather(pieces, mesh)
     return jax.tree.map(lambda *x: jnp.concatenate(x)[: ratios.size], *pieces)
 
 
@@ -207,12 +220,19 @@ def _check_ratios(ratios: Any) -> Float[Array, "r"]:
     return ratios
 
 
-@partial(jax.jit, static_argnums=0)
-def _sweep(loss, weights, ranks, unflatten, groups, ratios, operands) -> SweepResult:
+@partial(jax.jit, static_argnums=(0, 1))
+def _sweep(loss, mesh, weights, ranks, unflatten, examples, ratios, operands) -> SweepResult:
+    def of_batch(batch, unflatten, pruned, operands):
+        return loss(unflatten(pruned), batch, *operands)
+
     def at(ratio):
         kept = num_kept(weights.size, ratio)
         pruned = jnp.where(ranks < kept, weights, 0)
-        value = mean_over(groups, lambda batch: loss(unflatten(pruned), batch, *operands))
+        args = (unflatten, pruned, operands)
+        if mesh is None:
+            value = mean_over(examples, lambda batch: of_batch(batch, *args))
+        else:
+            value = _mesh.mean_on(mesh, examples, of_batch, *args)
         radius = jnp.linalg.norm(weights - pruned)
         return SweepResult(ratio, value, kept, radius, jnp.abs(pruned).sum())
 
@@ -304,7 +324,9 @@ def taylor_forecast(
             f"gradient must have the shape of weights, {weights.shape}, got {gradient.shape}"
         )
     ranks = _magnitudes.ranks(weights)
-    return _taylor(Partial(matvec), gradient, weights, ranks, ratios)
+    # A Partial within a Partial would be a constant of the program, with all of its data.
+    matvec = matvec if isinstance(matvec, Partial) else Partial(matvec)
+    return _taylor(matvec, gradient, weights, ranks, ratios)
 
 
 @jax.jit

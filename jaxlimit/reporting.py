@@ -1,23 +1,29 @@
 """What experiments and benchmarks share: progress bars, times, result files, the environment."""
 
 import dataclasses
+import difflib
 import json
 import os
 import platform
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import jax
 import numpy as np
+from jax.profiler import ProfileData
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console()
+T = TypeVar("T")
 
 
 class Stages:
@@ -74,19 +80,20 @@ def environment() -> dict[str, Any]:
 
 
 def time_in_turns(
-    calls: dict[str, Callable[[], Any]], *, repeats: int
+    calls: dict[str, Callable[[], Any]], *, repeats: int, warm_up: bool = True
 ) -> dict[str, dict[str, Any]]:
     """Time several calls in turns, so that whatever else the machine does falls on all of them.
 
-    Each is called once before, to compile. A result may hold JAX arrays, which are waited for.
+    A result may hold JAX arrays, which are waited for.
 
     Args:
         calls: by name.
         repeats: timed calls of each.
+        warm_up: call each once before, to compile.
 
     Returns:
-        For each name the seconds of `first` (with compilation), their `minimum`, `median` and
-        `all`.
+        For each name the seconds of the timed calls, their `minimum`, `median` and `all`, and of
+        the `first` before them (with compilation).
     """
 
     def seconds(call: Callable[[], Any]) -> float:
@@ -94,13 +101,61 @@ def time_in_turns(
         jax.block_until_ready(call())
         return time.perf_counter() - started
 
-    first = {name: seconds(call) for name, call in calls.items()}
+    first = {name: seconds(call) for name, call in calls.items()} if warm_up else {}
     rounds = [{name: seconds(call) for name, call in calls.items()} for _ in range(repeats)]
     times = {name: [one[name] for one in rounds] for name in calls}
+    before = {name: {"first": taken} for name, taken in first.items()}
     return {
-        name: {"first": first[name], "minimum": min(all_), "median": median(all_), "all": all_}
+        name: before.get(name, {}) | {"minimum": min(all_), "median": median(all_), "all": all_}
         for name, all_ in times.items()
     }
+
+
+def markdown_table(columns: dict[str, list[str]]) -> str:
+    """Lay columns out as a table in markdown.
+
+    >>> print(markdown_table({"D": ["10", "20"], "ρ*": ["0.5", "0.4"]}))
+    | D | ρ* |
+    | --- | --- |
+    | 10 | 0.5 |
+    | 20 | 0.4 |
+    """
+    rows = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
+    escaped = ([cell.replace("|", r"\|") for cell in row] for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
+
+
+def kernel_times(call: Callable[[], Any], *, top: int) -> list[dict[str, Any]]:
+    """Profile one call and return the kernels that took the most time.
+
+    Args:
+        call: compiled before; its result is waited for.
+        top: how many.
+
+    Returns:
+        `name`, `seconds` and `share` of each, the longest first; the share is that of the time in
+        all kernels. On a CPU, operations stand in for kernels. Empty if the trace shows none.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(call())
+        files = [str(path) for path in Path(folder).rglob("*.xplane.pb")]
+        planes = [plane for file in files for plane in ProfileData.from_file(file).planes]
+    on_device = [plane for plane in planes if plane.name.startswith("/device:")]
+    seconds: Counter[str] = Counter()
+    for plane in on_device or planes:
+        for line in plane.lines:
+            # A device's other lines repeat its kernels by module and by step.
+            if line.name.startswith("Stream" if on_device else "tf_XLA"):
+                for event in line.events:
+                    # A name of C++ is that of what runs the operations, counted already.
+                    if "::" not in event.name:
+                        seconds[event.name] += event.duration_ns * 1e-9
+    whole = sum(seconds.values())
+    return [
+        {"name": name[:80], "seconds": taken, "share": taken / whole}
+        for name, taken in seconds.most_common(top)
+    ]
 
 
 def plain(tree: Any) -> Any:
@@ -126,3 +181,72 @@ def write_json(path: Path, content: Any) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(plain(content), indent=1, ensure_ascii=False) + "\n")
     temporary.replace(path)
+
+
+def build(cls: type[T], values: dict[str, Any], where: str) -> T:
+    """Make a dataclass of settings from what TOML or JSON hold, `plain` backwards.
+
+    Args:
+        cls: the dataclass.
+        values: its fields by name.
+        where: where they stand, for the messages.
+
+    Raises:
+        TypeError: if a value is not of its field's type.
+        ValueError: if a name is no field; tells the nearest.
+    """
+    hints = get_type_hints(cls)
+    fields = {}
+    for name, value in values.items():
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1, cutoff=0.0)[0]
+            raise ValueError(f"{where}: unknown setting {name!r}, did you mean {near!r}?")
+        fields[name] = _typed(hints[name], value)
+        if fields[name] is NotImplemented:
+            hint = hints[name]
+            kind = hint.__name__ if isinstance(hint, type) else hint
+            raise TypeError(f"{where}: {name} must be {kind}, got {value!r}")
+    return cls(**fields)
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    """Return `value` as the type `hint`, or NotImplemented if it is none."""
+    origin, choices = get_origin(hint), get_args(hint)
+    if origin is UnionType:
+        fits = (_typed(choice, value) for choice in choices)
+        return next((fit for fit in fits if fit is not NotImplemented), NotImplemented)
+    if origin is Literal:
+        return value if value in choices else NotImplemented
+    if origin is tuple and isinstance(value, list | tuple):
+        items = tuple(_typed(choices[0], item) for item in value)
+        return NotImplemented if NotImplemented in items else items
+    if hint is Path and isinstance(value, str | Path):
+        return Path(value)
+    if hint is float and type(value) is int:
+        return float(value)
+    return value if type(value) is hint else NotImplemented
+
+
+def comparison_table(columns: dict[str, Any], rows: dict[str, Callable[[Any], str]]) -> str:
+    """Lay results out side by side, each a column.
+
+    Args:
+        columns: what each column shows, by its heading.
+        rows: for each label how a cell is made of what its column shows.
+    """
+    cells = {name: [show(result) for show in rows.values()] for name, result in columns.items()}
+    return markdown_table({"": list(rows)} | cells)
+
+
+def replace_block(path: Path, name: str, content: str) -> None:
+    """Put `content` between the markers `<!-- name:begin -->` and `<!-- name:end -->` of a file.
+
+    Raises:
+        ValueError: if the file does not hold each marker once, in this order.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    text = path.read_text()
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"path must hold {begin} and then {end}, once each, got {path}")
+    before, rest = text.split(begin)
+    path.write_text(f"{before}{begin}\n\n{content}\n\n{end}{rest.split(end)[1]}")

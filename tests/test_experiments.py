@@ -36,12 +36,20 @@ def at(result, path):
 
 def test_run_writes_its_folder_and_resumes(tmp_path, capsys):
     config = pruning_limit.Config(
-        epochs=2, num_steps=6, hessian_images=256, num_ratios=12, output=tmp_path / "run"
+        epochs=2,
+        training_dtype="bfloat16",
+        max_images=700,
+        num_steps=6,
+        hessian_images=256,
+        images_at_once=300,
+        num_ratios=12,
+        output=tmp_path / "run",
     )
     pruning_limit.main(config)
     folder = tmp_path / "run" / "seed-0"
     first = json.loads((folder / "result.json").read_text())
     assert first["dim"] == 877_010
+    assert set(first["speed"]) == {"images_per_second", "products_per_second"}
     for key in KEYS:
         assert at(first, key) is not None, key
     assert 0 <= first["prediction"]["lower"] <= first["prediction"]["ratio"]
@@ -55,8 +63,19 @@ def test_run_writes_its_folder_and_resumes(tmp_path, capsys):
     assert "2 of 2 epochs" in said
     assert "reusing the spectra" in said
     second = json.loads((folder / "result.json").read_text())
+    assert second["speed"] == {}  # nothing was trained and no product taken
     for key in KEYS[:-1]:
         assert at(second, key) == pytest.approx(at(first, key), rel=1e-5), key
+
+
+def test_dry_run_prints_the_plan_and_does_nothing_else(tmp_path, capsys):
+    config = pruning_limit.Config(dry_run=True, num_steps=64, output=tmp_path / "run")
+    pruning_limit.main(config)
+    said = capsys.readouterr().out
+    assert "D = 877,010" in said
+    # 48 vectors in float32.
+    assert f"{48 * 4 * 877_010 / 2**30:.3g} GiB" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_missing_data_is_told_before_any_work(tmp_path, monkeypatch):

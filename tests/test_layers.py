@@ -12,16 +12,17 @@ OUTSIDE = {"experiments", "benchmarks", "tests"}
 
 # Public modules, each with the public modules it may import.
 LEAVES = (
-    "curvature", "datasets", "geometry", "lanczos", "models", "pruning", "reporting", "traces",
-    "training",
+    "curvature", "datasets", "distributed", "geometry", "lanczos", "models", "pruning", "reporting",
+    "traces", "training",
 )  # fmt: skip
 LAYERS: dict[str, set[str]] = {
     **{name: set() for name in LEAVES},
     "operators": set(),
     "spectrum": {"lanczos"},
     "limits": {"lanczos", "spectrum"},
+    "planning": {"curvature", "lanczos"},
 }
-COMPOSING = {"__init__", "estimation"}
+COMPOSING = {"__init__", "estimation", "lomp"}
 FIGURES = "plotting"
 
 

@@ -589,3 +589,57 @@ def test_bad_data_for_the_loss_tolerance_are_named():
         limits.loss_tolerance(loss, 1.0, jnp.array([[1.0, jnp.nan]]))
     with pytest.raises(TypeError, match="one real floating number"):
         limits.loss_tolerance(lambda w, batch: w * batch, 1.0, jnp.ones((1, 2)))
+
+
+@pytest.fixture(scope="module")
+def quadratics():
+    """Quadratic losses with weights that tie and vanish, and ε of all sizes."""
+    rng = np.random.default_rng(3)
+    factors = rng.standard_normal((40, DIM, DIM))
+    hessians = factors @ factors.transpose(0, 2, 1) + 1e-3 * np.eye(DIM)
+    weights = np.round(2 * rng.standard_normal((40, DIM))) / 2
+    return hessians, weights, np.exp(3 * rng.standard_normal((40, 5)))
+
+
+def rises_of_quadratic(hessian, weights, k):
+    """Rise of the loss with the k largest weights kept, set anew by least squares or not."""
+    order = np.argsort(-np.abs(weights), kind="stable")
+    kept, removed = order[:k], order[k:]
+    step = np.zeros(DIM)
+    step[removed] = -weights[removed]
+    one_shot = step @ hessian @ step / 2
+    force = -hessian[np.ix_(kept, removed)] @ step[removed]
+    step[kept] = np.linalg.lstsq(hessian[np.ix_(kept, kept)], force, rcond=None)[0]
+    return step @ hessian @ step / 2, one_shot
+
+
+def test_quadratic_limit_against_least_squares_at_every_count(quadratics):
+    with jax.enable_x64(True):
+        for hessian, weights, epsilons in zip(*quadratics, strict=True):
+            found = limits.quadratic_limit(jnp.asarray(hessian), jnp.asarray(weights), epsilons)
+            rises = np.array([rises_of_quadratic(hessian, weights, k) for k in range(DIM + 1)])
+            for i, epsilon in enumerate(epsilons):
+                fewest = [1 + max(np.flatnonzero(r > epsilon), default=-1) for r in rises.T]
+                assert [found.refitted[i], found.one_shot[i]] == fewest
+
+
+def test_quadratic_limit_by_weights_of_equal_curvature():
+    """On H = hI both kinds keep the k with ½hR(k)² ≤ ε, the Gaussian picture at its simplest."""
+    weights = jnp.array([0.0, 4.0, -1.0, 2.0])
+    found = limits.quadratic_limit(2.0 * jnp.eye(4), weights, jnp.array([0.0, 0.9, 1.0, 5.0, 21.0]))
+    assert found.refitted.tolist() == found.one_shot.tolist() == [3, 3, 2, 1, 0]
+
+
+def test_quadratic_limit_keeps_all_where_there_is_no_factorisation():
+    hessian = jnp.diag(jnp.array([1.0, -1.0, 1.0]))
+    found = limits.quadratic_limit(hessian, jnp.arange(1.0, 4.0), 0.5)
+    assert found.refitted == 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "epsilon", "message"),
+    [((2, 3), 1.0, "hessian"), ((3, 3), 1.0, "hessian"), ((2, 2), -1.0, "epsilon")],
+)
+def test_quadratic_limit_names_what_is_wrong(shape, epsilon, message):
+    with pytest.raises(ValueError, match=message):
+        limits.quadratic_limit(jnp.ones(shape), jnp.ones(2), epsilon)

@@ -191,6 +191,7 @@ def test_dropout_acts_in_training_only():
 
 
 TORCH_CASES = {
+    "fc5": ("MLP", {"widths": (6, 5)}),
     "alexnet": (
         "AlexNet",
         {"channels": (4, 5, 6, 5, 4), "hidden": (8, 7), "image_size": 112},

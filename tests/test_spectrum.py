@@ -318,3 +318,67 @@ def test_agreement_with_matfree():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", ["resolvent", "exponential"])
+def test_gauss_and_radau_bracket_monotone_functions_of_a_psd_operator(name):
+    """Each of 200 probes' own truth lies between the two rules, and the interval covers."""
+    f = {"resolvent": lambda x: 0.1 / (x + 0.1), "exponential": lambda x: jnp.exp(-x)}[name]
+    eigenvalues = np.abs(spectra()["heavy tails"])
+    key = jax.random.key(11)
+    measure = spectrum.spectral_measure(
+        diagonal_operator(eigenvalues), key, dim=DIM, num_steps=8, num_probes=200
+    )
+    vectors = jax.vmap(lambda k: spectrum.probe(k, DIM))(jax.random.split(key, 200))
+    values = np.asarray(f(jnp.asarray(eigenvalues)), np.float64)
+    own = np.asarray(vectors, np.float64) ** 2 @ values
+    gauss = np.sum(measure.weights * f(measure.nodes), axis=-1)
+    radau = spectrum.pinned_measure(measure, 0.0)
+    above = np.sum(radau.weights * f(radau.nodes), axis=-1)
+    assert (gauss <= own + 1e-5).all()
+    assert (own <= above + 1e-5).all()
+    assert (above - gauss).min() > 1e-4  # still open, so that both ends are tried
+    bracket = jax.vmap(lambda m: spectrum.psd_bracket(m, f))(one_by_one(measure))
+    np.testing.assert_allclose(bracket.value, (gauss + above) / 2, rtol=1e-5)
+    covered = (bracket.lower <= values.mean()) & (values.mean() <= bracket.upper)
+    assert covered.mean() >= 0.95
+    # One minus the function is bracketed the other way round.
+    mirrored = spectrum.psd_bracket(measure, lambda x: 1 - f(x))
+    plain = spectrum.psd_bracket(measure, f)
+    assert float(mirrored.lower) == pytest.approx(1 - float(plain.upper), abs=1e-6)
+
+
+def test_log_density_has_the_mass_of_its_side():
+    eigenvalues = np.concatenate([-np.geomspace(1e-3, 1, 30), np.zeros(50), np.ones(20)])
+    measure = spectrum.exact_measure(jnp.asarray(eigenvalues, jnp.float32))
+    grid = jnp.geomspace(1e-4, 10, 101)
+    for sign, mass in ((1, 0.2), (-1, 0.3)):
+        values = spectrum.log_density(measure, grid, width=0.1, sign=sign)
+        assert float(jnp.trapezoid(values, jnp.log10(grid))) == pytest.approx(mass, abs=1e-5)
+    # Ten a decade on the negative side, where it is even.
+    middle = (grid > 5e-3) & (grid < 0.2)
+    np.testing.assert_allclose(np.asarray(values)[middle], 29 / 3 / 100, rtol=0.1)
+    with pytest.raises(ValueError, match="width must be at least the grid's spacing"):
+        spectrum.log_density(measure, grid, width=0.01)
+    with pytest.raises(ValueError, match="sign must be 1 or -1, got 0"):
+        spectrum.log_density(measure, grid, width=0.1, sign=0)
+    with pytest.raises(ValueError, match="grid must lie in"):
+        spectrum.log_density(measure, jnp.linspace(0, 1, 9), width=1.0)
+
+
+def test_float32_measures_agree_with_float64():
+    eigenvalues = spectra()["heavy tails"]
+    f, key, settings = share(0.03), jax.random.key(4), {"dim": DIM, "num_steps": 64}
+    with jax.enable_x64(True):
+        start = jnp.asarray(spectrum.probe(key, DIM, jnp.float32), jnp.float64)
+        results = {}
+        for dtype in (jnp.float32, jnp.float64):
+            run = lanczos.tridiagonalize(
+                diagonal_operator(eigenvalues, dtype),
+                start.astype(dtype),
+                num_steps=settings["num_steps"],
+                reorthogonalize="selective",
+            )
+            results[dtype] = spectrum.trace_bracket(spectrum.measure_from(run, dim=DIM), f)
+    for single, double in zip(results[jnp.float32], results[jnp.float64], strict=True):
+        assert float(single) == pytest.approx(float(double), rel=2e-3)

@@ -355,7 +355,9 @@ def test_mask_holds_weights_at_zero_and_leaves_the_given_params_alone(data):
         training.fit(Net(), data, config(), params=start, mask={"Dense_0": True})
 
 
-def test_linen_nnx_and_bare_functions_train_alike(data):
+def test_linen_nnx_equinox_and_bare_functions_train_alike(data):
+    eqx = pytest.importorskip("equinox")
+
     class Nnx(nnx.Module):
         def __init__(self, rngs):
             self.linear = nnx.Linear(16, 3, rngs=rngs)
@@ -381,6 +383,23 @@ def test_linen_nnx_and_bare_functions_train_alike(data):
     assert_close(linen.params["Dense_0"], bare.params, rtol=1e-5, atol=1e-7)
     assert_close(
         jax.tree.leaves(from_nnx.params), jax.tree.leaves(bare.params), rtol=1e-5, atol=1e-7
+    )
+    arrays, static = eqx.partition(
+        eqx.tree_at(
+            lambda model: (model.weight, model.bias),
+            eqx.nn.Linear(16, 3, key=jax.random.key(0)),
+            (start["kernel"].T, start["bias"]),
+        ),
+        eqx.is_inexact_array,
+    )
+
+    def combined(params, state, images, *, train, key):
+        model = eqx.combine(params, static)
+        return jax.vmap(model)(images.reshape(len(images), -1)), state
+
+    from_equinox = training.fit(combined, data, settings, params=arrays)
+    np.testing.assert_allclose(
+        from_equinox.params.weight.T, bare.params["kernel"], rtol=1e-5, atol=1e-7
     )
     with pytest.raises(ValueError, match="params must be given"):
         training.fit(linear, data, settings)

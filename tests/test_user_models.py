@@ -8,7 +8,7 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxlimit import curvature, flatten_weights
+from jaxlimit import curvature, flatten_weights, pruning
 
 NUM_BATCHES, BATCH, FEATURES, CLASSES = 2, 5, 4, 3
 
@@ -33,7 +33,19 @@ def check_against_dense_hessian(loss, params, batches, *operands):
     columns = jax.jit(jax.vmap(matvec))(jnp.eye(vector.size))
     assert jnp.abs(dense).max() > 1e-2
     np.testing.assert_allclose(columns, dense, rtol=0, atol=1e-5 * float(jnp.abs(dense).max()))
+    check_sweep(loss, params, examples, batches, *operands)
     return vector.size
+
+
+def check_sweep(loss, params, examples, batches, *operands):
+    """Prune half of the weights by a sort in NumPy."""
+    vector, unflatten = flatten_weights(params)
+    order = np.argsort(-np.abs(np.asarray(vector)), kind="stable")
+    pruned = np.asarray(vector).copy()
+    pruned[order[int(np.floor(vector.size / 2 + 0.5)) :]] = 0
+    sweep = pruning.magnitude_sweep(loss, params, batches, [0.5, 1.0], *operands)
+    expected = [loss(unflatten(jnp.asarray(w)), examples, *operands) for w in (pruned, vector)]
+    np.testing.assert_allclose(sweep.losses, expected, rtol=1e-5)
 
 
 class LinenNet(nn.Module):

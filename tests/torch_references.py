@@ -53,6 +53,23 @@ class Head(nn.Module):
         return self.Dense_0(x)
 
 
+class MLP(nn.Module):
+    def __init__(self, num_classes, widths, num_pixels=16 * 16 * 3):
+        super().__init__()
+        self.num_layers = len(widths)
+        for i, (inputs, outputs) in enumerate(itertools.pairwise([num_pixels, *widths])):
+            self.add_module(f"Dense_{i}", nn.Linear(inputs, outputs))
+        self.Head_0 = Head(widths[-1], num_classes)
+
+    def forward(self, x):
+        if x.ndim == 4:
+            x = x.permute(0, 2, 3, 1)  # Flax flattens pixels first, channels last
+        x = x.flatten(1)
+        for i in range(self.num_layers):
+            x = F.relu(self.get_submodule(f"Dense_{i}")(x))
+        return self.Head_0(x)
+
+
 class ConvNorm(nn.Module):
     def __init__(self, inputs, outputs, kernel_size=3, stride=1, bias=False):
         super().__init__()

@@ -19,6 +19,7 @@ from jaxlimit.curvature.operators import (
     gauss_newton_matvec,
     hessian_matvec,
     hessian_matvec_over,
+    linearization_bytes,
 )
 from jaxlimit.curvature.preflight import Preflight, check
 
@@ -37,6 +38,7 @@ __all__ = [
     "hessian_matvec_over",
     "hvp",
     "is_weight",
+    "linearization_bytes",
     "mean_gradient",
     "restrict",
 ]

@@ -8,14 +8,16 @@ from typing import Any, TypedDict
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool
 
-from jaxlimit._batches import check_like, group_batches, leading_size, mean_over
+from jaxlimit._batches import check_like, group_batches, leading_size
 from jaxlimit._checks import check_choice, check_range
-from jaxlimit._host import HostMatvec, check_vector
-from jaxlimit._products import narrow_products
+from jaxlimit._host import HostMatvec
+from jaxlimit._mesh import SplitProduct
 from jaxlimit._weights import Where, flatten_weights, is_weight, selected
+from jaxlimit.curvature._forms import Compiled, OneDevice, Recomputed, lay_out
 
 Matvec = Callable[[Array], Array]
 
@@ -39,6 +41,13 @@ class MatvecSettings(TypedDict, total=False):
         product_dtype: None, or a narrower type such as `jnp.bfloat16` for the operands of the
             linear part's matrix products, which still accumulate in the type of `params`; the
             primal pass stays as it is. Implies the linearised mode.
+        mesh: devices to share the work, a `jax.sharding.Mesh`. Its first axis splits the examples,
+            and the vectors along D (padded with zeros where it does not divide D); on the others
+            the same is done again. A product is an all-gather of its vector and a reduce-scatter
+            of the sum over devices. Each of them then has `memory_budget`.
+        shard_params: keep only a part of the weights under study on each device of `mesh`, and
+            gather them for each product: one more all-gather, and no linearisation, which would
+            hold them whole.
     """
 
     mask: Any
@@ -46,6 +55,8 @@ class MatvecSettings(TypedDict, total=False):
     mode: str
     memory_budget: float
     product_dtype: Any
+    mesh: Mesh | None
+    shard_params: bool
 
 
 def make_operator(
@@ -59,6 +70,8 @@ def make_operator(
     mode: str = "auto",
     memory_budget: float = 4 * 2**30,
     product_dtype: Any = None,
+    mesh: Mesh | None = None,
+    shard_params: bool = False,
 ) -> Partial:
     """Make the product with the derivative of a gradient map; see `MatvecSettings`."""
     check_choice("mode", mode, MATVEC_MODES)
@@ -67,16 +80,17 @@ def make_operator(
     if product_dtype is not None:
         _check_product_dtype(product_dtype, weights.dtype, mode)
         mode = "linearized"
-    operator_args = (unflatten, weights, group_batches(batches), operands)
-    if mode == "auto":
-        stored = jax.eval_shape(partial(_linearize, kind, None), *operator_args)
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stored))
-        mode = "linearized" if size <= memory_budget else "forward-over-reverse"
-    if mode == "forward-over-reverse":
-        matvec = Partial(_Recomputed(kind), *operator_args)
+    if shard_params:
+        mode = _mode_of_sharded(mode, mesh)
+    if mesh is None:
+        form = OneDevice(kind, (unflatten, weights, group_batches(batches), operands))
     else:
-        matvec = _linearize(kind, product_dtype, *operator_args)
-    matvec = Partial(_Compiled(weights.size), matvec)
+        form = lay_out(kind, mesh, unflatten, weights, batches, operands, shard_params)
+    if mode == "auto":
+        fits = form.num_bytes() <= memory_budget
+        mode = "linearized" if fits else "forward-over-reverse"
+    recomputed = mode == "forward-over-reverse"
+    matvec = form.recomputed() if recomputed else form.linearized(product_dtype)
     return matvec if mask is None else restrict(matvec, _flat_mask(mask, params, where))
 
 
@@ -88,47 +102,15 @@ def _check_product_dtype(product_dtype: Any, dtype: Any, mode: str) -> None:
         raise TypeError(f"product_dtype must be floating and narrower than {dtype}, got {narrow}")
 
 
-@dataclass(frozen=True)
-class _Recomputed:
-    """One product, the primal pass recomputed, batch by batch."""
-
-    kind: Any
-
-    def __call__(self, unflatten, weights, groups, operands, vector):
-        def of_batch(batch):
-            stack = jax.tree.map(lambda leaf: leaf[None], batch)
-            gradient = self.kind.gradient_map(unflatten, weights, stack, operands)
-            return jax.jvp(gradient, (weights,), (vector,))[1]
-
-        return mean_over(groups, of_batch)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _linearize(kind, product_dtype, unflatten, weights, groups, operands) -> Any:
-    def mean_gradient(vector):
-        return sum(
-            group.share * kind.gradient_map(unflatten, weights, group.batches, operands)(vector)
-            for group in groups
+def _mode_of_sharded(mode: str, mesh: Mesh | None) -> str:
+    if mesh is None:
+        raise ValueError("shard_params needs a mesh to spread the weights over, got mesh=None")
+    if mode == "linearized":
+        raise ValueError(
+            "shard_params keeps no device's weights whole, as a linearisation would: leave mode "
+            "'auto' and product_dtype None"
         )
-
-    _, linear = jax.linearize(mean_gradient, weights)
-    return linear if product_dtype is None else narrow_products(linear, weights, product_dtype)
-
-
-@dataclass(frozen=True)
-class _Compiled:
-    """Apply an operator on [dim] as one compiled program."""
-
-    dim: int
-
-    def __call__(self, matvec: Partial, vector: Array) -> Array:
-        check_vector(vector, self.dim)
-        return _apply(matvec, vector)
-
-
-@jax.jit
-def _apply(matvec: Partial, vector: Array) -> Array:
-    return matvec(vector)
+    return "forward-over-reverse"
 
 
 def make_host_operator(
@@ -161,7 +143,7 @@ def make_host_operator(
 
 @partial(jax.jit, static_argnums=0)
 def _add_product(kind, unflatten, weights, batch, operands, vector, total):
-    product = _Recomputed(kind)(unflatten, weights, group_batches([batch]), operands, vector)
+    product = Recomputed(kind)(unflatten, weights, group_batches([batch]), operands, vector)
     return total + leading_size(batch) * product
 
 
@@ -193,10 +175,12 @@ def restrict(matvec: Matvec, mask: Bool[Array | np.ndarray, "D"]) -> Any:
         )
     index = jnp.asarray(np.flatnonzero(chosen), jnp.int32)
     restricted = _Restricted(chosen.size)
+    if isinstance(matvec, Partial) and isinstance(matvec.func, SplitProduct):
+        return matvec.func.restrict(restricted, index, *matvec.args)
     if isinstance(matvec, HostMatvec):
         return HostMatvec(partial(restricted, matvec, index), index.size)
     matvec = matvec if isinstance(matvec, Partial) else Partial(matvec)
-    return Partial(_Compiled(index.size), Partial(restricted, matvec, index))
+    return Partial(Compiled(index.size), Partial(restricted, matvec, index))
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,17 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from jaxlimit._batches import check_scalar, first_batch, leading_size
+from jaxlimit._batches import check_scalar, first_batch, group_batches, leading_size
 from jaxlimit._checks import check_floating_tree
 from jaxlimit._host import HostMatvec
-from jaxlimit._weights import Where, is_weight
+from jaxlimit._mesh import takes_mesh
+from jaxlimit._weights import Where, flatten_weights, is_weight
+from jaxlimit.curvature._forms import linearization_size
 from jaxlimit.curvature._gradients import EmpiricalFisher, GaussNewton, Hessian
 from jaxlimit.curvature._operator import MatvecSettings, make_host_operator, make_operator
 
 
+@takes_mesh
 def hessian_matvec(
     loss: Callable, params: Any, batches: Any, *operands: Any, **settings: Unpack[MatvecSettings]
 ) -> Partial:
@@ -53,6 +56,40 @@ def hessian_matvec(
     return make_operator(Hessian(loss), params, batches, operands, **settings)
 
 
+def linearization_bytes(
+    loss: Callable,
+    params: Any,
+    batches: Any,
+    *operands: Any,
+    where: Where = is_weight,
+    product_dtype: Any = None,
+) -> int:
+    """Count the bytes that `hessian_matvec` would keep if it linearised; nothing runs.
+
+    Args:
+        loss: as for `hessian_matvec`.
+        params: as for `hessian_matvec`.
+        batches: as for `hessian_matvec`.
+        *operands: passed on to `loss`.
+        where: as in `MatvecSettings`.
+        product_dtype: as in `MatvecSettings`.
+
+    >>> import jax.numpy as jnp
+    >>> loss = lambda w, batch: jnp.mean(jnp.tanh(batch @ w) ** 2)
+    >>> linearization_bytes(loss, jnp.zeros(3), jnp.ones((2, 4, 3)))
+    292
+    """
+    check_scalar(loss, params, first_batch(batches), *operands)
+
+    def shapes(params, batches, operands):
+        weights, unflatten = flatten_weights(params, where)
+        return unflatten, weights, group_batches(batches), operands
+
+    operator_args = jax.eval_shape(shapes, params, batches, operands)
+    return linearization_size(Hessian(loss), product_dtype, *operator_args)
+
+
+@takes_mesh
 def gauss_newton_matvec(
     apply: Callable,
     output_loss: Callable,
@@ -95,6 +132,7 @@ def gauss_newton_matvec(
     return make_operator(kind, params, batches, operands, **settings)
 
 
+@takes_mesh
 def fisher_matvec(
     apply: Callable,
     params: Any,

@@ -21,11 +21,13 @@ from jaxlimit.limits.bounds import (
 )
 from jaxlimit.limits.factors import KeyFactors, Sensitivity, key_factors, sensitivity
 from jaxlimit.limits.prediction import PruningLimit, pruning_limit, random_subspace_threshold
+from jaxlimit.limits.quadratic import QuadraticLimit, quadratic_limit
 from jaxlimit.limits.tolerance import loss_tolerance, loss_tolerance_estimate
 
 __all__ = [
     "KeyFactors",
     "PruningLimit",
+    "QuadraticLimit",
     "Sensitivity",
     "curvature_share",
     "gap",
@@ -34,6 +36,7 @@ __all__ = [
     "loss_tolerance_estimate",
     "lower_bound",
     "pruning_limit",
+    "quadratic_limit",
     "random_subspace_threshold",
     "ridge",
     "sensitivity",

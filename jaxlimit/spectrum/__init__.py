@@ -6,7 +6,13 @@ quadrature turns them into (1/D) tr f(H) for any f. Two errors stay apart throug
 probes, which averaging reduces, and that of the depth, which only more steps reduce.
 """
 
-from jaxlimit.spectrum.functions import density, trace_bracket, trace_function
+from jaxlimit.spectrum.functions import (
+    density,
+    log_density,
+    psd_bracket,
+    trace_bracket,
+    trace_function,
+)
 from jaxlimit.spectrum.measure import (
     SpectralMeasure,
     exact_measure,
@@ -16,20 +22,26 @@ from jaxlimit.spectrum.measure import (
     save,
     truncate,
 )
-from jaxlimit.spectrum.probes import probe, run_probes, spectral_measure
+from jaxlimit.spectrum.probes import spectral_measure
+from jaxlimit.spectrum.recurrences import probe
+from jaxlimit.spectrum.staged import TraceRun, run_probes, trace_within
 
 __all__ = [
     "SpectralMeasure",
+    "TraceRun",
     "density",
     "exact_measure",
     "load",
+    "log_density",
     "measure_from",
     "pinned_measure",
     "probe",
+    "psd_bracket",
     "run_probes",
     "save",
     "spectral_measure",
     "trace_bracket",
     "trace_function",
+    "trace_within",
     "truncate",
 ]

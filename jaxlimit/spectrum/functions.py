@@ -1,6 +1,7 @@
 """What a measure is for: traces of matrix functions with their errors, and densities."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlimit._checks import is_concrete
+from jaxlimit._checks import check_range, is_concrete
 from jaxlimit._estimate import Estimate, exact_estimate
 from jaxlimit.spectrum.measure import SpectralMeasure
 
@@ -101,6 +102,47 @@ def trace_bracket(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Esti
     )
 
 
+def psd_bracket(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Estimate:
+    """Bracket (1/D) tr f(H) for positive semi-definite H and completely monotone f.
+
+    Where the derivatives of f alternate in sign on [0, ∞), as those of c/(λ+c) and exp(-tλ) do, the
+    Gauss rule gives the least ∫f that the moments allow and the rule with a node prescribed at 0
+    the greatest. One minus a bounded such f, as λ/(λ+c), is bracketed the other way round.
+
+    Args:
+        measure: from `spectral_measure` or `exact_measure`, of a positive semi-definite H.
+        f: maps arrays of eigenvalues elementwise.
+
+    Returns:
+        An `Estimate` whose value is the middle of the bracket, and whose interval joins the
+        bracket and 1.96 standard errors of either end.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxlimit.spectrum import spectral_measure
+    >>> eigenvalues = jnp.linspace(0, 5, 100)
+    >>> measure = spectral_measure(
+    ...     lambda v: eigenvalues * v, jax.random.key(0), dim=100, num_steps=16)
+    >>> estimate = psd_bracket(measure, lambda x: jnp.exp(-x))
+    >>> bool(estimate.lower < jnp.exp(-eigenvalues).mean() < estimate.upper)
+    True
+
+    Golub, Meurant (2010), sections 6.2 and 6.3.
+    """
+    if measure.family_nodes is None or measure.family_weights is None:
+        return trace_function(measure, f)
+    # At full depth, the last rule of the family is Gauss's and the first has its node at 0.
+    nodes, weights = (x[:, 1, (-1, 0)] for x in (measure.family_nodes, measure.family_weights))
+    values = f(nodes)
+    ends = jnp.sum(weights * values, axis=-1).mean(0)
+    errors = _sphere_error(measure, ends, jnp.sum(weights * values**2, axis=-1).mean(0))
+    return Estimate(
+        ends.mean(),
+        errors.mean(),
+        ends.min() - 1.96 * errors[ends.argmin()],
+        ends.max() + 1.96 * errors[ends.argmax()],
+    )
+
+
 def _safe_ratio(numerator, denominator):
     return numerator / jnp.where(denominator > 0, denominator, jnp.inf)
 
@@ -154,3 +196,42 @@ def density(measure: SpectralMeasure, grid: Float[Array, "g"], *, width: Any) ->
     nodes = measure.nodes.astype(grid.dtype).ravel()
     weights = measure.weights.astype(grid.dtype).ravel() / len(measure.weights)
     return jax.lax.scan(add, jnp.zeros_like(grid), (nodes, weights))[0]
+
+
+def log_density(
+    measure: SpectralMeasure, grid: Float[Array, "g"], *, width: float, sign: int = 1
+) -> Float[Array, "g"]:
+    """Smooth one side of a spectrum into a density over log₁₀|λ|, for looking at.
+
+    Its integral over log₁₀ of the grid is the share of the spectrum with this sign and |λ| no less
+    than the grid's least entry: what is smaller is left out, which is most of a network's spectrum.
+
+    Args:
+        measure: the measure.
+        grid: increasing magnitudes > 0.
+        width: σ of the kernel in decades, no less than the grid's spacing in decades.
+        sign: 1 for the positive eigenvalues, -1 for the negative ones.
+
+    Raises:
+        ValueError: if the grid is not positive and increasing, `width` is below its spacing, or
+            `sign` is neither 1 nor -1.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxlimit.spectrum import exact_measure
+    >>> grid = jnp.geomspace(1e-2, 1e2, 81)
+    >>> values = log_density(exact_measure(jnp.array([-1.0, 0.0, 1e-1, 3.0])), grid, width=0.2)
+    >>> jnp.trapezoid(values, jnp.log10(grid)).round(5)
+    Array(0.5, dtype=float32)
+    """
+    if sign not in (1, -1):
+        raise ValueError(f"sign must be 1 or -1, got {sign}")
+    grid = jnp.asarray(grid)
+    check_range("grid", grid, 0, open_low=True)
+    magnitudes = sign * measure.nodes
+    seen = magnitudes >= grid[0]
+    logarithms = replace(
+        measure,
+        nodes=jnp.log10(jnp.where(seen, magnitudes, 1)),
+        weights=jnp.where(seen, measure.weights, 0),
+    )
+    return density(logarithms, jnp.log10(grid), width=width)

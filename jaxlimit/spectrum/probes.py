@@ -1,25 +1,23 @@
 """Random probes: from an operator to the measure that Lanczos sees of it."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
 
 from jaxlimit import lanczos
 from jaxlimit._checks import check_count
 from jaxlimit._matvec import prepare
+from jaxlimit._mesh import takes_mesh
 from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
+from jaxlimit.spectrum.recurrences import probe
+from jaxlimit.spectrum.staged import run_probes
 
 
-def probe(key: PRNGKeyArray, dim: int, dtype: Any = jnp.float32) -> Float[Array, "dim"]:
-    """Draw a vector uniformly from the unit sphere."""
-    vector = jax.random.normal(key, (dim,), dtype)
-    return vector / jnp.linalg.norm(vector)
-
-
+@takes_mesh
 def spectral_measure(
     matvec: Any,
     key: PRNGKeyArray,
@@ -28,12 +26,14 @@ def spectral_measure(
     num_steps: int,
     num_probes: int = 1,
     reorthogonalize: str = "selective",
+    store: str = "device",
     vectorize: bool = False,
     dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
 ) -> SpectralMeasure:
     """Estimate the spectral distribution of a symmetric operator by stochastic Lanczos quadrature.
 
-    Costs num_probes · num_steps products; memory of 48 vectors, or of num_steps reorthogonalised
+    Costs num_probes · num_steps products; memory of 72 vectors, or of num_steps reorthogonalised
     fully, or of three if not at all.
 
     Args:
@@ -44,16 +44,21 @@ def spectral_measure(
         num_probes: independent probes.
         reorthogonalize: "selective", "full" or "none", see `lanczos.tridiagonalize`; without it
             the bracket of `trace_bracket` closes at twice the depth or more.
+        store: where the basis is kept, "device", "bfloat16" or "pinned_host", likewise.
         vectorize: run all probes side by side by `vmap` instead of one after the other.
         dtype: floating type of the probes.
+        mesh: devices that each keep a part of every vector, as for `lanczos.tridiagonalize`; the
+            probes then run one after the other.
 
     Returns:
         A `SpectralMeasure` with one row a probe.
 
     Raises:
         TypeError: if a count is no static int.
-        ValueError: if a count is below 1, or `matvec` does not map [D] to [D].
+        ValueError: if a count is below 1, `matvec` does not map [D] to [D], or `vectorize` is asked
+            of a basis in "pinned_host".
         FloatingPointError: if a product was not finite; names the probe and the step.
+        MemoryError: if the basis is larger than the device's memory; says what takes less.
 
     >>> import jax, jax.numpy as jnp
     >>> measure = spectral_measure(
@@ -67,93 +72,31 @@ def spectral_measure(
     check_count("num_probes", num_probes)
     matvec, dim, dtype = prepare(matvec, dim, dtype)
     num_steps = min(check_count("num_steps", num_steps), dim)
+    if mesh is not None:
+        settings = {"num_probes": num_probes, "reorthogonalize": reorthogonalize, "dtype": dtype}
+        return run_probes(
+            matvec, key, dim=dim, num_steps=num_steps, chunk=num_steps, store=store, mesh=mesh,
+            **settings,
+        )  # fmt: skip
+    at_once = num_probes if vectorize else 1
+    lanczos.check_basis(at_once * lanczos.num_rows(num_steps, reorthogonalize), dim, dtype, store)
+    if vectorize and store == "pinned_host":
+        raise ValueError("vectorize must be False where store is 'pinned_host'")
     keys = jax.random.split(key, num_probes)
-    settings = (dim, num_steps, reorthogonalize, dtype)
+    settings = (dim, num_steps, reorthogonalize, store, dtype)
     return measure_from(_run_probes(matvec, keys, vectorize, *settings), dim=dim)
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4, 5, 6))
-def _run_probes(matvec, keys, vectorize, dim, num_steps, reorthogonalize, dtype):
+@partial(jax.jit, static_argnums=(2, 3, 4, 5, 6, 7))
+def _run_probes(matvec, keys, vectorize, dim, num_steps, reorthogonalize, store, dtype):
     def one(key):
         result = lanczos.tridiagonalize(
-            matvec, probe(key, dim, dtype), num_steps=num_steps, reorthogonalize=reorthogonalize
+            matvec,
+            probe(key, dim, dtype),
+            num_steps=num_steps,
+            reorthogonalize=reorthogonalize,
+            store=store,
         )
         return result._replace(basis=None)
 
     return jax.vmap(one)(keys) if vectorize else jax.lax.map(one, keys)
-
-
-def run_probes(
-    matvec: Any,
-    key: PRNGKeyArray,
-    *,
-    dim: int,
-    num_steps: int,
-    num_probes: int = 1,
-    reorthogonalize: str = "selective",
-    chunk: int = 32,
-    stop: Callable[[SpectralMeasure], bool] | None = None,
-    on_progress: Callable[[str, int, int], None] | None = None,
-    stage: str = "spectrum",
-    dtype: Any = jnp.float32,
-) -> SpectralMeasure:
-    """Run `spectral_measure` in chunks, so that it can be watched, and stopped when good enough.
-
-    Costs the same products; memory of 48 vectors a probe, or as `spectral_measure` has it.
-
-    Args:
-        matvec: as for `spectral_measure`.
-        key: as for `spectral_measure`; the same key gives the same measure.
-        dim: D.
-        num_steps: steps a probe, at most.
-        num_probes: independent probes, carried on in turn.
-        reorthogonalize: as for `spectral_measure`.
-        chunk: steps between two looks.
-        stop: called with the measure so far, once the depth has doubled since the last look and
-            at least 4 chunks are done; True ends the run.
-        on_progress: called as `on_progress(stage, steps_done, steps)` after every chunk.
-        stage: a name for `on_progress`.
-        dtype: floating type of the probes.
-
-    Returns:
-        A `SpectralMeasure` of the depth reached.
-
-    Raises:
-        TypeError: as `spectral_measure`.
-        ValueError: as `spectral_measure`.
-        FloatingPointError: as `spectral_measure`.
-    """
-    check_count("num_probes", num_probes)
-    matvec, dim, dtype = prepare(matvec, dim, dtype)
-    num_steps = min(check_count("num_steps", num_steps), dim)
-    states = [
-        lanczos.start(probe(k, dim, dtype), num_steps=num_steps, reorthogonalize=reorthogonalize)
-        for k in jax.random.split(key, num_probes)
-    ]
-    done, looked = 0, 2 * chunk
-    while done < num_steps:
-        take = min(chunk, num_steps - done)
-        for i, state in enumerate(states):
-            states[i] = lanczos.extend(
-                matvec, state, num_steps=take, reorthogonalize=reorthogonalize
-            )
-            if on_progress is not None:
-                jax.block_until_ready(states[i].current)
-                on_progress(stage, done * num_probes + (i + 1) * take, num_steps * num_probes)
-        done += take
-        if stop is not None and (done >= 2 * looked or done == num_steps):
-            looked = done
-            if stop(_measure_of_states(states, done, dim)):
-                break
-    return _measure_of_states(states, done, dim)
-
-
-def _measure_of_states(states: list, depth: int, dim: int) -> SpectralMeasure:
-    parts = [lanczos.finish(state)._replace(basis=None) for state in states]
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *parts)
-    return measure_from(
-        stacked._replace(
-            diagonal=stacked.diagonal[:, :depth], off_diagonal=stacked.off_diagonal[:, : depth - 1]
-        ),
-        dim=dim,
-    )

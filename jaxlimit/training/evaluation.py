@@ -10,8 +10,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from jaxlimit._checks import check_count, check_range
-from jaxlimit.training.data import Normalization, check_dataset
-from jaxlimit.training.network import check_labels, score
+from jaxlimit.training.data import Normalization, check_dataset, normalize
+from jaxlimit.training.network import check_labels, forward, score
 from jaxlimit.training.optimizer import penalised, soft_threshold
 
 
@@ -37,6 +37,15 @@ class DataLoss:
     ) -> Float[Array, " n"]:
         """Return the loss of each example of `batch`."""
         return score(self.module, params, state or {}, batch, self.normalization, train=False)[0]
+
+    def logits(
+        self, params: PyTree, batch: tuple[Array, Array], state: PyTree = None
+    ) -> Float[Array, "n classes"]:
+        """Return the logits of `batch`: the outputs that a Gauss-Newton matrix is made of."""
+        images = batch[0]
+        if self.normalization is not None:
+            images = normalize(images, self.normalization)
+        return forward(self.module, params, state or {}, images, train=False)[0]
 
     def accuracy(
         self, params: PyTree, batch: tuple[Array, Array], state: PyTree = None

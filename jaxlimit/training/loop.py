@@ -11,11 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
+from jaxlimit import _mesh
 from jaxlimit._batches import check_like
+from jaxlimit._checkpoints import Checkpoints
 from jaxlimit._checks import check_count, check_floating_tree
-from jaxlimit.training.checkpoints import Checkpoints, run_identity
+from jaxlimit._mesh import takes_mesh
 from jaxlimit.training.config import TrainingConfig, learning_rates
 from jaxlimit.training.data import (
     Normalization,
@@ -25,6 +28,8 @@ from jaxlimit.training.data import (
     normalize,
 )
 from jaxlimit.training.history import History, Metrics, empty_metrics
+from jaxlimit.training.identity import DEFAULTS, run_identity
+from jaxlimit.training.layout import Layout
 from jaxlimit.training.network import check_labels, score
 from jaxlimit.training.optimizer import climb, penalty, sgd
 
@@ -53,6 +58,7 @@ class _Carry(NamedTuple):
     opt_state: PyTree
 
 
+@takes_mesh
 def fit(
     module: Any,
     dataset: Any,
@@ -67,6 +73,8 @@ def fit(
     metrics_path: str | os.PathLike | None = None,
     checkpoint_dir: str | os.PathLike | None = None,
     checkpoint_every: int = 10,
+    mesh: Mesh | None = None,
+    shard_params: bool = False,
 ) -> TrainingResult:
     """Train a network by SGD with momentum on mean cross-entropy + l1·‖w‖₁ + ½·l2·‖w‖₂².
 
@@ -94,6 +102,10 @@ def fit(
         metrics_path: a file that gets the metrics, one JSON object a line and epoch.
         checkpoint_dir: where this run, and no other, keeps its newest checkpoint.
         checkpoint_every: epochs between checkpoints; the last epoch always makes one.
+        mesh: devices to share each batch, a `jax.sharding.Mesh`: split over its first axis, the
+            same steps up to the order of summation. Every device has the training images.
+        shard_params: keep only a part of each parameter and its momentum on each device of `mesh`,
+            split along the longest axis that their number divides; they stay so in the result.
 
     Returns:
         The `TrainingResult`.
@@ -132,22 +144,25 @@ def fit(
         lambda: run_identity(
             module, config, carry.params, data=(images, labels, normalization), start=(carry, mask)
         ),
+        unit="epoch",
+        defaults=DEFAULTS,
     )
-    run_epoch = _bind_epoch(module, config, key, images, labels, normalization, mask)
+    layout = Layout(mesh, shard_params)
+    run_epoch = _bind_epoch(module, config, key, images, labels, normalization, mask, layout)
     with contextlib.closing(checkpoints):
-        carry, past = _resume(checkpoints, carry, key.shape)
+        carry, past = _resume(checkpoints, _lay_out(carry, layout), key.shape)
         if len(past.epoch) and on_resume is not None:
             on_resume(past)
-        history = History(past, on_epoch, metrics_path)
+        history = History(past, on_epoch, metrics_path if jax.process_index() == 0 else None)
         for epoch in range(len(past.epoch) + 1, config.epochs + 1):
             carry, losses, finite, metrics = run_epoch(carry, epoch, rates[epoch - 1])
             _check_finite(losses, finite, epoch, config, checkpoints)
             history.append(metrics)
             tree = {**carry._asdict(), "history": history.stacked()._asdict()}
             checkpoints.save(epoch, tree, last=epoch == config.epochs)
-    return TrainingResult(
-        carry.params, carry.state, normalization, history.stacked(), len(past.epoch)
-    )
+    params = carry.params if shard_params else _mesh.gather(carry.params, mesh)
+    state = _mesh.gather(carry.state, mesh)
+    return TrainingResult(params, state, normalization, history.stacked(), len(past.epoch))
 
 
 def _num_steps(num_images: int, batch_size: int) -> int:
@@ -199,6 +214,11 @@ def _initialize(key: PRNGKeyArray, images: Array, *, module: nn.Module) -> tuple
     return jax.vmap(one)(key) if key.ndim else one(key)
 
 
+def _lay_out(carry: _Carry, layout: Layout) -> _Carry:
+    params, state, opt_state = carry
+    return _Carry(layout.params(params), layout.whole(state), layout.params(opt_state))
+
+
 def _resume(
     checkpoints: Checkpoints, carry: _Carry, batch: tuple[int, ...]
 ) -> tuple[_Carry, Metrics]:
@@ -235,15 +255,17 @@ def _bind_epoch(
     labels: Any,
     normalization: Normalization,
     mask: PyTree,
+    layout: Layout,
 ) -> Callable:
     """Fix what all epochs share: arrays as operands, what shapes the program as static."""
     return functools.partial(
         _epoch,
-        key=key,
-        images=jnp.asarray(images),
-        labels=jnp.asarray(labels),
+        key=layout.whole(key),
+        images=layout.whole(jnp.asarray(images)),
+        labels=layout.whole(jnp.asarray(labels)),
         normalization=normalization,
-        mask=mask,
+        mask=layout.params(mask),
+        layout=layout,
         strengths=(config.momentum, config.l1, config.l2),
         sam_radius=config.sam_radius or None,
         module=module,
@@ -256,7 +278,7 @@ def _bind_epoch(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("module", "batch_size", "accumulate", "augmented", "proximal"),
+    static_argnames=("layout", "module", "batch_size", "accumulate", "augmented", "proximal"),
     donate_argnums=0,
 )
 def _epoch(
@@ -270,6 +292,7 @@ def _epoch(
     normalization: Normalization,
     mask: PyTree,
     strengths: tuple[Any, Any, Any],
+    layout: Layout,
     sam_radius: Any,
     module: Any,
     batch_size: int,
@@ -283,7 +306,9 @@ def _epoch(
     def step(carry: _Carry, xs: tuple) -> tuple[_Carry, tuple[Array, Array]]:
         rows, key, rate = xs
         batch = (images, labels, normalization, rows, key)
-        gradient_at = functools.partial(_batch_gradient, module=module, augmented=augmented)
+        gradient_at = functools.partial(
+            _batch_gradient, layout=layout, module=module, augmented=augmented
+        )
         gradient, state, loss, accuracy = gradient_at(carry, *batch)
         if sam_radius is not None:
             uphill = climb(carry.params, gradient, sam_radius, mask)
@@ -293,7 +318,7 @@ def _epoch(
         if mask is not None:
             updates = jax.tree.map(lambda u, keep: jnp.where(keep, u, 0), updates, mask)
         params = optax.apply_updates(carry.params, updates)
-        return _Carry(params, state, opt_state), (loss, accuracy)
+        return _lay_out(_Carry(params, state, opt_state), layout), (loss, accuracy)
 
     def run(carry: _Carry, key: PRNGKeyArray) -> tuple:
         order_key, step_key = jax.random.split(jax.random.fold_in(key, epoch))
@@ -307,7 +332,7 @@ def _epoch(
         return carry, losses, jnp.all(jnp.stack(finite)), (loss, data_loss, accuracies.mean())
 
     outcome = jax.vmap(run)(carry, key) if key.ndim else run(carry, key)
-    carry, losses, finite, (loss, data_loss, accuracy) = outcome
+    carry, losses, finite, (loss, data_loss, accuracy) = outcome[0], *layout.whole(outcome[1:])
     return carry, losses, finite, Metrics(epoch, loss, data_loss, accuracy, rates[-1])
 
 
@@ -319,6 +344,7 @@ def _batch_gradient(
     rows: Int[Array, "accumulate slice"],
     key: PRNGKeyArray,
     *,
+    layout: Layout,
     module: Any,
     augmented: bool,
 ) -> tuple[PyTree, PyTree, Array, Array]:
@@ -326,7 +352,8 @@ def _batch_gradient(
 
     def slice_loss(params: PyTree, state: PyTree, rows: Array, key: PRNGKeyArray) -> tuple:
         shift_key, network_key = jax.random.split(key)
-        batch = images[rows]
+        rows = layout.examples(rows)
+        batch = layout.examples(images[rows])
         batch = augment(batch, shift_key) if augmented else batch
         losses, correct, state = score(
             module,

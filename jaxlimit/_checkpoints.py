@@ -1,8 +1,6 @@
-"""Checkpoints of a training run: written whole or not at all, resumed by their own run alone."""
+"""Checkpoints of a run: written whole or not at all, resumed by their own run alone."""
 
-import dataclasses
 import json
-import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,29 +11,35 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from jaxlimit.training.config import TrainingConfig
-
-FORMAT = 1
-
 
 class Checkpoints:
-    """The checkpoints of one run in one directory; the newest is kept, saved every few epochs.
+    """The checkpoints of one run in one directory; the newest is kept, saved at an interval.
 
     Orbax writes under a temporary name and renames when all is on disk, and the old checkpoint
     goes only after that; so a save that fails leaves the last one whole.
 
     Args:
         directory: where; None keeps no checkpoints.
-        every: epochs between them.
+        every: units between them.
         identity: what makes this run itself, as JSON; a checkpoint of another is refused.
+        unit: what the run counts.
+        defaults: what an older checkpoint, whose identity lacks these entries, was made with.
     """
 
-    def __init__(self, directory: Any, every: int, identity: Callable[[], dict]):
+    def __init__(
+        self,
+        directory: Any,
+        every: int,
+        identity: Callable[[], dict],
+        *,
+        unit: str,
+        defaults: dict | None = None,
+    ):
         self.directory = None if directory is None else Path(directory).absolute()
-        self.every = every
-        self.saved = 0
+        self.every, self.unit, self.saved = every, unit, 0
         if self.directory is None:
             return
+        self._defaults = defaults or {}
         self._identity = json.loads(json.dumps(identity()))
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -45,43 +49,46 @@ class Checkpoints:
         )
 
     def restore(self, target: Callable[[int], PyTree]) -> PyTree | None:
-        """Return the newest checkpoint, in the form of `target(epoch)`, or None if there is none.
+        """Return the newest checkpoint, in the form of `target(count)`, or None if there is none.
+
+        `saved` then says how far it had come.
 
         Raises:
             ValueError: if it belongs to another run; says what differs.
         """
-        if self.directory is None or (epoch := self._manager.latest_step()) is None:
+        if self.directory is None or (count := self._manager.latest_step()) is None:
             return None
         items = ocp.args.Composite(identity=ocp.args.JsonRestore())
-        self._check_identity(self._manager.restore(epoch, args=items)["identity"])
-        items = ocp.args.Composite(run=ocp.args.StandardRestore(target(epoch)))
-        self.saved = epoch
-        return self._manager.restore(epoch, args=items)["run"]
+        self._check_identity(self._manager.restore(count, args=items)["identity"])
+        items = ocp.args.Composite(run=ocp.args.StandardRestore(target(count)))
+        self.saved = count
+        return self._manager.restore(count, args=items)["run"]
 
-    def save(self, epoch: int, tree: PyTree, *, last: bool) -> None:
-        """Save `tree` if the epoch's turn has come or it is the last.
+    def save(self, count: int, tree: PyTree, *, last: bool) -> None:
+        """Save `tree` if its turn has come or it is the last.
 
         Raises:
             OSError: if it could not be written; says which checkpoint is still whole.
         """
-        if self.directory is None or epoch == self.saved or (epoch % self.every and not last):
+        due = last or count - self.saved >= self.every
+        if self.directory is None or count == self.saved or not due:
             return
         items = ocp.args.Composite(
             run=ocp.args.StandardSave(tree), identity=ocp.args.JsonSave(self._identity)
         )
         try:
-            self._manager.save(epoch, args=items, force=True)
+            self._manager.save(count, args=items, force=True)
         except Exception as error:
             raise OSError(
-                f"could not save the checkpoint of epoch {epoch}; {self.describe()}: {error}"
+                f"could not save the checkpoint of {self.unit} {count}; {self.describe()}: {error}"
             ) from error
-        self.saved = epoch
+        self.saved = count
 
     def describe(self) -> str:
-        """Say in words where training can be taken up again."""
+        """Say in words where the run can be taken up again."""
         if not self.saved:
             return "no checkpoint was kept"
-        return f"the checkpoint of epoch {self.saved} in {self.directory} is whole"
+        return f"the checkpoint of {self.unit} {self.saved} in {self.directory} is whole"
 
     def close(self) -> None:
         """Let go of the directory."""
@@ -89,10 +96,7 @@ class Checkpoints:
             self._manager.close()
 
     def _check_identity(self, found: dict) -> None:
-        # A checkpoint older than a setting was made with what is now the setting's default.
-        defaults = {field.name: field.default for field in dataclasses.fields(TrainingConfig)}
-        found["config"] = defaults | found["config"]
-        wanted, found = _flat(self._identity), _flat(found)
+        wanted, found = _flat(self._identity), _flat(self._defaults) | _flat(found)
         different = [
             f"{name}: checkpoint {found.get(name)!r}, this run {wanted.get(name)!r}"
             for name in sorted(wanted.keys() | found.keys())
@@ -105,27 +109,12 @@ class Checkpoints:
             )
 
 
-def run_identity(module: Any, config: TrainingConfig, params: PyTree, **arrays: PyTree) -> dict:
-    """Collect what makes a run itself: settings, network, and checksums of what it starts from."""
-    shapes = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-    return {
-        "format": FORMAT,
-        "config": dataclasses.asdict(config),
-        # Functions show their address, which is another in every process.
-        "module": re.sub(r" at 0x[0-9a-f]+", "", repr(module)),
-        "params": shapes,
-        "checksum": {name: _checksum(tree) for name, tree in arrays.items()},
-    }
-
-
-def _checksum(tree: PyTree) -> int:
-    checksum = 0
+def checksum(tree: PyTree) -> int:
+    """Return one number that tells arrays of other values apart, in all likelihood."""
+    total = 0
     for leaf in jax.tree.leaves(tree):
-        checksum = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data, checksum)
-    return checksum
+        total = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data, total)
+    return total
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,210 @@
+"""Check the cost model against compiled programs, and plan with it for machines that are not here.
+
+Compiles, without running, the product of FC5 and of networks of the zoo on a few images, linearised
+and batch by batch, and holds the operations and the memory that `jaxlimit.planning` says against
+those the compiler counts. Times one product of FC5 and sets the model's time, at the matmul rate
+measured here, beside it. Then projects ResNet50 on 8 GPUs and a transformer of 7 billion parameters
+on 256, from the data sheet of an H100 at the efficiency measured here. Writes JSON and the tables
+of docs/scale.md.
+"""
+
+import dataclasses
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from jaxlimit import curvature, flatten_weights, models, planning, training
+from jaxlimit.planning import H100, INFINIBAND, Machine, Network
+from jaxlimit.reporting import console, environment, plain, time_in_turns, write_json
+
+IMAGES = {"fc5": 512, "resnet18": 32, "resnet50": 8}
+STEPS = 96
+LINEAR = "linearized"
+EFFICIENCY = 0.35  # of a GPU's data sheet: the bar for ResNet18's product, not a measurement
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Check the model and project."""
+
+    timed_images: int = 4096
+    """FC5's images in the timed product."""
+    matmul_size: int = 3072
+    repeats: int = 3
+    output: Path = Path("benchmarks/results/scale_model.json")
+
+
+def make_case(name: str, num_images: int) -> tuple[Any, ...]:
+    """Make a network's loss, and the shapes of parameters, two batches and state."""
+    module = models.create(name, num_classes=10)
+    images = jax.ShapeDtypeStruct((2, num_images // 2, 32, 32, 3), jnp.float32)
+    state = dict(jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
+    labels = jax.ShapeDtypeStruct(images.shape[:2], jnp.int32)
+    return training.make_loss(module), state.pop("params"), (images, labels), state
+
+
+@cache
+def network_of(name: str) -> Network:
+    """Count a network of the zoo from its forward pass and its linearisation."""
+    loss, params, batches, state = make_case(name, IMAGES[name])
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches)
+    dim = jax.eval_shape(lambda p: flatten_weights(p)[0], params).size
+    return Network(
+        parameters=dim,
+        forward_flops=planning.count_flops(loss, params, batch, state) / (IMAGES[name] // 2),
+        first_flops=2 * 3072 * 1000 if name == "fc5" else 2 * 27 * 64 * 32 * 32,
+        activations=linearization(name) / 4 / IMAGES[name],
+    )
+
+
+@cache
+def linearization(name: str) -> int:
+    """Count the bytes that a linearisation on the images keeps."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(operator(name, LINEAR)))
+
+
+def operator(name: str, mode: str) -> Any:
+    """Make the product's shapes: nothing of it runs."""
+    loss, *rest = make_case(name, IMAGES[name])
+
+    def make(params, batches, state):
+        return curvature.hessian_matvec(loss, params, batches, state, mode=mode)
+
+    return jax.eval_shape(make, *rest)
+
+
+def check(name: str, mode: str) -> dict[str, Any]:
+    """Hold the model's operations and memory against the compiler's."""
+    network, matvec = network_of(name), operator(name, mode)
+    vector = jax.ShapeDtypeStruct((network.parameters,), jnp.float32)
+    apply = lambda matvec, vector: matvec(vector)  # noqa: E731
+    compiled = jax.jit(apply).lower(matvec, vector).compile()
+    memory: Any = compiled.memory_analysis()
+    operations: Any = compiled.cost_analysis()
+    # A loop's body is counted once by the compiler, and holds memory once: one of two batches.
+    share = 1 if mode == LINEAR else 0.5
+    kept, images = linearization(name), IMAGES[name]
+    workload = planning.Workload(network.parameters, 4, 0, kept, images, images // 2)
+    plan = planning.plan(workload, num_steps=1, memory=1e15, modes=(mode,))
+    return {
+        "flops": {
+            "model": planning.product_flops(network, images, mode) * share,
+            "traced": planning.count_flops(apply, matvec, vector) * share,
+            "compiled": operations["flops"],
+        },
+        "temporary_bytes": {
+            "planned": plan.parts["product"],
+            "compiled": memory.temp_size_in_bytes,
+            "ratio_to_kept": (memory.temp_size_in_bytes - 12 * network.parameters) / kept / share,
+        },
+        "linearization_bytes": kept,
+    }
+
+
+def timed(config: Config) -> dict[str, Any]:
+    """Time a product of FC5 and a matrix product, in both precisions, beside the model."""
+    loss, *shapes = make_case("fc5", config.timed_images)
+    ones = jax.tree.map(lambda s: jnp.full(s.shape, 0.01, s.dtype), shapes)
+    vector = jnp.ones(network_of("fc5").parameters)
+    calls, size = {}, config.matmul_size
+    for dtype in (jnp.float32, jnp.bfloat16):
+        name = jnp.dtype(dtype).name
+        narrow = None if dtype == jnp.float32 else dtype
+        matvec = curvature.hessian_matvec(loss, *ones, mode=LINEAR, product_dtype=narrow)
+        square = jnp.ones((size, size), dtype)
+        multiply = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
+        calls[f"product {name}"] = lambda matvec=matvec: matvec(vector)
+        calls[f"matmul {name}"] = lambda a=square, multiply=multiply: multiply(a)
+    seconds = time_in_turns(calls, repeats=config.repeats)
+    flops = planning.product_flops(network_of("fc5"), config.timed_images)
+    result: dict[str, Any] = {"seconds": seconds}
+    for name in ("float32", "bfloat16"):
+        rate = 2 * size**3 / seconds[f"matmul {name}"]["minimum"]
+        result[name] = {
+            "matmul_rate": rate,
+            "efficiency": flops / seconds[f"product {name}"]["minimum"] / rate,
+        }
+    return result
+
+
+def projections(efficiency: float) -> dict[str, Any]:
+    """Project both targets at an efficiency."""
+    gpus = H100
+    across = H100._replace(link_bandwidth=INFINIBAND)
+    resnet50 = network_of("resnet50")
+    seven = planning.transformer(
+        layers=32, width=4096, hidden=11008, vocabulary=32000, context=4096
+    )
+    return {
+        "ResNet50, 10,000 images, 8 GPUs": project(
+            resnet50, gpus, efficiency, num_examples=10_000, num_devices=8
+        ),
+        "ResNet50, 50,000 images, 8 GPUs": project(
+            resnet50, gpus, efficiency, num_examples=50_000, num_devices=8
+        ),
+        "7 billion, 2,560 sequences of 4,096, 256 GPUs": project(
+            seven, across, efficiency, num_examples=2560, num_devices=256,
+            mode="rematerialized", sharded=True,
+        ),
+    }  # fmt: skip
+
+
+def project(network: Network, machine: Machine, efficiency: float, **how: Any) -> dict[str, Any]:
+    """Project one, with the sum for a run."""
+    cost = planning.product_cost(network, machine, efficiency=efficiency, **how)
+    return {
+        "network": network,
+        "how": how,
+        "cost": cost,
+        "seconds_a_step": cost.seconds,
+        "seconds_for_the_run": STEPS * cost.seconds,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """Set the projections out as Markdown."""
+    rows = [
+        "| | a step | operations a device | read and written | sent | vectors and basis "
+        f"| parameters and tangents | {STEPS} steps |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, entry in result["projections"].items():
+        c = entry["cost"]
+        rows.append(
+            f"| {name} | {entry['seconds_a_step']:.3g} s | {c.flops:.3g} | "
+            f"{c.memory_bytes / 1e9:.3g} GB | {c.link_bytes / 1e9:.3g} GB | "
+            f"{c.vector_bytes / 1e9:.3g} GB | {c.parameter_bytes / 1e9:.3g} GB | "
+            f"{entry['seconds_for_the_run'] / 60:.3g} min |"
+        )
+    return "\n".join(rows)
+
+
+def main(config: Config) -> None:
+    """Project, time, check, and write after each."""
+    result: dict[str, Any] = {
+        "benchmark": "scale_model",
+        "settings": dataclasses.asdict(config) | {"output": None},
+        "efficiency_assumed": EFFICIENCY,
+        "environment": environment(),
+        "projections": projections(EFFICIENCY),
+        "checks": {},
+    }
+    console.print(table(result), soft_wrap=True)
+    result["timed"] = timed(config)
+    for name in ("float32", "bfloat16"):
+        console.print(
+            f"FC5 here, {name}: {result['timed'][name]['efficiency']:.0%} of the matmul rate"
+        )
+    for name in IMAGES:
+        for mode in planning.MODES:
+            result["checks"][f"{name}, {mode}"] = check(name, mode)
+            write_json(config.output, result)
+            console.print(f"{name}, {mode}:", plain(result["checks"][f"{name}, {mode}"]))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -1,0 +1,94 @@
+"""Prune an l1-trained network in one shot, fine-tune what is left, and compare at each ratio.
+
+python experiments/lomp.py                                # FC5 on digits
+python experiments/lomp.py --dataset cifar10 ... --output runs/fc5-cifar10-annealed
+
+Takes the flags of pruning_limit.py for training, and goes on from its run folder if that is there;
+its prediction then stands in the figure. Writes lomp.json and lomp.png into the run folder.
+"""
+
+import dataclasses
+import json
+
+import numpy as np
+import pruning_limit
+import tyro
+
+from jaxlimit import lomp, plotting, training
+from jaxlimit.reporting import Stages, console, environment, write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(pruning_limit.Config):
+    """Train, prune, fine-tune."""
+
+    ratios: tuple[float, ...] = (0.0003, 0.0006, 0.001, 0.002, 0.003, 0.005, 0.008, 0.02)
+    """Fractions of the weights kept."""
+    finetune_epochs: int = 10
+    finetune_rate: float = 0.01
+    """First learning rate of the fine-tuning, which takes it to 0 by a cosine, without l1."""
+
+
+def main(config: Config) -> None:
+    """Run the first seed and write its figures."""
+    seed = config.seeds[0]
+    folder = config.folder() / f"seed-{seed}"
+    with Stages() as stages:
+        net = pruning_limit.train(config, seed, folder, stages)
+        with stages.time("pruning"):
+            rows = prune(net, config, seed, stages)
+    dense = accuracy(net, net.trained)
+    path = folder / "result.json"
+    known = json.loads(path.read_text()) if path.exists() else None
+    limits = known and {
+        "predicted": known["prediction"]["ratio"],
+        "measured": known["measured"]["by_loss"],
+    }
+    result = {"dense": dense, "rows": rows, "limits": limits, "config": config, "seed": seed}
+    result |= {"environment": environment(), "seconds": stages.seconds}
+    write_json(folder / "lomp.json", result)
+    title = f"Pruned in one shot, {config.model} on {config.dataset}"
+    plotting.save(plotting.plot_lomp(rows, dense, limits, title=title), folder / "lomp.png")
+    for kind in ("one_shot", "fine_tuned"):
+        fit = [r["ratio"] for r in rows if r[kind] >= dense - config.accuracy_tolerance]
+        least = f"{min(fit):.2%}" if fit else "none of the ratios"
+        console.print(f"{kind}: test accuracy within {config.accuracy_tolerance:.0%} of the dense "
+                      f"{dense:.2%} at {least} kept")  # fmt: skip
+    console.print(f"written to {folder}")
+
+
+def prune(net, config, seed, stages) -> list[dict[str, float]]:
+    """Prune at each ratio, with and without fine-tuning; return the test accuracies."""
+    finetune = training.TrainingConfig(
+        epochs=config.finetune_epochs,
+        learning_rate=config.finetune_rate,
+        schedule="cosine",
+        augment=config.augment,
+        seed=seed,
+    )
+    rows = []
+    for ratio in np.sort(config.ratios).tolist():
+        one_shot, tuned = (
+            accuracy(net, lomp.prune(net.module, net.train, net.trained, ratio, finetune=how))
+            for how in (None, finetune)
+        )
+        rows.append({"ratio": ratio, "one_shot": one_shot, "fine_tuned": tuned})
+        stages.show("pruning", len(rows), len(config.ratios))
+    return rows
+
+
+def accuracy(net, network) -> float:
+    """Measure the test accuracy of a network as trained or pruned."""
+    return float(
+        training.evaluate(
+            net.module,
+            network.params,
+            network.state,
+            net.test,
+            normalization=net.trained.normalization,
+        ).accuracy
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

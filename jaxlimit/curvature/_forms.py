@@ -1,0 +1,197 @@
+"""The two forms of an operator, recomputed and linearised, on one device and on a mesh."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+from jaxtyping import Array
+
+from jaxlimit import _mesh
+from jaxlimit._batches import mean_over
+from jaxlimit._host import check_vector
+from jaxlimit._products import narrow_products
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """One product, the primal pass recomputed, batch by batch."""
+
+    kind: Any
+
+    def __call__(self, unflatten, weights, groups, operands, vector):
+        """Multiply one vector with the derivative of the mean gradient over `groups`."""
+
+        def of_batch(batch):
+            stack = jax.tree.map(lambda leaf: leaf[None], batch)
+            gradient = self.kind.gradient_map(unflatten, weights, stack, operands)
+            return jax.jvp(gradient, (weights,), (vector,))[1]
+
+        return mean_over(groups, of_batch)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _linearize(kind, product_dtype, unflatten, weights, groups, operands) -> Any:
+    def mean_gradient(vector):
+        return sum(
+            group.share * kind.gradient_map(unflatten, weights, group.batches, operands)(vector)
+            for group in groups
+        )
+
+    _, linear = jax.linearize(mean_gradient, weights)
+    return linear if product_dtype is None else narrow_products(linear, weights, product_dtype)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Apply an operator on [dim] as one compiled program."""
+
+    dim: int
+
+    def __call__(self, matvec: Partial, vector: Array) -> Array:
+        """Multiply one vector."""
+        check_vector(vector, self.dim)
+        return _apply(matvec, vector)
+
+
+@jax.jit
+def _apply(matvec: Partial, vector: Array) -> Array:
+    return matvec(vector)
+
+
+def linearization_size(kind: Any, product_dtype: Any, *operator_args: Any) -> int:
+    """Count the bytes that a linearisation keeps, by its shapes alone."""
+    return _num_bytes(jax.eval_shape(partial(_linearize, kind, product_dtype), *operator_args))
+
+
+def _num_bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+@dataclass(frozen=True)
+class OneDevice:
+    """The forms without a mesh; `args` are unflatten, weights, groups and operands."""
+
+    kind: Any
+    args: tuple
+
+    def num_bytes(self) -> int:
+        """Return what the linearised form holds."""
+        return linearization_size(self.kind, None, *self.args)
+
+    def linearized(self, product_dtype: Any) -> Partial:
+        """Linearise now."""
+        return self._compiled(_linearize(self.kind, product_dtype, *self.args))
+
+    def recomputed(self) -> Partial:
+        """Linearise anew in each product."""
+        return self._compiled(Partial(Recomputed(self.kind), *self.args))
+
+    def _compiled(self, matvec: Partial) -> Partial:
+        return Partial(Compiled(self.args[1].size), matvec)
+
+
+class _Common(NamedTuple):
+    """What all devices have: of `weights` nothing if they are sharded."""
+
+    unflatten: Partial
+    weights: Array | None
+    operands: tuple
+    shares: tuple[float, ...]
+    batches: tuple
+
+
+class _Own(NamedTuple):
+    """What each device has for itself, with leaves [devices, ...]."""
+
+    piece: Array | None
+    batches: tuple
+
+
+@dataclass(frozen=True)
+class _OnMesh:
+    """The forms whose examples, and weights if sharded, a mesh shares."""
+
+    kind: Any
+    mesh: Mesh
+    dim: int
+    common: _Common
+    own: _Own
+
+    def num_bytes(self) -> int:
+        """Return what the linearised form holds on each device."""
+        linearize = partial(_linearize_on, self.mesh, self._term, None)
+        stored = jax.eval_shape(linearize, self.common, self.own)
+        return _num_bytes(stored) // _mesh.num_shares(self.mesh)
+
+    def linearized(self, product_dtype: Any) -> Partial:
+        """Linearise now, on each device what it has."""
+        linear = _linearize_on(self.mesh, self._term, product_dtype, self.common, self.own)
+        return Partial(_mesh.SplitProduct(self.mesh, self.dim, _apply_own), (), linear)
+
+    def recomputed(self) -> Partial:
+        """Linearise anew in each product."""
+        return Partial(_mesh.SplitProduct(self.mesh, self.dim, self._term), self.common, self.own)
+
+    @property
+    def _term(self) -> "_Term":
+        return _Term(self.kind, self.mesh.axis_names[0], self.dim)
+
+
+def lay_out(
+    kind: Any,
+    mesh: Mesh,
+    unflatten: Partial,
+    weights: Array,
+    batches: Any,
+    operands: tuple,
+    sharded: bool,
+) -> _OnMesh:
+    """Lay out over a mesh what an operator needs."""
+    shares = _mesh.share_out(batches, mesh)
+    whole, piece = weights, None
+    if sharded:
+        pieces = _mesh.split_vector(weights, mesh).reshape(_mesh.num_shares(mesh), -1)
+        whole, piece = None, _mesh.place(pieces, _mesh.split(mesh))
+    common = _Common(unflatten, whole, operands, shares.weights, shares.common)
+    common = _mesh.place(common, _mesh.whole(mesh))
+    return _OnMesh(kind, mesh, weights.size, common, _Own(piece, shares.own))
+
+
+@dataclass(frozen=True)
+class _Term:
+    """One device's part of the sum."""
+
+    kind: Any
+    axis: str
+    dim: int
+
+    def args(self, common: _Common, own: _Own) -> tuple[Partial, Array, tuple, tuple]:
+        """Return the arguments of the forms on this device, `own` without its first axis."""
+        weights = common.weights
+        if weights is None:
+            weights = jax.lax.all_gather(own.piece, self.axis, tiled=True)[: self.dim]
+        groups = _mesh.Shares(common.shares, own.batches, common.batches).groups()
+        return common.unflatten, weights, groups, common.operands
+
+    def __call__(self, common: _Common, own: _Own, vector: Array) -> Array:
+        return Recomputed(self.kind)(*self.args(common, own), vector)
+
+
+def _apply_own(common: tuple, own: Callable, vector: Array) -> Array:
+    del common
+    return own(vector)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _linearize_on(mesh: Mesh, term: _Term, product_dtype: Any, common: _Common, own: _Own) -> Any:
+    def of_device(common, own):
+        own = jax.tree.map(lambda leaf: leaf[0], own)
+        linear = _linearize(term.kind, product_dtype, *term.args(common, own))
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], linear)
+
+    return _mesh.shard_map(of_device, mesh, jax.sharding.PartitionSpec(term.axis))(common, own)

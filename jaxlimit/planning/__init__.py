@@ -1,0 +1,53 @@
+"""What a run will take, before it runs: memory on one device, and time on many.
+
+`measure` looks at a loss, its parameters and its data and runs nothing; `plan` says what of it fits
+and where the Lanczos basis goes; `project` says what products and Lanczos steps cost on a machine.
+Everything is plain arithmetic on counts of bytes and operations, so that a network that is nowhere
+at hand can be planned for from its numbers alone.
+"""
+
+from jaxlimit._memory import DeviceMemoryError, is_out_of_memory
+from jaxlimit.planning.cost import (
+    Cost,
+    Network,
+    count_flops,
+    product_cost,
+    product_flops,
+    transformer,
+)
+from jaxlimit.planning.devices import H100, INFINIBAND, Machine, usable_memory
+from jaxlimit.planning.memory import (
+    BASIS_COSTS,
+    MODES,
+    Plan,
+    Workload,
+    describe,
+    lighter,
+    measure,
+    plan,
+    share,
+)
+
+__all__ = [
+    "BASIS_COSTS",
+    "H100",
+    "INFINIBAND",
+    "MODES",
+    "Cost",
+    "DeviceMemoryError",
+    "Machine",
+    "Network",
+    "Plan",
+    "Workload",
+    "count_flops",
+    "describe",
+    "is_out_of_memory",
+    "lighter",
+    "measure",
+    "plan",
+    "product_cost",
+    "product_flops",
+    "share",
+    "transformer",
+    "usable_memory",
+]

@@ -1,0 +1,216 @@
+"""What a product and a Lanczos step cost: operations, bytes, collectives, and so time."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend import core
+from jax.interpreters.partial_eval import dce_jaxpr
+
+from jaxlimit import lanczos
+from jaxlimit._checks import check_choice
+from jaxlimit.planning.devices import Machine
+from jaxlimit.planning.memory import lanczos_bytes
+
+COST_MODES = ("linearized", "forward-over-reverse", "rematerialized")
+
+
+class Network(NamedTuple):
+    """A network as the cost of a product sees it.
+
+    Attributes:
+        parameters: numbers of them, all under study.
+        forward_flops: operations of the matrix products of one example's forward pass, a
+            multiply-add counted as two.
+        first_flops: those of its first layer, whose inputs are data and have no tangent.
+        activations: numbers an example that a linearisation keeps.
+    """
+
+    parameters: int
+    forward_flops: float
+    first_flops: float
+    activations: float
+
+
+class Cost(NamedTuple):
+    """One Lanczos step, a product and its reorthogonalisation, on each of n devices.
+
+    Attributes:
+        flops: operations a device.
+        memory_bytes: bytes that a device reads and writes.
+        link_bytes: bytes that a device sends.
+        compute_seconds: `flops` at the rate assumed.
+        memory_seconds: `memory_bytes` at the bandwidth assumed.
+        link_seconds: `link_bytes` at the bandwidth of the link.
+        vector_bytes: memory of a device for Lanczos vectors and basis.
+        parameter_bytes: memory of a device for parameters, and for the tangents beside them.
+    """
+
+    flops: float
+    memory_bytes: float
+    link_bytes: float
+    compute_seconds: float
+    memory_seconds: float
+    link_seconds: float
+    vector_bytes: float
+    parameter_bytes: float
+
+    @property
+    def seconds(self) -> float:
+        """Time of a step if nothing overlaps but computing with memory."""
+        return max(self.compute_seconds, self.memory_seconds) + self.link_seconds
+
+
+def product_flops(network: Network, num_examples: int, mode: str = "linearized") -> float:
+    """Count the operations of the matrix products in one Hessian product.
+
+    With F those of a forward pass and F₁ those of its first layer, the linear part takes
+    2F - F₁ forward (the tangents of both factors, of the weights alone in the first layer) and
+    4F - 3F₁ backward (two factors, each with its tangent, for the weights and for the inputs, in
+    the first layer one product in all). Recomputed, the forward pass and the backward pass to the
+    activations come on top, 2F - F₁ (where activations are piecewise linear, without the second
+    layer's backward one); rematerialised block by block, another forward pass with its
+    tangents, 3F - F₁.
+
+    >>> product_flops(Network(6, 12.0, 12.0, 5), num_examples=10)
+    240.0
+    """
+    check_choice("mode", mode, COST_MODES)
+    whole, first = network.forward_flops, network.first_flops
+    total = 6 * whole - 4 * first
+    if mode != "linearized":
+        total += 2 * whole - first
+    if mode == "rematerialized":
+        total += 3 * whole - first
+    return num_examples * total
+
+
+def product_cost(
+    network: Network,
+    machine: Machine,
+    *,
+    num_examples: int,
+    num_devices: int = 1,
+    mode: str = "forward-over-reverse",
+    sharded: bool = False,
+    passes: int = 1,
+    efficiency: float = 1.0,
+    product_bytes: int = 2,
+    basis_rows: int = lanczos.NUM_LOCKED,
+) -> Cost:
+    """Model one Lanczos step on a mesh: examples split, vectors and basis split along D.
+
+    Replicated parameters: the vector is gathered and the product reduced and scattered, once each,
+    D entries in float32; together the traffic of one all-reduce. Fully sharded: parameters and
+    tangents are gathered in the products' type for the forward and again for the backward pass, and
+    the product is reduced and scattered, for each pass over a share of the examples.
+
+    Args:
+        network: its numbers.
+        machine: those of a device.
+        num_examples: examples in all.
+        num_devices: n.
+        mode: "linearized", "forward-over-reverse", or "rematerialized", the latter with its
+            activations made again, block by block.
+        sharded: whether parameters are split over the devices too.
+        passes: shares that a device's examples are gone through in.
+        efficiency: share of the matmul peak and of the bandwidth that is reached.
+        product_bytes: bytes of a number in the products.
+        basis_rows: vectors projected off in a step.
+
+    >>> one = Network(10**6, 2e6, 0.0, 1e4)
+    >>> machine = Machine(1e12, 1e11, 1e10, 1e10)
+    >>> cost = product_cost(one, machine, num_examples=1000, num_devices=2)
+    >>> cost.flops, cost.link_bytes
+    (8000000000.0, 4000000.0)
+    """
+    flops = product_flops(network, num_examples, mode) / num_devices
+    dim, share = network.parameters, (num_devices - 1) / num_devices
+    gathered = 4 * product_bytes if sharded else 4
+    link = share * dim * (passes * (gathered + 4) if sharded else gathered + 4)
+    # The basis is read twice, for the coefficients and for the sum; a step's other vectors are few.
+    vectors = (8 + 2 * basis_rows) * 4 * dim / num_devices
+    weights = 6 * product_bytes * dim * passes
+    # A kept activation is read, and a tangent of its size written and read, forward and backward.
+    activations = 6 * product_bytes * network.activations * num_examples / num_devices
+    memory = vectors + weights + activations
+    return Cost(
+        flops=flops,
+        memory_bytes=memory,
+        link_bytes=link,
+        compute_seconds=flops / (machine.flops * efficiency),
+        memory_seconds=memory / (machine.memory_bandwidth * efficiency),
+        link_seconds=link / machine.link_bandwidth,
+        vector_bytes=lanczos_bytes(dim, 4, lanczos.WARM_UP) / num_devices,
+        parameter_bytes=(4 + 2 * product_bytes) * dim / (num_devices if sharded else 1),
+    )
+
+
+def transformer(*, layers: int, width: int, hidden: int, vocabulary: int, context: int) -> Network:
+    """Count a decoder of gated blocks (four width², three width·hidden) over one sequence.
+
+    The embedding is a look-up, so that no matrix product is without a tangent at its input. What is
+    kept are the inputs of every product and the attention weights' factors, recomputed inside a
+    block from its input, so that one input a block stays.
+
+    >>> net = transformer(layers=32, width=4096, hidden=11008, vocabulary=32000, context=4096)
+    >>> round(net.parameters / 1e9, 2)
+    6.74
+    """
+    block = 4 * width**2 + 3 * width * hidden
+    matrices = layers * block + width * vocabulary
+    attention = 4 * layers * context**2 * width
+    return Network(
+        parameters=matrices + width * vocabulary,
+        forward_flops=2.0 * matrices * context + attention,
+        first_flops=0.0,
+        activations=float(layers * context * width),
+    )
+
+
+def count_flops(function: Callable, *args: Any) -> int:
+    """Count the operations of all matrix products and convolutions in a traced function.
+
+    Loops count as often as they run (a `while` without a known length once), and branches by their
+    dearest; nothing runs.
+
+    Args:
+        function: anything that traces.
+        *args: its arguments, or `jax.ShapeDtypeStruct` in their place.
+
+    >>> import jax.numpy as jnp
+    >>> count_flops(lambda a, b: a @ b, jnp.ones((2, 3)), jnp.ones((3, 5)))
+    60
+    """
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    # What nothing reads, the compiler leaves out: the primal gradient beside its tangent.
+    return _flops(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
+
+
+def _flops(jaxpr: core.Jaxpr) -> int:
+    return sum(map(_equation_flops, jaxpr.eqns))
+
+
+def _equation_flops(equation: core.JaxprEqn) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name in ("dot_general", "conv_general_dilated"):
+        return _product_flops(equation)
+    inner = [_flops(jaxpr) for jaxpr in core.jaxprs_in_params(params)]
+    if name == "cond":
+        return max(inner)
+    return sum(inner) * (params["length"] if name == "scan" else 1)
+
+
+def _product_flops(equation: core.JaxprEqn) -> int:
+    avals: list[Any] = [variable.aval for variable in (*equation.invars, *equation.outvars)]
+    left, right, out = (aval.shape for aval in avals)
+    out = math.prod(out)
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        return 2 * out * math.prod(left[axis] for axis in contracted)
+    kernel = equation.params["dimension_numbers"].rhs_spec
+    taps = math.prod(right[axis] for axis in kernel[2:]) * right[kernel[1]]
+    # What a transposed convolution spreads by zeros between the pixels is not worked on.
+    spread = math.prod(equation.params["lhs_dilation"]) * math.prod(equation.params["rhs_dilation"])
+    return 2 * out * taps // spread

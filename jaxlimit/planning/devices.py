@@ -1,0 +1,47 @@
+"""Machines as the numbers that a plan needs."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxlimit._memory import device_memory
+
+
+class Machine(NamedTuple):
+    """What one device of a kind can do, and how devices are joined.
+
+    Attributes:
+        flops: operations a second of large matrix products, at the precision in use.
+        memory_bandwidth: bytes a second, read and written together.
+        link_bandwidth: bytes a second that a device sends to the others.
+        memory: bytes of the device.
+    """
+
+    flops: float
+    memory_bandwidth: float
+    link_bandwidth: float
+    memory: float
+
+
+# NVIDIA's data sheet of the SXM5 board: dense bfloat16, HBM3, and NVLink one way within a node.
+# Nothing of it was measured here.
+H100 = Machine(flops=989e12, memory_bandwidth=3.35e12, link_bandwidth=450e9, memory=80e9)
+INFINIBAND = 50e9  # bytes a second between nodes, 400 Gb/s a device
+
+
+def usable_memory(device: Any = None) -> int:
+    """Return the bytes that a device has for arrays: half of the host's memory if it is a CPU.
+
+    A device refuses what is too much; a host ends the process, and its memory has other users.
+
+    Raises:
+        ValueError: if the device does not tell.
+
+    >>> usable_memory() > 0
+    True
+    """
+    device = device or jax.local_devices()[0]
+    memory = device_memory(device)
+    if memory is None:
+        raise ValueError(f"memory must be given, for {device} does not tell how much it has")
+    return memory // 2 if device.platform == "cpu" else memory

@@ -1,0 +1,342 @@
+"""What fits on a device: the linearisation or one batch at a time, and where the basis goes."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxlimit import curvature, lanczos
+from jaxlimit._basis import BLOCK
+from jaxlimit._batches import first_batch, leading_size
+from jaxlimit._checks import check_choice, check_count, check_range
+from jaxlimit._memory import host_memory
+from jaxlimit._weights import Where, flatten_weights, is_weight
+from jaxlimit.planning.devices import usable_memory
+
+MODES = ("linearized", "forward-over-reverse")
+USABLE = 0.9  # of a device's memory: what allocators, code and fragments leave
+
+# Vectors of Lanczos besides the basis: two of the state, before and after a chunk, the product, the
+# residual and scratch; from the compiled program.
+NUM_VECTORS = 7
+# A product's own temporaries, as a multiple of what a linearisation of the same examples keeps.
+# Compiled on a CPU it is 0.36 to 0.67 for ResNets (benchmarks/results/scale_model.json); a GPU's
+# convolutions take scratch space.
+TEMPORARIES = 1.0
+
+# What each place for the basis costs, measured against full reorthogonalisation on FC5 on digits
+# at depth 128 (benchmarks/results/basis_storage_digits.json).
+BASIS_COSTS = {
+    "device": "ρ* as with full reorthogonalisation to 4e-4 of itself",
+    "bfloat16": "ρ* likewise to 2e-4 of itself, λ_max to 5e-6",
+    "pinned_host": "ρ* likewise to 4e-4 of itself; the basis crosses to the device at every step",
+    "none": "ρ* likewise to 2e-4 of itself, but its interval twice as wide at the same depth",
+}
+
+
+class Workload(NamedTuple):
+    """What a product works on, in counts and bytes.
+
+    Attributes:
+        dim: D, the weights under study.
+        itemsize: bytes of one entry of a vector.
+        held: bytes of parameters, operands and data, which are there throughout.
+        linearization: bytes that a linearisation over all examples keeps.
+        num_examples: examples.
+        batch_size: examples in the largest batch.
+    """
+
+    dim: int
+    itemsize: int
+    held: int
+    linearization: int
+    num_examples: int
+    batch_size: int
+
+
+class Plan(NamedTuple):
+    """A run that was thought through before.
+
+    Attributes:
+        fits: whether it fits into `limit`; if not, this is the lightest of all that can be done.
+        mode: that of the product, "linearized" or "forward-over-reverse".
+        pieces: into how many each batch is cut; 1 leaves them as they are.
+        reorthogonalize: "selective", "full" or "none".
+        store: where the basis goes, "device", "bfloat16" or "pinned_host".
+        parts: bytes on the device, by what they are for.
+        host_bytes: bytes in pinned host memory.
+        limit: bytes that were to be had on the device.
+        reasons: why it is so, and what it costs, in words.
+    """
+
+    fits: bool
+    mode: str
+    pieces: int
+    reorthogonalize: str
+    store: str
+    parts: dict[str, int]
+    host_bytes: int
+    limit: int
+    reasons: tuple[str, ...]
+
+    @property
+    def total(self) -> int:
+        """Bytes on the device at the worst moment."""
+        return sum(self.parts.values())
+
+
+def measure(
+    loss: Callable,
+    params: Any,
+    batches: Any,
+    *operands: Any,
+    where: Where = is_weight,
+    product_dtype: Any = None,
+) -> Workload:
+    """Count what the Hessian's product of a loss works on; nothing runs.
+
+    Args:
+        loss: as for `curvature.hessian_matvec`.
+        params: as for `curvature.hessian_matvec`.
+        batches: likewise.
+        *operands: likewise.
+        where: leaves under study.
+        product_dtype: as in `curvature.MatvecSettings`.
+
+    >>> import jax.numpy as jnp
+    >>> loss = lambda w, batch: jnp.mean(jnp.tanh(batch @ w) ** 2)
+    >>> measure(loss, jnp.zeros(3), jnp.ones((2, 4, 3)))[:3]
+    (3, 4, 108)
+    """
+    kept = curvature.linearization_bytes(
+        loss, params, batches, *operands, where=where, product_dtype=product_dtype
+    )
+    weights = jax.eval_shape(lambda p: flatten_weights(p, where)[0], params)
+    is_list = isinstance(batches, list)
+    stacks = batches if is_list else [first_batch(batches)]
+    sizes = [leading_size(batch) for batch in stacks]
+    num_batches = 1 if is_list else jax.tree.leaves(batches)[0].shape[0]
+    return Workload(
+        dim=weights.size,
+        itemsize=weights.dtype.itemsize,
+        held=_bytes((params, batches, operands)),
+        linearization=kept,
+        num_examples=num_batches * sum(sizes),
+        batch_size=max(sizes),
+    )
+
+
+def share(workload: Workload, num_devices: int) -> Workload:
+    """Return what each device has of a workload whose examples and vectors a mesh shares.
+
+    Parameters and data count whole, which is more than the data take.
+
+    >>> share(Workload(10, 4, 100, 64, 8, 4), 2)
+    Workload(dim=5, itemsize=4, held=100, linearization=32, num_examples=4, batch_size=2)
+    """
+    fields = ("dim", "linearization", "num_examples", "batch_size")
+    return workload._replace(
+        **{name: -(-getattr(workload, name) // num_devices) for name in fields}
+    )
+
+
+def plan(
+    workload: Workload,
+    *,
+    num_steps: int,
+    num_probes: int = 1,
+    reorthogonalize: str = "selective",
+    memory: float | None = None,
+    modes: tuple[str, ...] = MODES,
+    stores: tuple[str, ...] = (*lanczos.STORES, "none"),
+) -> Plan:
+    """Choose how a spectrum is measured so that it fits, the fastest and most exact way first.
+
+    Tried in turn: linearised, with the basis on the device, in bfloat16, in pinned host memory; the
+    same batch by batch, the batches halved as often as it takes; last of all, no basis.
+
+    Args:
+        workload: from `measure`, or filled in by hand.
+        num_steps: Lanczos steps.
+        num_probes: probes, whose bases are all there at once.
+        reorthogonalize: "selective", "full" or "none".
+        memory: bytes of the device; asked of the device if not given. Nine tenths are planned with.
+        modes: modes of the product to choose from.
+        stores: places for the basis to choose from, "none" that it may be left out.
+
+    Returns:
+        A `Plan`; `fits` is False where nothing does, and then its reasons say what would help.
+
+    Raises:
+        ValueError: if a count is below 1, or a name is unknown.
+
+    >>> chosen = plan(Workload(10**6, 4, 10**8, 10**9, 1000, 100), num_steps=64, memory=8e9)
+    >>> chosen.fits, chosen.mode, chosen.store, chosen.parts["basis"]
+    (True, 'linearized', 'device', 288000000)
+    """
+    check_count("num_steps", num_steps)
+    check_count("num_probes", num_probes)
+    check_choice("reorthogonalize", reorthogonalize, lanczos.REORTHOGONALIZE)
+    for mode in modes:
+        check_choice("modes", mode, MODES)
+    for store in stores:
+        check_choice("stores", store, (*lanczos.STORES, "none"))
+    memory = usable_memory() if memory is None else memory
+    check_range("memory", float(memory), 0, open_low=True)
+    limit = int(USABLE * memory)
+    options = list(_options(workload, num_steps, num_probes, reorthogonalize, limit, modes, stores))
+    fitting = [option for option in options if option.fits]
+    best = fitting[0] if fitting else min(options, key=lambda option: option.total)
+    return best._replace(reasons=_reasons(best, options[0], num_probes))
+
+
+def lanczos_bytes(dim: int, itemsize: int, num_steps: int, store: str = "device") -> int:
+    """Count the device memory of one selective Lanczos run: vectors, basis and work on it.
+
+    >>> lanczos_bytes(1, 4, 96) // 4, lanczos_bytes(1, 4, 96, "bfloat16") // 4
+    (175, 103)
+    """
+    workload = Workload(dim, itemsize, 0, 0, 1, 1)
+    resident, working, _ = _basis_bytes(workload, num_steps, "selective", store)
+    return NUM_VECTORS * dim * itemsize + resident + working
+
+
+def lighter(failed: Plan, workload: Workload, *, num_steps: int, **settings: Any) -> Plan:
+    """Plan again after a device refused what `failed` had planned for: with 0.7 of its total.
+
+    Args:
+        failed: the plan that did not fit after all.
+        workload: as for `plan`.
+        num_steps: as for `plan`.
+        **settings: further settings of `plan`.
+
+    >>> workload = Workload(10**6, 4, 10**8, 10**9, 1000, 100)
+    >>> first = plan(workload, num_steps=64, memory=8e9)
+    >>> lighter(first, workload, num_steps=64).mode
+    'forward-over-reverse'
+    """
+    settings["memory"] = 0.7 * failed.total / USABLE
+    return plan(workload, num_steps=num_steps, **settings)
+
+
+def describe(plan: Plan) -> str:
+    """Set a plan out in lines: what goes where, the sum, and why.
+
+    >>> workload = Workload(10**6, 4, 10**8, 10**9, 1000, 100)
+    >>> print(describe(plan(workload, num_steps=64, memory=8e9)).splitlines()[0])
+    product linearized, reorthogonalisation selective, basis in device
+    """
+    rows = [*plan.parts.items(), ("in all", plan.total), ("to be had", plan.limit)]
+    if plan.host_bytes:
+        rows.append(("pinned on the host", plan.host_bytes))
+    return "\n".join(
+        [
+            f"product {plan.mode}, reorthogonalisation {plan.reorthogonalize}, "
+            f"basis in {'no memory' if plan.reorthogonalize == 'none' else plan.store}",
+            *(f"{name:<22}{_gib(size):>12}" for name, size in rows),
+            *(f"note: {reason}" for reason in plan.reasons),
+        ]
+    )
+
+
+def _options(
+    workload, num_steps, num_probes, reorthogonalize, limit, modes, stores
+) -> Iterator[Plan]:
+    num_steps = min(num_steps, workload.dim)
+    ways = [(mode, store, reorthogonalize) for mode in modes for store in stores if store != "none"]
+    if reorthogonalize == "none":
+        ways = []
+    if "none" in stores or not ways:
+        ways += [(mode, "device", "none") for mode in modes]
+    for mode, store, kind in ways:
+        resident, working, on_host = _basis_bytes(workload, num_steps, kind, store)
+        for pieces in _cuts(workload.batch_size) if mode == MODES[1] else (1,):
+            parts = {
+                "parameters and data": workload.held,
+                **_product_bytes(workload, mode, pieces),
+                "Lanczos vectors": NUM_VECTORS * workload.dim * workload.itemsize
+                + 2 * (num_probes - 1) * workload.dim * workload.itemsize,
+                "basis": resident * num_probes,
+                "work on the basis": working,
+            }
+            room = host_memory() or float("inf")
+            fits = sum(parts.values()) <= limit and on_host * (num_probes + 1) <= room
+            yield Plan(
+                fits, mode, pieces, kind, store, parts, on_host * num_probes, limit, reasons=()
+            )
+
+
+def _cuts(batch_size: int) -> list[int]:
+    return [2**i for i in range(batch_size.bit_length()) if batch_size % 2**i == 0]
+
+
+def _product_bytes(workload: Workload, mode: str, pieces: int) -> dict[str, int]:
+    vectors, kept = 3 * workload.dim * workload.itemsize, workload.linearization
+    if mode == "linearized":
+        return {"linearisation": kept, "product": int(TEMPORARIES * kept) + vectors}
+    share = workload.batch_size / pieces / workload.num_examples
+    return {"product": int(TEMPORARIES * kept * share) + vectors}
+
+
+def _basis_bytes(
+    workload: Workload, num_steps: int, reorthogonalize: str, store: str
+) -> tuple[int, int, int]:
+    """Count bytes of a basis kept, of the work on it during a chunk of steps, and on the host.
+
+    A chunk of steps leaves the state that it starts from in place, so that what ends half-way is
+    not lost: the basis is there twice.
+    """
+    if reorthogonalize == "none":
+        return 0, 0, 0
+    selective = reorthogonalize == "selective"
+    rows = lanczos.num_rows(num_steps, reorthogonalize)
+    entry, dim = workload.itemsize, workload.dim
+    kept = rows * dim * (2 if store == "bfloat16" else entry)
+    scratch = (3 if selective else 1) * BLOCK * dim * entry
+    if store == "pinned_host":
+        return 0, scratch, kept
+    return kept, kept + scratch, 0
+
+
+def _reasons(chosen: Plan, first: Plan, num_probes: int) -> tuple[str, ...]:
+    if not chosen.fits:
+        largest = max(chosen.parts, key=lambda name: chosen.parts[name])
+        advice = {
+            "parameters and data": "take fewer examples, or spread them over a mesh",
+            "linearisation": "leave mode at 'auto'",
+            "product": "make batches smaller, or spread them over a mesh",
+            "Lanczos vectors": "take fewer probes, or spread the vectors over a mesh",
+            "basis": "take fewer probes or steps, or allow store='pinned_host'",
+            "work on the basis": "allow store='bfloat16' or 'pinned_host'",
+        }[largest]
+        return (
+            f"nothing fits: even the lightest way takes {_gib(chosen.total)} of "
+            f"{_gib(chosen.limit)}, most of it for {largest} ({_gib(chosen.parts[largest])}): "
+            f"{advice}",
+        )
+    name = "none" if chosen.reorthogonalize == "none" else chosen.store
+    reasons = [f"basis: {BASIS_COSTS[name]}"]
+    if chosen[1:5] != first[1:5]:
+        reasons.insert(
+            0,
+            f"the fastest way, {first.mode} with the basis in {first.store} memory, would take "
+            f"{_gib(first.total)} of {_gib(first.limit)}",
+        )
+    if chosen.pieces > 1:
+        reasons.append(f"each batch is cut into {chosen.pieces}")
+    if num_probes > 1 and chosen.parts["basis"]:
+        reasons.append(f"{num_probes} probes hold a basis each")
+    return tuple(reasons)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.3g} GiB"
+
+
+def _bytes(tree: Any) -> int:
+    return sum(int(leaf.size) * leaf.dtype.itemsize for leaf in map(_shaped, jax.tree.leaves(tree)))
+
+
+def _shaped(leaf: Any) -> Any:
+    return leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)

@@ -1,0 +1,45 @@
+"""Figures of how well quadrature reads a spectrum."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, plt
+
+_COLOURS = (NEUTRAL, "#a16207", MEASURED, PREDICTED)
+
+
+def plot_rule_errors(
+    errors: dict[str, np.ndarray], depths: Sequence[int], rules: Sequence[str], *, level: float
+) -> Figure:
+    """Draw the root-mean-square error of each rule against depth, one panel a spectrum.
+
+    Args:
+        errors: relative errors [depths, rules] by the name of the spectrum.
+        depths: Lanczos steps.
+        rules: names, the best last.
+        level: the error that is aimed at, drawn dotted.
+    """
+    columns = min(len(errors), 4)
+    rows = -(-len(errors) // columns)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(2.9 * columns, 2.7 * rows + 0.8), sharex=True, sharey=True,
+        layout="constrained", squeeze=False,
+    )  # fmt: skip
+    for axes, (name, table) in zip(panels.flat, errors.items(), strict=False):
+        for error, rule, colour in zip(table.T, rules, _COLOURS, strict=True):
+            axes.loglog(depths, np.maximum(error, 1e-4), ".-", color=colour, label=rule)
+        axes.axhline(level, color="black", linewidth=0.8, linestyle=":")
+        axes.set_title(name, fontsize=10)
+        axes.set_xticks(depths[::2], [str(depth) for depth in depths[::2]])
+        axes.minorticks_off()
+        axes.grid(alpha=0.25)
+    for axes in panels.flat[len(errors) :]:
+        axes.set_visible(False)
+    figure.supxlabel("products, one probe")
+    figure.supylabel("relative error, root mean square")
+    figure.suptitle(f"Error of (1/D) tr f(H) by each rule; dotted: {level:.0%}")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=len(rules))
+    return figure

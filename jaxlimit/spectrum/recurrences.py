@@ -1,0 +1,95 @@
+"""The recurrences behind a measure: from random probes, kept on disk, turned into a measure."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxlimit import _mesh, lanczos
+from jaxlimit._checkpoints import Checkpoints
+from jaxlimit.lanczos import LanczosState
+from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
+
+
+def probe(key: PRNGKeyArray, dim: int, dtype: Any = jnp.float32) -> Float[Array, "dim"]:
+    """Draw a vector uniformly from the unit sphere."""
+    vector = jax.random.normal(key, (dim,), dtype)
+    return vector / jnp.linalg.norm(vector)
+
+
+def carry(
+    matvec: Any, state: LanczosState, goal: int, chunk: int, reorthogonalize: str
+) -> LanczosState:
+    """Carry a recurrence on to the depth `goal`, in programs of `chunk` steps."""
+    while (left := goal - int(state.step)) > 0:
+        state = lanczos.extend(
+            matvec, state, num_steps=min(chunk, left), reorthogonalize=reorthogonalize
+        )
+    return state
+
+
+def measure_of(
+    states: list[LanczosState], depth: int, dim: int, mesh: Mesh | None = None
+) -> SpectralMeasure:
+    """Turn recurrences into a measure of their first `depth` steps."""
+    long = dict.fromkeys(("previous", "current", "basis"))
+    parts = _mesh.gather([state._replace(**long) for state in states], mesh)
+    s = jax.tree.map(lambda *x: jnp.stack(x), *parts)
+    num_valid = jnp.minimum(s.num_valid, depth)
+    last = jnp.maximum(num_valid - 1, 0)[:, None]
+    return measure_from(
+        lanczos.Tridiagonalization(
+            diagonal=s.diagonal[:, :depth],
+            off_diagonal=s.off_diagonal[:, : depth - 1],
+            basis=None,
+            residual_norm=jnp.take_along_axis(s.off_diagonal, last, axis=1)[:, 0],
+            num_valid=num_valid,
+            failed_step=s.failed_step,
+        ),
+        dim=dim,
+    )
+
+
+def identity(key: PRNGKeyArray, states: list[LanczosState], reorthogonalize: str) -> dict:
+    """Collect what makes a run itself."""
+    state = states[0]
+    return {
+        "dim": int(state.dim),
+        "padded_dim": state.current.size,
+        "dtype": str(state.current.dtype),
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "num_steps": state.diagonal.size,
+        "num_probes": len(states),
+        "reorthogonalize": reorthogonalize,
+    }
+
+
+def arrays(states: list[LanczosState]) -> dict[str, dict]:
+    """Return the states as the dictionaries that a checkpoint holds."""
+    return {
+        str(i): {name: value for name, value in state._asdict().items() if value is not None}
+        for i, state in enumerate(states)
+    }
+
+
+def resume(checkpoints: Checkpoints, states: list[LanczosState], matvec: Any) -> list[LanczosState]:
+    """Return the states of the newest checkpoint, `states` if there is none.
+
+    Raises:
+        ValueError: if it is that of another run, or of another operator; says what differs.
+    """
+    found = checkpoints.restore(lambda _: arrays(states))
+    if found is None:
+        return states
+    resumed = [state._replace(**found[str(i)]) for i, state in enumerate(states)]
+    first = lanczos.extend(matvec, states[0], num_steps=1, reorthogonalize="none")
+    now, then = float(first.off_diagonal[0]), float(resumed[0].off_diagonal[0])
+    if not abs(now - then) <= 1e-3 * then:
+        raise ValueError(
+            f"checkpoint_dir {checkpoints.directory} holds the recurrence of another operator: "
+            f"its first step gave {then:.6g}, that of this one gives {now:.6g}"
+        )
+    return resumed

@@ -1,0 +1,215 @@
+"""Runs that are looked at as they go: stopped when good enough, kept on disk, carried on."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, PRNGKeyArray
+
+from jaxlimit import lanczos
+from jaxlimit._checkpoints import Checkpoints
+from jaxlimit._checks import check_count, check_range
+from jaxlimit._estimate import Estimate
+from jaxlimit._matvec import prepare
+from jaxlimit._memory import catching_refusals
+from jaxlimit._mesh import share_of, takes_mesh
+from jaxlimit.lanczos import LanczosState
+from jaxlimit.spectrum.functions import trace_bracket
+from jaxlimit.spectrum.measure import SpectralMeasure
+from jaxlimit.spectrum.recurrences import arrays, carry, identity, measure_of, probe, resume
+
+CHUNK = 32
+FIRST_DEPTH = 64
+
+
+@takes_mesh
+def run_probes(
+    matvec: Any,
+    key: PRNGKeyArray,
+    *,
+    dim: int,
+    num_steps: int,
+    num_probes: int = 1,
+    reorthogonalize: str = "selective",
+    store: str = "device",
+    states: tuple[LanczosState, ...] = (),
+    chunk: int = CHUNK,
+    stop: Callable[[SpectralMeasure], bool] | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
+    stage: str = "spectrum",
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+    checkpoint_dir: Any = None,
+    checkpoint_every: int = 128,
+) -> SpectralMeasure:
+    """Run `spectral_measure` in chunks, so that it can be watched, stopped and carried on.
+
+    Costs the same products; memory of 72 vectors a probe, or as `spectral_measure` has it.
+
+    Args:
+        matvec: as for `spectral_measure`.
+        key: as for `spectral_measure`; the same key gives the same measure.
+        dim: D.
+        num_steps: steps a probe, at most.
+        num_probes: independent probes, carried on in turn.
+        reorthogonalize: as for `spectral_measure`.
+        store: as for `spectral_measure`.
+        states: recurrences to go on from, one a probe, those of a `DeviceMemoryError`; they keep
+            their own store.
+        chunk: steps between two looks.
+        stop: called with the measure so far, once the depth has doubled since the last look and
+            at least 4 chunks are done; True ends the run.
+        on_progress: called as `on_progress(stage, steps_done, steps)` after every chunk.
+        stage: a name for `on_progress`.
+        dtype: floating type of the probes.
+        mesh: as for `spectral_measure`.
+        checkpoint_dir: where this run, and no other, keeps its newest checkpoint: a run that is
+            asked for again goes on from it, and ends with the same bits on the same machine.
+        checkpoint_every: steps a probe between checkpoints, in whole chunks; the last makes one.
+
+    Returns:
+        A `SpectralMeasure` of the depth reached.
+
+    Raises:
+        TypeError: as `spectral_measure`.
+        ValueError: as `spectral_measure`, or if the checkpoint is that of another run; says what
+            differs.
+        FloatingPointError: as `spectral_measure`.
+        OSError: if a checkpoint cannot be written; the one before it stays whole.
+        MemoryError: as `spectral_measure`; a `DeviceMemoryError` if the device runs out of memory
+            on the way, which carries the recurrences as they were before.
+    """
+    check_count("num_probes", num_probes)
+    check_count("chunk", chunk)
+    check_count("checkpoint_every", checkpoint_every)
+    matvec, dim, dtype = prepare(matvec, dim, dtype)
+    num_steps = min(check_count("num_steps", num_steps), dim)
+    rows = num_probes * lanczos.num_rows(num_steps, reorthogonalize)
+    lanczos.check_basis(rows, share_of(dim, mesh), dtype, store)
+    kept: dict[str, Any] = {"reorthogonalize": reorthogonalize, "store": store, "mesh": mesh}
+    recurrences = list(states) or [
+        lanczos.start(probe(k, dim, dtype), num_steps=num_steps, **kept)
+        for k in jax.random.split(key, num_probes)
+    ]
+    checkpoints = Checkpoints(
+        checkpoint_dir,
+        checkpoint_every,
+        lambda: identity(key, recurrences, reorthogonalize),
+        unit="step",
+    )
+    with contextlib.closing(checkpoints):
+        if not states:
+            recurrences = resume(checkpoints, recurrences, matvec)
+        done, looked = min(int(state.step) for state in recurrences), 2 * chunk
+        while 2 * looked < done:
+            looked *= 2
+        while done < num_steps:
+            if stop is not None and done >= 2 * looked:
+                looked = done
+                if stop(measure_of(recurrences, done, dim, mesh)):
+                    break
+            goal = min(done + chunk, num_steps)
+            for i, state in enumerate(recurrences):
+                if int(state.step) >= goal:
+                    continue
+                with catching_refusals(f"at step {done} of probe {i}", recurrences):
+                    following = carry(matvec, state, goal, chunk, reorthogonalize)
+                    recurrences[i] = jax.block_until_ready(following)
+                if on_progress is not None:
+                    steps = done * num_probes + (i + 1) * (goal - done)
+                    on_progress(stage, steps, num_steps * num_probes)
+            done = goal
+            checkpoints.save(done, arrays(recurrences), last=done == num_steps)
+    return measure_of(recurrences, done, dim, mesh)
+
+
+class TraceRun(NamedTuple):
+    """A trace as far as it was taken.
+
+    Attributes:
+        estimate: the trace with its interval.
+        measure: what it was read off, good for any other function too.
+        converged: whether the interval is within the tolerance.
+    """
+
+    estimate: Estimate
+    measure: SpectralMeasure
+    converged: bool
+
+
+def trace_within(
+    matvec: Any,
+    key: PRNGKeyArray,
+    f: Callable[[Array], Array],
+    *,
+    dim: int,
+    tolerance: float,
+    num_steps: int = 1024,
+    num_probes: int = 8,
+    reorthogonalize: str = "selective",
+    dtype: Any = jnp.float32,
+) -> TraceRun:
+    """Run until the interval of `trace_bracket` is as narrow as asked, or say how far it got.
+
+    Starts with one probe of 64 steps. Each stage doubles what makes the interval wide: the depth,
+    where the bracket is wider than the random error, else the probes. Costs the products that it
+    takes, num_probes · num_steps at most; memory of 72 vectors a probe.
+
+    Args:
+        matvec: H, a symmetric `Array[D] -> Array[D]`.
+        key: random key of the probes.
+        f: as for `trace_bracket`.
+        dim: D.
+        tolerance: greatest width of the interval, as a share of the value.
+        num_steps: steps a probe, at most.
+        num_probes: probes, at most.
+        reorthogonalize: as for `spectral_measure`.
+        dtype: floating type of the probes.
+
+    Returns:
+        A `TraceRun`.
+
+    Raises:
+        TypeError: as `spectral_measure`.
+        ValueError: as `spectral_measure`, and if `tolerance` is negative.
+        FloatingPointError: as `spectral_measure`.
+        MemoryError: as `spectral_measure`, for the greatest number of probes.
+
+    >>> import jax, jax.numpy as jnp
+    >>> eigenvalues = jnp.concatenate([jnp.zeros(900), jnp.linspace(-1, 5, 100)])
+    >>> f = lambda x: jnp.abs(x) / (jnp.abs(x) + 0.1)
+    >>> run = trace_within(
+    ...     lambda v: eigenvalues * v, jax.random.key(0), f, dim=1000, tolerance=0.3)
+    >>> run.converged
+    True
+    """
+    check_range("tolerance", tolerance, 0)
+    check_count("num_probes", num_probes)
+    matvec, dim, dtype = prepare(matvec, dim, dtype)
+    num_steps = min(check_count("num_steps", num_steps), dim)
+    rows = num_probes * lanczos.num_rows(num_steps, reorthogonalize)
+    lanczos.check_basis(rows, dim, dtype)
+    keys, states = jax.random.split(key, num_probes), []
+    depth, count = min(FIRST_DEPTH, num_steps), 1
+    while True:
+        states += [
+            lanczos.start(
+                probe(k, dim, dtype), num_steps=num_steps, reorthogonalize=reorthogonalize
+            )
+            for k in keys[len(states) : count]
+        ]
+        states = [carry(matvec, state, depth, CHUNK, reorthogonalize) for state in states]
+        measure = measure_of(states, depth, dim)
+        estimate = trace_bracket(measure, f)
+        width = float(estimate.upper - estimate.lower)
+        converged = width <= tolerance * abs(float(estimate.value))
+        if converged or (depth == num_steps and count == num_probes):
+            return TraceRun(estimate, measure, converged)
+        random = 2 * 1.96 * float(estimate.standard_error)
+        if count == num_probes or (depth < num_steps and width > 2 * random):
+            depth = min(2 * depth, num_steps)
+        else:
+            count = min(2 * count, num_probes)

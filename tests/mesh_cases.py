@@ -1,0 +1,363 @@
+"""Checks on eight devices; `test_mesh.py` runs them in a process that has as many."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxlimit
+from jaxlimit import curvature, lanczos, pruning, spectrum, training
+
+AUTO = Mesh(np.array(jax.devices()), ("data",))
+MESHES = {
+    "auto": AUTO,
+    "explicit": jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,)),
+    "two axes": jax.make_mesh((4, 2), ("data", "model")),
+    "three devices": Mesh(np.array(jax.devices()[:3]), ("data",)),
+}
+
+
+def problem(num=53, hidden=9):
+    """An MLP with D = 109, which neither 8 nor 3 divides, on 53 examples."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {
+        "Dense_0": {"kernel": jax.random.normal(keys[0], (6, hidden)), "bias": jnp.zeros(hidden)},
+        "Dense_1": {"kernel": jax.random.normal(keys[1], (hidden, 4)), "bias": jnp.ones(4)},
+        "BatchNorm_0": {"scale": jnp.full(hidden, 1.5)},
+    }
+    inputs = jax.random.normal(keys[2], (num, 6))
+    labels = jax.random.randint(keys[3], (num,), 0, 4)
+    return params, (inputs, labels)
+
+
+def logits(params, batch):
+    first, second = params["Dense_0"], params["Dense_1"]
+    hidden = jnp.tanh(batch[0] @ first["kernel"] + first["bias"])
+    return (hidden * params["BatchNorm_0"]["scale"]) @ second["kernel"] + second["bias"]
+
+
+def cross_entropy(outputs, batch):
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, batch[1]).mean()
+
+
+def loss(params, batch):
+    return cross_entropy(logits(params, batch), batch)
+
+
+def ragged(batch, *ends):
+    """Cut a batch at `ends`."""
+    leaves, treedef = jax.tree.flatten(batch)
+    parts = zip(*(jnp.split(leaf, ends) for leaf in leaves), strict=True)
+    return [jax.tree.unflatten(treedef, part) for part in parts]
+
+
+def close(result, wanted, tolerance=2e-6):
+    """Whether two vectors agree relative to the norm of the wanted one."""
+    error = np.linalg.norm(np.asarray(result) - np.asarray(wanted))
+    assert error <= tolerance * np.linalg.norm(np.asarray(wanted)), error
+
+
+OPERATORS = {
+    "hessian": lambda p, b, **s: curvature.hessian_matvec(loss, p, b, **s),
+    "gauss-newton": lambda p, b, **s: curvature.gauss_newton_matvec(
+        logits, cross_entropy, p, b, **s
+    ),
+    "fisher": lambda p, b, **s: curvature.fisher_matvec(logits, p, b, **s),
+}
+SETTINGS = {
+    "linearised": {"mode": "linearized"},
+    "recomputed": {"mode": "forward-over-reverse"},
+    "sharded weights": {"shard_params": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("operator", "settings", "mesh"),
+    [
+        ("hessian", "linearised", "auto"),
+        ("hessian", "recomputed", "explicit"),
+        ("hessian", "sharded weights", "three devices"),
+        ("gauss-newton", "linearised", "three devices"),
+        ("gauss-newton", "sharded weights", "explicit"),
+        ("fisher", "recomputed", "two axes"),
+    ],
+)
+def test_a_product_is_that_of_one_device(operator, settings, mesh):
+    make, settings, mesh = OPERATORS[operator], SETTINGS[settings], MESHES[mesh]
+    params, batch = problem()
+    batches = ragged(batch, 20, 40, 50)  # the last of 3 examples, fewer than devices
+    wanted = make(params, batches, mode="forward-over-reverse")
+    split = make(params, batches, mesh=mesh, **settings)
+    vector = jax.random.normal(jax.random.key(1), (103,))
+    close(split(vector), wanted(vector))
+    close(jax.jit(split)(vector), wanted(vector))
+
+
+@pytest.mark.parametrize("mesh", [MESHES["explicit"], MESHES["two axes"]])
+def test_a_product_takes_what_lies_on_the_mesh(mesh):
+    """Parameters and data may come laid out; a caller's own `set_mesh` does not matter."""
+    params, batch = problem(48)
+    vector = jax.random.normal(jax.random.key(1), (103,))
+    wanted = curvature.hessian_matvec(loss, params, ragged(batch))(vector)
+    n = mesh.shape["data"]
+    laid_out = jax.device_put(batch, NamedSharding(mesh, P("data")))
+    stacked = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
+    stacked = jax.device_put(stacked, NamedSharding(mesh, P(None)))
+    params = jax.device_put(params, NamedSharding(mesh, P()))
+    with jax.set_mesh(mesh):
+        close(curvature.hessian_matvec(loss, params, [laid_out], mesh=mesh)(vector), wanted)
+        close(curvature.hessian_matvec(loss, params, stacked, mesh=mesh)(vector), wanted)
+
+
+def test_masks_and_narrow_products():
+    params, batch = problem()
+    batches = ragged(batch, 30)
+    mask = np.arange(103) % 3 > 0
+    vector = jax.random.normal(jax.random.key(2), (int(mask.sum()),))
+    one = curvature.hessian_matvec(loss, params, batches, mask=mask)
+    many = curvature.hessian_matvec(loss, params, batches, mask=mask, mesh=AUTO)
+    close(many(vector), one(vector))
+    again = curvature.restrict(curvature.restrict(many, np.arange(68) < 40), np.arange(40) > 2)
+    head = jnp.zeros(68).at[3:40].set(vector[:37])
+    close(again(vector[:37]), one(head)[3:40])
+    narrow = curvature.hessian_matvec(
+        loss, params, batches, mask=mask, mesh=AUTO, product_dtype=jnp.bfloat16
+    )
+    close(narrow(vector), one(vector), 2e-2)
+
+
+def lowered(matvec, size):
+    vector = jax.device_put(jnp.ones(size), NamedSharding(AUTO, P("data")))
+    return jax.jit(lambda matvec, v: matvec(v)).lower(matvec, vector).compile()
+
+
+def collectives(compiled):
+    found = re.findall(r"= \S+ ([a-z-]+?)(?:-start)?\(", compiled.as_text())
+    kinds = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+    return sorted(kind for kind in found if kind in kinds)
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_a_product_is_one_all_gather_and_one_reduce_scatter(settings):
+    params, batch = problem()
+    for batches in (ragged(batch, 48), ragged(batch, 10, 20, 50)):
+        matvec = curvature.hessian_matvec(loss, params, batches, mesh=AUTO, **settings)
+        gathers = 1 + ("shard_params" in settings)
+        wanted = ["all-gather"] * gathers + ["reduce-scatter"]
+        assert collectives(lowered(matvec, 104)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("reorthogonalize", "mesh"),
+    [("full", "three devices"), ("selective", "explicit"), ("none", "two axes")],
+)
+def test_lanczos_on_split_vectors(reorthogonalize, mesh):
+    mesh = MESHES[mesh]
+    params, batch = problem()
+    start = jax.random.normal(jax.random.key(3), (103,))
+    one = curvature.hessian_matvec(loss, params, ragged(batch))
+    settings = {"num_steps": 12, "reorthogonalize": reorthogonalize}
+    wanted = lanczos.tridiagonalize(one, start, **settings)
+    many = curvature.hessian_matvec(loss, params, ragged(batch), mesh=mesh)
+    foreign = lambda v: one(v)  # noqa: E731
+    for matvec in (many, foreign):
+        result = lanczos.tridiagonalize(matvec, start, mesh=mesh, **settings)
+        close(result.diagonal, wanted.diagonal, 1e-5)
+        close(result.off_diagonal, wanted.off_diagonal, 1e-5)
+        if reorthogonalize == "full":
+            close(result.basis[:, :103], wanted.basis, 1e-4)
+            assert not result.basis[:, 103:].any()
+
+
+def test_full_depth_ends_at_the_dimension_and_not_at_the_padded_one():
+    matrix = np.diag(np.arange(1.0, 11))
+    operator = jax.tree_util.Partial(jnp.matmul, jnp.asarray(matrix, jnp.float32))
+    result = lanczos.tridiagonalize(operator, jnp.ones(10), num_steps=99, mesh=AUTO)
+    assert result.diagonal.shape == (10,)
+    assert (int(result.num_valid), float(result.residual_norm)) == (10, 0)
+    beta = np.diag(result.off_diagonal, 1)
+    ritz = np.linalg.eigvalsh(np.diag(result.diagonal) + beta + beta.T)
+    np.testing.assert_allclose(ritz, np.arange(1, 11), atol=1e-5)
+
+
+def bytes_of_a_device(tree):
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    shards = [array.addressable_shards for array in arrays]
+    return sum(s.data.nbytes for shard in shards for s in shard if s.device == jax.devices()[0])
+
+
+def test_memory_of_vectors_and_basis_falls_as_the_number_of_devices():
+    dim = 8 * 4096
+    operator = jax.tree_util.Partial(jnp.multiply, jnp.linspace(0, 1, dim))
+    sizes = {}
+    for n in (1, 2, 4, 8):
+        mesh = Mesh(np.array(jax.devices()[:n]), ("data",))
+        state = lanczos.start(jnp.ones(dim), num_steps=16, mesh=mesh)
+        state = lanczos.extend(operator, state, num_steps=4)
+        long = (state.previous, state.current, state.basis)
+        sizes[n] = bytes_of_a_device(long)
+    assert {n: sizes[1] / size for n, size in sizes.items()} == {1: 1, 2: 2, 4: 4, 8: 8}
+
+
+def test_memory_of_sharded_weights_falls_too():
+    params, batch = problem(hidden=800)
+    whole = curvature.hessian_matvec(
+        loss, params, ragged(batch), mesh=AUTO, mode="forward-over-reverse"
+    )
+    sharded = curvature.hessian_matvec(loss, params, ragged(batch), mesh=AUTO, shard_params=True)
+    dim = 6 * 800 + 800 + 800 * 4 + 4
+    assert bytes_of_a_device(whole) - bytes_of_a_device(sharded) == 4 * (dim - -(-dim // 8))
+
+
+@pytest.mark.parametrize("mesh", [MESHES["explicit"], MESHES["three devices"]])
+def test_the_limit_is_that_of_one_device(mesh):
+    params, batch = problem()
+    args = (loss, params, ragged(batch, 20, 40, 50))
+    settings = {"key": jax.random.key(5), "num_steps": 24, "num_gap_steps": 12, "num_probes": 2}
+    wanted = jaxlimit.estimate_limit(*args, **settings)
+    result = jaxlimit.estimate_limit(*args, mesh=mesh, **settings)
+    assert float(result.largest) == pytest.approx(float(wanted.largest), rel=1e-5)
+    assert float(result.prediction.ratio) == pytest.approx(float(wanted.prediction.ratio), rel=1e-3)
+    assert float(result.gap.value) == pytest.approx(float(wanted.gap.value), rel=1e-2)
+
+
+def test_spectral_measure_and_run_probes_agree():
+    params, batch = problem()
+    matvec = curvature.hessian_matvec(loss, params, ragged(batch), mesh=AUTO)
+    settings = {"dim": 103, "num_steps": 10, "num_probes": 2, "mesh": AUTO}
+    measure = spectrum.spectral_measure(matvec, jax.random.key(0), **settings)
+    again = spectrum.run_probes(matvec, jax.random.key(0), chunk=3, **settings)
+    np.testing.assert_array_equal(measure.diagonal, again.diagonal)
+
+
+@pytest.mark.parametrize("mesh", [MESHES["explicit"], MESHES["three devices"]])
+def test_the_sweep_is_that_of_one_device(mesh):
+    params, batch = problem()
+    args = (loss, params, ragged(batch, 20, 40, 50), np.geomspace(0.01, 1, 23))
+    wanted = pruning.magnitude_sweep(*args)
+    result = pruning.magnitude_sweep(*args, mesh=mesh)
+    for name in ("losses", "radii", "kept_norms"):
+        np.testing.assert_allclose(getattr(result, name), getattr(wanted, name), rtol=1e-6)
+    np.testing.assert_array_equal(result.num_kept, wanted.num_kept)
+
+
+class Net(nn.Module):
+    """With BatchNorm, whose statistics have to be those of the whole batch."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        # A bias here would have no gradient but rounding errors, whose sign l1 would then follow.
+        x = nn.Dense(16, use_bias=False)(x.reshape(len(x), -1))
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        return nn.Dense(4)(x)
+
+
+def images(num=70):
+    rng = np.random.default_rng(0)
+    return (
+        rng.integers(0, 256, (num, 8, 8, 1), dtype=np.uint8),
+        rng.integers(0, 4, num).astype(np.int32),
+    )
+
+
+@pytest.mark.parametrize(
+    ("mesh", "sharded"),
+    [(MESHES["explicit"], False), (AUTO, True), (MESHES["three devices"], True)],
+)
+def test_training_takes_the_same_steps(mesh, sharded):
+    config = training.TrainingConfig(
+        epochs=3, learning_rate=0.05, batch_size=20, l1=1e-4, augment=True, accumulate=2
+    )
+    wanted = training.fit(Net(), images(), config)
+    result = training.fit(Net(), images(), config, mesh=mesh, shard_params=sharded)
+    for name in ("params", "state"):
+        jax.tree.map(lambda a, b: close(a, b, 1e-5), getattr(result, name), getattr(wanted, name))
+    np.testing.assert_allclose(result.history.loss, wanted.history.loss, rtol=1e-5)
+    if sharded and mesh.shape["data"] != 3:  # 3 divides no side of the kernel
+        kernel = result.params["Dense_0"]["kernel"]
+        assert bytes_of_a_device([kernel]) == kernel.nbytes // mesh.shape["data"]
+
+
+def test_training_goes_on_on_another_mesh(tmp_path):
+    long, short = (
+        training.TrainingConfig(epochs=2, learning_rate=0.05, batch_size=3) for _ in range(2)
+    )
+    stopped = []
+
+    def stop(metrics):
+        stopped.append(metrics)
+        if len(stopped) == 2:
+            raise KeyboardInterrupt
+
+    at = {"checkpoint_dir": tmp_path, "checkpoint_every": 1}
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(Net(), images(), short, mesh=AUTO, shard_params=True, on_epoch=stop, **at)
+    result = training.fit(Net(), images(), long, mesh=MESHES["three devices"], **at)
+    assert result.resumed_from == 1
+    wanted = training.fit(Net(), images(), long)
+    jax.tree.map(lambda a, b: close(a, b, 1e-5), result.params, wanted.params)
+
+
+def test_lanczos_goes_on_from_its_checkpoint(tmp_path):
+    params, batch = problem()
+    matvec = curvature.hessian_matvec(loss, params, ragged(batch), mesh=AUTO)
+    settings = {"dim": 103, "num_steps": 12, "num_probes": 2, "chunk": 3, "mesh": AUTO}
+    wanted = spectrum.run_probes(matvec, jax.random.key(0), **settings)
+    settings |= {"checkpoint_dir": tmp_path, "checkpoint_every": 3}
+
+    def stop(stage, done, total):
+        if done > 14:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        spectrum.run_probes(matvec, jax.random.key(0), on_progress=stop, **settings)
+    seen = []
+    result = spectrum.run_probes(
+        matvec, jax.random.key(0), on_progress=lambda *a: seen.append(a[1]), **settings
+    )
+    assert seen[0] > 12
+    np.testing.assert_array_equal(result.diagonal, wanted.diagonal)
+    np.testing.assert_array_equal(result.off_diagonal, wanted.off_diagonal)
+    with pytest.raises(ValueError, match="padded_dim: checkpoint 104, this run 105"):
+        spectrum.run_probes(
+            matvec, jax.random.key(0), **settings | {"mesh": MESHES["three devices"]}
+        )
+
+
+@pytest.mark.parametrize("mesh", [None, AUTO], ids=["one device", "mesh"])
+def test_another_problem_does_not_go_on(mesh, tmp_path):
+    params, batch = problem()
+    matvec = curvature.hessian_matvec(loss, params, ragged(batch))
+    settings = {"num_steps": 6, "chunk": 3, "checkpoint_dir": tmp_path, "checkpoint_every": 3}
+    spectrum.run_probes(matvec, jax.random.key(0), dim=103, mesh=mesh, **settings)
+    with pytest.raises(ValueError, match=r"another run, which differs in dim: .* 103, this run 99"):
+        spectrum.run_probes(lambda v: 2 * v, jax.random.key(0), dim=99, mesh=mesh, **settings)
+    with pytest.raises(ValueError, match="another run, which differs in key"):
+        spectrum.run_probes(matvec, jax.random.key(1), dim=103, mesh=mesh, **settings)
+    with pytest.raises(ValueError, match="recurrence of another operator"):
+        spectrum.run_probes(
+            lambda v: 1.01 * matvec(v), jax.random.key(0), dim=103, mesh=mesh, **settings
+        )
+
+
+def test_what_is_no_mesh_is_refused():
+    params, batch = problem()
+    args = (loss, params, ragged(batch))
+    with pytest.raises(TypeError, match=r"mesh must be a jax\.sharding\.Mesh, got str"):
+        curvature.hessian_matvec(*args, mesh="data")
+    with pytest.raises(ValueError, match="mesh must have an axis"):
+        curvature.hessian_matvec(*args, mesh=Mesh(np.array(jax.devices()[0]), ()))
+    with pytest.raises(ValueError, match="shard_params needs a mesh"):
+        curvature.hessian_matvec(*args, shard_params=True)
+    with pytest.raises(ValueError, match="shard_params keeps no device's weights whole"):
+        curvature.hessian_matvec(*args, mesh=AUTO, shard_params=True, mode="linearized")
+    with pytest.raises(ValueError, match=r"vector must have shape \(103,\), or \(104,\)"):
+        curvature.hessian_matvec(*args, mesh=AUTO)(jnp.ones(99))
+    with pytest.raises(ValueError, match="nonzero number of examples"):
+        curvature.hessian_matvec(loss, params, ragged(batch, 0), mesh=AUTO)

@@ -1,0 +1,277 @@
+"""Plans against compiled programs, counts against closed forms, and a device that refuses."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from jaxlimit import curvature, estimate_limit, lanczos, models, planning, training
+from jaxlimit.planning import Network, Workload
+
+WORKLOAD = Workload(
+    dim=10**6,
+    itemsize=4,
+    held=10**8,
+    linearization=2 * 10**9,
+    num_examples=1024,
+    batch_size=128,
+)
+PLAN = partial(planning.plan, WORKLOAD, num_steps=96)
+
+
+@pytest.mark.parametrize(
+    ("memory", "mode", "store", "reorthogonalize"),
+    [
+        (80e9, "linearized", "device", "selective"),
+        (5.1e9, "linearized", "bfloat16", "selective"),
+        (4.75e9, "linearized", "pinned_host", "selective"),
+        (2e9, "forward-over-reverse", "device", "selective"),
+        (0.7e9, "forward-over-reverse", "bfloat16", "selective"),
+        (0.3e9, "forward-over-reverse", "pinned_host", "selective"),
+    ],
+)
+def test_less_memory_takes_the_next_way(memory, mode, store, reorthogonalize):
+    plan = PLAN(memory=memory)
+    assert plan.fits
+    assert plan.total <= 0.9 * memory
+    assert (plan.mode, plan.store, plan.reorthogonalize) == (mode, store, reorthogonalize)
+
+
+def test_last_of_all_no_basis_and_then_advice():
+    bare = PLAN(memory=0.5e9, stores=("device", "none"))
+    assert (bare.reorthogonalize, bare.parts["basis"]) == ("none", 0)
+    nothing = PLAN(memory=1e8)
+    assert not nothing.fits
+    assert "nothing fits" in nothing.reasons[0]
+    assert "parameters and data" in nothing.reasons[0]
+    assert "take fewer examples" in nothing.reasons[0]
+
+
+def test_batches_are_cut_as_far_as_it_takes():
+    plan = PLAN(memory=1.0e9, modes=("forward-over-reverse",), stores=("device",))
+    whole = PLAN(memory=80e9, modes=("forward-over-reverse",), stores=("device",))
+    assert (whole.pieces, plan.pieces) == (1, 4)
+    assert "each batch is cut into 4" in plan.reasons
+
+
+def test_every_probe_holds_a_basis():
+    one, four = (PLAN(memory=80e9, num_probes=n).parts["basis"] for n in (1, 4))
+    assert (one, four) == (72 * 4 * 10**6, 4 * 72 * 4 * 10**6)
+
+
+@pytest.mark.parametrize("store", lanczos.STORES)
+@pytest.mark.parametrize("mode", ["full", "selective", "none"])
+def test_planned_bytes_of_lanczos_are_those_of_the_compiled_program(store, mode):
+    dim = 50_000
+    matvec = Partial(jnp.multiply, jnp.ones(dim))
+    start = partial(lanczos.start, num_steps=64, reorthogonalize=mode, store=store)
+    state = start(jnp.ones(dim))
+    memory = lanczos._extend.lower(matvec, state, 8, mode).compile().memory_analysis()
+    compiled = (
+        memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    )
+    plan = planning.plan(
+        Workload(dim, 4, 0, 4 * dim, 1, 1),
+        num_steps=64,
+        reorthogonalize=mode,
+        memory=1e12,
+        modes=("linearized",),
+        stores=(store,),
+    )
+    parts = ("Lanczos vectors", "basis", "work on the basis")
+    # The CPU's memory is all host memory: its compiler counts a pinned basis with the rest.
+    planned = sum(plan.parts[part] for part in parts) + 2 * plan.host_bytes
+    assert planned == pytest.approx(compiled - matvec.args[0].nbytes, rel=0.1)
+
+
+def small_network(name, width):
+    fields = {"fc5": {"widths": (width, width)}, "resnet18": {"width": width}}[name]
+    module = models.create(name, num_classes=10, **fields)
+    images = jnp.ones((4, 16, 16, 16, 3))
+    variables = dict(module.init(jax.random.key(0), images[0, :1]))
+    params = variables.pop("params")
+    loss = training.make_loss(module)
+    return loss, params, (images, jnp.zeros((4, 16), jnp.int32)), variables
+
+
+@pytest.mark.parametrize(("name", "width"), [("fc5", 64), ("resnet18", 8)])
+def test_planned_linearisation_is_what_the_operator_carries(name, width):
+    loss, params, batches, state = small_network(name, width)
+    workload = planning.measure(loss, params, batches, state)
+    matvec = curvature.hessian_matvec(loss, params, batches, state, mode="linearized")
+    carried = sum(leaf.nbytes for leaf in jax.tree.leaves(matvec))
+    assert workload.linearization == carried
+    assert workload.num_examples == 64
+    assert workload.batch_size == 16
+
+
+def test_flops_of_products_follow_the_closed_form():
+    """Linearised 6F - 4F₁, recomputed 8F - 5F₁ - F₂, with F counted from the forward pass."""
+    loss, params, batches, state = small_network("fc5", 64)
+    forward = planning.count_flops(loss, params, jax.tree.map(lambda x: x[0], batches), state)
+    first = 2 * 16 * (16 * 16 * 3) * 64
+    network = Network(0, forward / 16, first / 16, 0)
+    dim = planning.measure(loss, params, batches, state).dim
+    for mode in planning.MODES:
+        matvec = curvature.hessian_matvec(loss, params, batches, state, mode=mode)
+        counted = planning.count_flops(matvec, jnp.ones(dim))
+        # The gradient at the first activations is needed by its tangent only, through a ReLU.
+        unread = 64 * 2 * 64 * 64 if mode == "forward-over-reverse" else 0
+        expected = planning.product_flops(network, 64, mode) - unread
+        assert counted == pytest.approx(expected, rel=1e-3)
+
+
+def compiled_flops(function, *args):
+    return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
+
+
+def test_flops_are_those_that_the_compiler_counts():
+    loss, params, batches, state = small_network("fc5", 64)
+    matvec = curvature.hessian_matvec(loss, params, batches, state, mode="linearized")
+    vector = jnp.ones(planning.measure(loss, params, batches, state).dim)
+    # The compiler counts elementwise work too, some operations for each weight and activation.
+    expected = pytest.approx(compiled_flops(matvec, vector), rel=0.02)
+    assert planning.count_flops(matvec, vector) == expected
+
+    def convolve(images, kernel):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            images, kernel, (1, 1), "VALID", dimension_numbers=layout
+        )
+
+    # Without padding, whose taps the compiler leaves out.
+    arrays = jnp.ones((2, 9, 9, 3)), jnp.ones((3, 3, 3, 5))
+    counted = planning.count_flops(convolve, *arrays)
+    assert counted == 2 * (2 * 7 * 7 * 5) * 27
+    assert counted == pytest.approx(compiled_flops(convolve, *arrays), rel=1e-6)
+
+
+def test_loops_and_branches_are_counted_as_they_run():
+    matrix = jnp.ones((3, 3))
+
+    def loop(x):
+        x = jax.lax.scan(lambda x, _: (matrix @ x, None), x, length=5)[0]
+        return jax.lax.cond(x[0] > 0, lambda: matrix @ (matrix @ x), lambda: x)
+
+    assert planning.count_flops(loop, jnp.ones(3)) == 7 * 18
+
+
+def test_collectives_and_memory_fall_as_the_mesh_grows():
+    network, machine = Network(10**9, 2e9, 0.0, 1e6), planning.H100
+    costs = [
+        planning.product_cost(network, machine, num_examples=1000, num_devices=n, sharded=n > 1)
+        for n in (1, 8)
+    ]
+    assert costs[0].link_bytes == 0
+    # bfloat16 values and tangents, each gathered twice, and the product in float32.
+    assert costs[1].link_bytes == pytest.approx(7 / 8 * 10**9 * (2 * 2 * 2 + 4))
+    assert costs[1].vector_bytes == costs[0].vector_bytes / 8
+    assert costs[1].parameter_bytes == costs[0].parameter_bytes / 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"memory": 0}, r"memory must lie in \(0, inf\], got 0"),
+        ({"modes": ("auto",)}, "modes must be one of 'linearized', 'forward-over-reverse'"),
+        ({"stores": ("disk",)}, "stores must be one of 'device', 'bfloat16', 'pinned_host'"),
+    ],
+)
+def test_bad_input_is_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        planning.plan(WORKLOAD, **{"num_steps": 4} | settings)
+
+
+X = jax.random.normal(jax.random.key(1), (4, 16, 12)) * jnp.geomspace(5, 0.05, 12)
+
+
+def quadratic(w, batch):
+    return 0.5 * jnp.mean((batch @ (w - jnp.arange(12.0))) ** 2)
+
+
+ESTIMATE = partial(
+    estimate_limit,
+    quadratic,
+    jnp.arange(12.0),
+    X,
+    key=jax.random.key(0),
+    epsilon=0.1,
+    num_steps=12,
+    num_gap_steps=4,
+)
+
+
+class Refusing:
+    """`lanczos.extend`, but the given calls of it find no memory on the device."""
+
+    def __init__(self, *calls):
+        self.calls, self.count, self.steps = calls, -1, []
+        self.extend = lanczos.extend
+
+    def __call__(self, matvec, state, **settings):
+        self.count += 1
+        if self.count in self.calls:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
+        self.steps.append(int(state.step))
+        return self.extend(matvec, state, **settings)
+
+
+def test_device_out_of_memory_is_planned_again_and_no_step_is_lost(monkeypatch):
+    whole = ESTIMATE(num_probes=2)
+    refusing = Refusing(1)
+    monkeypatch.setattr(lanczos, "extend", refusing)
+    progress = []
+    estimate = ESTIMATE(num_probes=2, on_progress=lambda *at: progress.append(at))
+    assert float(estimate.prediction.ratio) == pytest.approx(float(whole.prediction.ratio), 1e-4)
+    # The first probe's steps had been made when the second's were refused, and are not made again.
+    assert refusing.steps == [0, 0, 0, 0]
+    assert [at for at in progress if at[0] == "spectrum"] == [
+        ("spectrum", 12, 24),
+        ("spectrum", 24, 24),
+    ]
+    assert any("forward-over-reverse" in reason for reason in estimate.reasons)
+
+
+def test_linearisation_out_of_memory_is_made_batch_by_batch(monkeypatch):
+    make, asked = curvature.hessian_matvec, []
+
+    def once(*args, **settings):
+        asked.append(settings["mode"])
+        if len(asked) == 1:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return make(*args, **settings)
+
+    monkeypatch.setattr(curvature, "hessian_matvec", once)
+    estimate = ESTIMATE()
+    assert asked == ["linearized", "forward-over-reverse"]
+    assert any("ran out of memory" in reason for reason in estimate.reasons)
+
+
+def test_second_refusal_is_explained(monkeypatch):
+    monkeypatch.setattr(lanczos, "extend", Refusing(0, 1))
+    with pytest.raises(MemoryError, match=r"out of memory at step 0 .* planned for twice"):
+        ESTIMATE()
+
+
+def test_other_errors_of_the_device_pass_through(monkeypatch):
+    def broken(*args, **settings):
+        raise jax.errors.JaxRuntimeError("INTERNAL: broken")
+
+    monkeypatch.setattr(lanczos, "extend", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        ESTIMATE()
+
+
+def test_what_cannot_fit_is_refused_before_anything_runs(monkeypatch):
+    monkeypatch.setattr(lanczos, "extend", Refusing(0, 1, 2))
+    with pytest.raises(MemoryError, match="nothing fits: even the lightest way takes"):
+        ESTIMATE(memory=100)
+
+
+def test_less_memory_gives_the_same_answer_another_way():
+    plenty, tight = ESTIMATE(), ESTIMATE(memory=12_000)
+    np.testing.assert_allclose(plenty.prediction.ratio, tight.prediction.ratio, rtol=1e-3)

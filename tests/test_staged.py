@@ -1,0 +1,121 @@
+"""Runs in stages: stopped by a tolerance, kept on disk, carried on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlimit import _memory, lanczos, spectrum
+
+DIM = 400
+EIGENVALUES = np.concatenate([np.zeros(300), np.linspace(-1, 3, 97), [10, 20, 40]])
+OPERATOR = jax.tree_util.Partial(jnp.multiply, jnp.asarray(EIGENVALUES, jnp.float32))
+KEY = jax.random.key(2)
+
+
+def share(x):
+    return jnp.abs(x) / (jnp.abs(x) + 0.3)
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_tolerance_is_met_and_the_interval_is_true():
+    truth = np.mean(share(EIGENVALUES))
+    run = spectrum.trace_within(OPERATOR, KEY, share, dim=DIM, tolerance=0.2)
+    assert run.converged
+    assert run.estimate.upper - run.estimate.lower <= 0.2 * run.estimate.value
+    assert run.estimate.lower <= truth <= run.estimate.upper
+    # Random error needs probes, and the bracket was closed by depth: both had to be raised.
+    num_probes, depth = run.measure.nodes.shape
+    assert num_probes > 1
+    assert depth <= 256
+
+
+def test_a_tolerance_out_of_reach_says_how_far_it_got():
+    run = spectrum.trace_within(
+        OPERATOR, KEY, share, dim=DIM, tolerance=1e-6, num_steps=100, num_probes=3
+    )
+    assert not run.converged
+    assert run.measure.nodes.shape == (3, 100)
+    truth = np.mean(share(EIGENVALUES))
+    assert run.estimate.lower <= truth <= run.estimate.upper
+
+
+@pytest.mark.parametrize("reorthogonalize", lanczos.REORTHOGONALIZE)
+def test_a_run_that_was_cut_off_goes_on_to_the_same_measure(tmp_path, reorthogonalize):
+    settings = {"dim": DIM, "num_steps": 80, "reorthogonalize": reorthogonalize, "chunk": 16}
+    kept = {"checkpoint_dir": tmp_path / "run", "checkpoint_every": 16}
+
+    def cut_off(stage, done, total):
+        if done == 64:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        spectrum.run_probes(OPERATOR, KEY, on_progress=cut_off, **kept, **settings)
+    seen = []
+    progress = lambda _, done, total: seen.append(done)  # noqa: E731
+    resumed = spectrum.run_probes(OPERATOR, KEY, on_progress=progress, **kept, **settings)
+    assert seen == [64, 80]  # the chunk that was cut off had not been written
+    assert_same(resumed, spectrum.run_probes(OPERATOR, KEY, **settings))
+
+
+@pytest.mark.parametrize("reorthogonalize", lanczos.REORTHOGONALIZE)
+def test_a_recurrence_goes_on_beyond_its_first_plan(tmp_path, reorthogonalize):
+    start = spectrum.probe(KEY, DIM)
+    kept = {"reorthogonalize": reorthogonalize}
+    state = lanczos.start(start, num_steps=56, **kept)
+    lanczos.save(tmp_path / "state.npz", lanczos.extend(OPERATOR, state, num_steps=56, **kept))
+    state = lanczos.with_room(lanczos.load(tmp_path / "state.npz"), 80, **kept)
+    deeper = lanczos.finish(lanczos.extend(OPERATOR, state, num_steps=24, **kept))
+    at_once = lanczos.tridiagonalize(OPERATOR, start, num_steps=80, **kept)
+    assert_same(deeper._replace(basis=None), at_once._replace(basis=None))
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    spectrum.run_probes(OPERATOR, KEY, dim=DIM, num_steps=4, checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match="differs in dim: checkpoint 400, this run 3"):
+        spectrum.run_probes(lambda v: v, KEY, dim=3, num_steps=3, checkpoint_dir=tmp_path)
+    twice = jax.tree_util.Partial(jnp.multiply, 2 * OPERATOR.args[0])
+    with pytest.raises(ValueError, match="another operator"):
+        spectrum.run_probes(twice, KEY, dim=DIM, num_steps=4, checkpoint_dir=tmp_path)
+
+
+def test_a_saved_recurrence_comes_back_and_foreign_files_are_refused(tmp_path):
+    state = lanczos.start(jnp.ones(6), num_steps=4)
+    state = lanczos.extend(lambda v: jnp.arange(6.0) * v, state, num_steps=2)
+    lanczos.save(tmp_path / "state.npz", state)
+    assert_same(lanczos.load(tmp_path / "state.npz"), state)
+    spectrum.save(tmp_path / "measure.npz", spectrum.exact_measure(jnp.ones(3)))
+    with pytest.raises(ValueError, match="must be a Lanczos recurrence of format 1"):
+        lanczos.load(tmp_path / "measure.npz")
+
+
+def test_a_basis_too_large_is_refused_before_the_run_and_says_what_to_change(monkeypatch):
+    monkeypatch.setattr(_memory, "device_memory", lambda: 2**30)
+    dim, key = 4_000_000, jax.random.key(0)
+    never = jax.tree_util.Partial(lambda v: v)
+    for run in (
+        lambda: spectrum.spectral_measure(
+            never, key, dim=dim, num_steps=100, reorthogonalize="full"
+        ),
+        lambda: spectrum.spectral_measure(
+            never, key, dim=dim, num_steps=48, num_probes=2, vectorize=True
+        ),
+        lambda: spectrum.run_probes(never, key, dim=dim, num_steps=48, num_probes=2),
+        lambda: spectrum.trace_within(never, key, share, dim=dim, tolerance=0.1),
+        lambda: lanczos.start(jnp.ones(dim), num_steps=100),
+    ):
+        with pytest.raises(MemoryError, match=r"takes [128]\.\d+ GiB.*'selective'.*'none'"):
+            run()
+    state = lanczos.start(jnp.ones(dim), num_steps=10)
+    with pytest.raises(MemoryError, match="100 vectors of 4000000 entries"):
+        lanczos.with_room(state, 100)
+    with pytest.raises(MemoryError, match="num_pairs or basis_size"):
+        lanczos.extremal_eigenpairs(never, key, dim=dim, num_pairs=40)
+
+
+def test_a_device_that_does_not_tell_its_memory_refuses_nothing(monkeypatch):
+    monkeypatch.setattr(_memory, "device_memory", lambda: None)
+    _memory.check_memory("anything", 1e30, "")

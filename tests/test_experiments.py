@@ -73,8 +73,8 @@ def test_dry_run_prints_the_plan_and_does_nothing_else(tmp_path, capsys):
     pruning_limit.main(config)
     said = capsys.readouterr().out
     assert "D = 877,010" in said
-    # 48 vectors in float32.
-    assert f"{48 * 4 * 877_010 / 2**30:.3g} GiB" in said
+    # 48 Lanczos vectors and 24 rows for locked ones, in float32.
+    assert f"{72 * 4 * 877_010 / 2**30:.3g} GiB" in said
     assert not (tmp_path / "run").exists()
 
 

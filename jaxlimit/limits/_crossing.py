@@ -109,9 +109,11 @@ def slopes(criterion: Criterion, measure: SpectralMeasure, at: Crossing, epsilon
         at.square, jnp.asarray(epsilon, at.square.dtype), at.ratio
     )
     fall = measure.dim * at.threshold**2 * by_square - by_ratio
-    # No fall where R = 0: the excess jumps past 0, at a ratio that nothing moves.
-    fall = jnp.where(fall > 0, fall, jnp.inf)
-    return Slopes(1 / fall, by_epsilon / fall, by_square / fall)
+    # No fall where R = 0, and too steep a one at eigenvalues whose square underflows: the excess
+    # jumps past 0, at a ratio that nothing moves.
+    moves = (fall > 0) & jnp.isfinite(fall)
+    rates = jnp.stack([jnp.ones_like(fall), by_epsilon, by_square])
+    return Slopes(*jnp.where(moves, rates / jnp.where(moves, fall, 1), 0))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

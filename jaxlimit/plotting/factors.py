@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter, NullLocator
 
 from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, plt
 
@@ -38,8 +38,9 @@ def plot_factors(rows: Sequence[Row], base: dict[str, Any], *, title: str) -> Fi
             below.plot(relative, style, color=NEUTRAL, markersize=5, label=label)
         below.set_xticks(range(len(series)), [f"{row['value']:g}" for row in series])
         below.set(xlabel=name.replace("_", " "), yscale="log")
-        below.yaxis.set_major_formatter(LogFormatter())
-        below.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(3, 1)))
+        below.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        below.yaxis.set_major_formatter("{x:g}")
+        below.yaxis.set_minor_formatter(NullFormatter())
         below.grid(alpha=0.25)
     grid[0, 0].set_ylabel("ρ*, fraction kept")
     grid[1, 0].set_ylabel("relative to the base run")
@@ -91,9 +92,9 @@ def plot_rounds(rounds: dict[str, Any], epsilon: float, *, title: str) -> Figure
         title: of the figure.
     """
     figure, panels = plt.subplots(1, 3, figsize=(13, 4.3), layout="constrained")
-    dense = rounds["dense"]["loss"]
+    dense, ratios = rounds["dense"]["loss"], [row["ratio"] for row in rounds["gradual"]]
     for arm, color, marker in (("gradual", PREDICTED, "o"), ("one_shot", MEASURED, "D")):
-        ratios, name = [row["ratio"] for row in rounds[arm]], arm.replace("_", " ")
+        name = arm.replace("_", " ")
         curves = (
             ([row["retrained"]["loss"] for row in rounds[arm]], "-", f"{name}, retrained"),
             ([row["pruned"]["loss"] for row in rounds[arm]], ":", f"{name}, just pruned"),
@@ -108,8 +109,13 @@ def plot_rounds(rounds: dict[str, Any], epsilon: float, *, title: str) -> Figure
     labels = ("training loss", "R, norm of what the step removes", "tr|H| after retraining")
     for axes, label in zip(panels, labels, strict=True):
         axes.set(xlabel="ρ, fraction kept", ylabel=label, xscale="log", yscale="log")
+        axes.set_xticks(ratios, [f"{ratio:.2%}" for ratio in ratios])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
         axes.invert_xaxis()
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False)
+    panels[1].legend(frameon=False)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, frameon=False, loc="outside lower left", ncols=3)
     figure.suptitle(f"Pruning in rounds and in one shot, {title}")
     return figure

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-# Helpers without tests; the first needs torch, which is optional.
-collect_ignore = ["torch_references.py", "curvature_problems.py"]
+# Helpers without tests, the first of which needs torch, which is optional; and cases that need
+# eight devices, which test_mesh.py runs in a process of their own.
+collect_ignore = ["torch_references.py", "curvature_problems.py", "mesh_cases.py"]
 
 
 @pytest.fixture(scope="session")

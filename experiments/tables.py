@@ -19,11 +19,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pruning_limit
+import pruning_report
 import tyro
 
 from jaxlimit import plotting
 from jaxlimit.plotting import MeanAndDeviation, TableRow
-from jaxlimit.reporting import build, console, plain, write_json
+from jaxlimit.reporting import build, console, markdown_table, plain, write_json
 
 HERE = Path(__file__).parent
 SETTINGS = ("paper", "annealed", "smoke")
@@ -109,7 +110,7 @@ def run(row: Row, setting: str, seed: int, config: Config) -> None:
     if found is not None and found | places == plain(wanted) | places:
         console.print(f"{path} is there already")
     else:
-        pruning_limit.show(pruning_limit.run(wanted, seed), path.parent)
+        pruning_report.show(pruning_limit.run(wanted, seed), path.parent)
 
 
 def collect(row: Row, config: Config) -> None:
@@ -260,9 +261,8 @@ def smoke_table(cells: list[Cell]) -> str:
 
 
 def table(header: list[str], lines: list[list[str]]) -> str:
-    """Lay out one Markdown table."""
-    lines = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    """Lay out one Markdown table, line by line."""
+    return markdown_table({name: [line[i] for line in lines] for i, name in enumerate(header)})
 
 
 def labels(cell: Cell) -> tuple[str, str]:

@@ -116,7 +116,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-@pytest.mark.parametrize("written", ["checkpoint/[1-9]*", "lanczos/spectrum/[1-9]*"])
+@pytest.mark.parametrize("written", ["checkpoint/[1-9]*", "lanczos-*/spectrum/[1-9]*"])
 def test_a_killed_process_ends_the_job_and_the_next_goes_on(written, victim, undisturbed, tmp_path):
     processes = start(tmp_path, 2, **LONG)
     wait_for(f"seed-0/{written}", tmp_path, processes)

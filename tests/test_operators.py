@@ -6,7 +6,7 @@ from jax.tree_util import Partial
 from scipy import sparse, stats
 from scipy.sparse import linalg
 
-from jaxlimit import lanczos, operators, traces
+from jaxlimit import _memory, lanczos, operators, traces
 
 DIM = 40
 EIGENVALUES = np.concatenate([[9.0, 7.0, -4.0], np.linspace(-1, 2, DIM - 3)])
@@ -71,6 +71,17 @@ def test_a_block_of_vectors_is_one_product_of_the_host():
     products = jax.vmap(jax.vmap(matvec))(block)
     np.testing.assert_allclose(products, block @ MATRIX, rtol=1e-4, atol=1e-4)
     assert calls == [(DIM, 6)]
+
+
+def test_a_matvec_written_out_is_its_matrix(monkeypatch):
+    matrix = np.random.default_rng(1).normal(size=(7, 7)).astype(np.float32)
+    matvec = Partial(jnp.matmul, jnp.asarray(matrix))
+    np.testing.assert_array_equal(operators.to_dense(matvec, 7, block_size=3), matrix)
+    with pytest.raises(ValueError, match="block_size must be at least 1, got 0"):
+        operators.to_dense(matvec, 7, block_size=0)
+    monkeypatch.setattr(_memory, "device_memory", lambda: 100)
+    with pytest.raises(MemoryError, match="a matrix of order 7 takes"):
+        operators.to_dense(matvec, 7)
 
 
 def test_there_and_back_is_the_same_matvec():

@@ -294,6 +294,8 @@ def test_agreement_with_matfree():
     )
     tridiagonal = np.asarray(theirs.J_small)
     np.testing.assert_allclose(np.diag(tridiagonal), ours.diagonal, rtol=1e-4, atol=1e-4)
+    couplings = np.diag(tridiagonal, 1)
+    np.testing.assert_allclose(couplings, ours.off_diagonal, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def runner(monkeypatch):
         return result
 
     monkeypatch.setattr(pruning_limit, "run", run)
-    monkeypatch.setattr(pruning_limit, "show", lambda result, folder: None)
+    monkeypatch.setattr(tables.pruning_report, "show", lambda result, folder: None)
     return ran
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -20,6 +21,14 @@ def new_axes(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def percent_axis(axes: Axes) -> None:
+    """Show ratios along x in per cent, on a logarithmic axis with few labels."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda ratio, _: f"{100 * ratio:g} %")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, path: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, new_axes
+from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, new_axes, percent_axis
 
 _SERIES = (PREDICTED, MEASURED, NEUTRAL)
 
@@ -44,7 +44,7 @@ def plot_gaps(rows: list[dict[str, Any]], *, title: str) -> Figure:
             ρ_U, `measured`.
         title: of the figure.
     """
-    figure, axes = new_axes(title, "ρ, fraction of weights kept", "")
+    figure, axes = new_axes(title, "weights kept", "")
     figure.set_figheight(1.6 + 0.55 * len(rows))
     places = np.arange(len(rows))[::-1]
     ends = [(row["ratio"], row["upper_bound"]["ratio"]) for row in rows]
@@ -56,7 +56,8 @@ def plot_gaps(rows: list[dict[str, Any]], *, title: str) -> Figure:
         _draw_intervals(axes, places, [select(row) for row in rows], marker, PREDICTED, label)
     measured = [row["measured"] for row in rows]
     axes.plot(measured, places, "D", color=MEASURED, label="measured, by training loss")
-    axes.set(xscale="log", ylim=(-0.6, len(rows) - 0.4))
+    percent_axis(axes)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_yticks(places, [row["name"] for row in rows])
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
     return figure

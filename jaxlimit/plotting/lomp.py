@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, new_axes
+from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, new_axes, percent_axis
 
 
 def plot_lomp(
@@ -17,16 +17,16 @@ def plot_lomp(
         title: of the figure.
     """
     figure, axes = new_axes(title, "weights kept", "test accuracy")
-    ratios = [100 * row["ratio"] for row in rows]
+    ratios = [row["ratio"] for row in rows]
     axes.plot(ratios, [row["fine_tuned"] for row in rows], "s--", color=NEUTRAL,
               label="fine-tuned, mask fixed")  # fmt: skip
     axes.plot(ratios, [row["one_shot"] for row in rows], "o-", color=MEASURED, label="one shot")
     axes.axhline(dense, color=NEUTRAL, linewidth=1, linestyle=":", label="dense")
     for name, color in (("predicted", PREDICTED), ("measured", MEASURED)):
         if limits is not None:
-            axes.axvline(100 * limits[name], color=color, linewidth=1, linestyle="--",
+            axes.axvline(limits[name], color=color, linewidth=1, linestyle="--",
                          label=f"limit by loss, {name}")  # fmt: skip
-    axes.set(xscale="log", ylim=(0, 1))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+    percent_axis(axes)
+    axes.set_ylim(0, 1)
     axes.legend(frameon=False, fontsize=8)
     return figure

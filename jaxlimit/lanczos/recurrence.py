@@ -1,0 +1,239 @@
+"""The recurrence from its start to its end, in as many calls as one likes."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+
+from jaxlimit import _basis, _mesh
+from jaxlimit._basis import STORES
+from jaxlimit._checks import check_choice, check_count, is_concrete, is_finite
+from jaxlimit._host import HostMatvec
+from jaxlimit._matvec import prepare
+from jaxlimit._mesh import takes_mesh
+from jaxlimit.lanczos.state import (
+    REORTHOGONALIZE,
+    LanczosState,
+    Tridiagonalization,
+    check_basis,
+    num_rows,
+)
+from jaxlimit.lanczos.step import step
+
+
+@takes_mesh
+def tridiagonalize(
+    matvec: Any,
+    start_vector: Float[Array, "D"],
+    *,
+    num_steps: int,
+    reorthogonalize: str = "full",
+    keep_basis: bool | None = None,
+    store: str = "device",
+    mesh: Mesh | None = None,
+) -> Tridiagonalization:
+    """Run Lanczos from a start vector.
+
+    β_j q_{j+1} = H q_j - α_j q_j - β_{j-1} q_{j-1}. Costs `num_steps` products; reorthogonalised
+    fully, also 2·num_steps²·D multiply-adds and a basis of num_steps·D numbers; selectively,
+    2·48²·D + 48·num_steps·D multiply-adds and a basis of 72·D. Twice that where steps cancel.
+
+    Args:
+        matvec: H, a symmetric `Array[D] -> Array[D]`.
+        start_vector: q₁ before normalisation, real floating, not zero.
+        num_steps: m; more than D is clamped to D.
+        reorthogonalize: "full" keeps the basis orthonormal to working precision, so that no
+            eigenvalue is found twice; "none" stores no basis and finds converged eigenvalues again
+            (ghosts), which leaves quadrature valid (Greenbaum 1989) but costs depth; "selective"
+            reorthogonalises the first 48 steps fully and all later ones against the Ritz vectors
+            that have converged by then, the outliers, whose ghosts are the first to come.
+        keep_basis: whether the result carries the basis; by default it does if "full", and it
+            cannot if "selective".
+        store: where the basis is kept: "device", as it is; "bfloat16", on the device in half the
+            memory; "pinned_host", in the host's memory, streamed through the device block by
+            block. The last two, like "selective", are not differentiable in reverse, the last not
+            under `vmap`.
+        mesh: devices that each keep a part of every vector, split along D over the first axis of
+            a `jax.sharding.Mesh`; a basis in the result may have zeros past its D columns.
+
+    Returns:
+        A `Tridiagonalization`; an invariant subspace ends it early, see `num_valid`.
+
+    Raises:
+        TypeError: if `start_vector` is not a real floating vector.
+        ValueError: if `start_vector` is zero, not finite or no vector, `num_steps` < 1,
+            `reorthogonalize` or `store` is unknown, or `matvec` returns another shape.
+        MemoryError: if the basis is larger than the device's memory; says what takes less.
+
+    >>> import jax.numpy as jnp
+    >>> result = tridiagonalize(lambda v: jnp.array([1.0, 3.0]) * v, jnp.ones(2), num_steps=2)
+    >>> result.diagonal.round(3), result.off_diagonal.round(3)
+    (Array([2., 2.], dtype=float32), Array([1.], dtype=float32))
+
+    Lanczos (1950); Paige (1972) for the order of operations; Parlett, Scott (1979) for selective
+    orthogonalisation; Parlett (1998), chapter 13.
+    """
+    settings = {"reorthogonalize": reorthogonalize, "keep_basis": keep_basis}
+    state = start(start_vector, num_steps=num_steps, store=store, mesh=mesh, **settings)
+    num_steps = state.diagonal.shape[0]
+    matvec, dim, _ = prepare(matvec, jnp.size(start_vector), state.current.dtype)
+    matvec = _mesh.pad_operator(matvec, dim, state.current.size)
+    state = extend(matvec, state, num_steps=num_steps, reorthogonalize=reorthogonalize)
+    return finish(state)
+
+
+@takes_mesh
+def start(
+    start_vector: Float[Array, "D"],
+    *,
+    num_steps: int,
+    reorthogonalize: str = "full",
+    keep_basis: bool | None = None,
+    store: str = "device",
+    mesh: Mesh | None = None,
+) -> LanczosState:
+    """Begin a recurrence with room for `num_steps` steps.
+
+    Args:
+        start_vector: as for `tridiagonalize`.
+        num_steps: the greatest depth that `extend` may reach; clamped to D.
+        reorthogonalize: as for `tridiagonalize`.
+        keep_basis: as for `tridiagonalize`.
+        store: as for `tridiagonalize`; `extend` finds it in the state.
+        mesh: as for `tridiagonalize`.
+
+    Returns:
+        The state before the first step.
+
+    Raises:
+        TypeError: as `tridiagonalize`.
+        ValueError: as `tridiagonalize`.
+        MemoryError: as `tridiagonalize`.
+
+    >>> import jax.numpy as jnp
+    >>> state = start(jnp.ones(3), num_steps=2, reorthogonalize="none")
+    >>> finish(extend(lambda v: 2 * v, state, num_steps=1, reorthogonalize="none")).num_valid
+    Array(1, dtype=int32)
+    """
+    check_choice("reorthogonalize", reorthogonalize, REORTHOGONALIZE)
+    check_choice("store", store, STORES)
+    if mesh is not None and store != "device":
+        raise ValueError(f"store must be 'device' on a mesh, got {store!r}")
+    start_vector = _check_start(start_vector)
+    (dim,) = start_vector.shape
+    num_steps = min(check_count("num_steps", num_steps), dim)
+    rows = num_rows(num_steps, reorthogonalize)
+    if keep_basis is not None and keep_basis != (rows > 0) and reorthogonalize != "none":
+        raise ValueError(
+            f"keep_basis must not be {keep_basis} where reorthogonalize is {reorthogonalize!r}"
+        )
+    rows = num_steps if keep_basis else rows
+    dtype = start_vector.dtype
+    check_basis(rows, _mesh.share_of(dim, mesh), dtype, store)
+    norm = jnp.linalg.norm(start_vector)
+    current = start_vector / jnp.where(norm > 0, norm, 1)
+    if mesh is not None:
+        current = _mesh.split_vector(current, mesh)
+    state = LanczosState(
+        previous=_mesh.zeros(current.shape, dtype, mesh),
+        current=current,
+        diagonal=jnp.zeros(num_steps, dtype),
+        off_diagonal=jnp.zeros(num_steps, dtype),
+        basis=_allocate(rows, current, store, mesh) if rows else None,
+        step=jnp.int32(0),
+        num_valid=jnp.int32(0),
+        failed_step=jnp.int32(-1),
+        dim=jnp.int32(dim),
+    )
+    if mesh is None:
+        return state
+    long = {name: getattr(state, name) for name in ("previous", "current", "basis")}
+    short = _mesh.place(state._replace(**dict.fromkeys(long)), _mesh.whole(mesh))
+    return short._replace(**long)
+
+
+def _allocate(rows: int, like: Array, store: str, mesh: Mesh | None) -> Array:
+    if mesh is None:
+        return _basis.allocate(rows, like, store)
+    return _mesh.zeros((rows, like.size), like.dtype, mesh)
+
+
+def extend(
+    matvec: Any, state: LanczosState, *, num_steps: int, reorthogonalize: str = "full"
+) -> LanczosState:
+    """Carry a recurrence on by `num_steps` steps, in one `scan`.
+
+    Args:
+        matvec: the same operator as before; one that loops over data on the host
+            (`curvature.hessian_matvec_over`) is called eagerly, step by step.
+        state: from `start` or an earlier `extend`. Steps past its room change nothing.
+        num_steps: steps to take now.
+        reorthogonalize: as it was for `start`.
+
+    Returns:
+        The state after them; the same bits however the steps are cut into calls.
+
+    Raises:
+        ValueError: if `num_steps` < 1 or `reorthogonalize` is unknown or needs the basis.
+    """
+    num_steps = check_count("num_steps", num_steps)
+    check_choice("reorthogonalize", reorthogonalize, REORTHOGONALIZE)
+    if reorthogonalize != "none" and state.basis is None:
+        raise ValueError(
+            f"reorthogonalize={reorthogonalize!r} needs a state with a basis, got basis None"
+        )
+    size, dtype = state.current.size, state.current.dtype
+    if is_concrete(state.dim) and size != state.dim:
+        matvec, dim, _ = prepare(matvec, int(state.dim), dtype)
+        matvec = _mesh.pad_operator(matvec, dim, size)
+    matvec, _, _ = prepare(matvec, size, dtype)
+    if isinstance(matvec, HostMatvec):
+        for _ in range(num_steps):
+            state = _advance(matvec(state.current), state, reorthogonalize)
+        return state
+    with _mesh.on(_mesh.mesh_of(state.current)):
+        return _extend(matvec, state, num_steps, reorthogonalize)
+
+
+def finish(state: LanczosState) -> Tridiagonalization:
+    """Read a recurrence out; the state can still be extended."""
+    last = jnp.maximum(state.num_valid - 1, 0)
+    return Tridiagonalization(
+        diagonal=state.diagonal,
+        off_diagonal=state.off_diagonal[:-1],
+        basis=None if state.basis is None else _basis.read(state.basis),
+        residual_norm=state.off_diagonal[last],
+        num_valid=state.num_valid,
+        failed_step=state.failed_step,
+    )
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _extend(matvec: Partial, state: LanczosState, num_steps: int, mode: str) -> LanczosState:
+    def carry_on(state, _):
+        return step(matvec, state, mode), None
+
+    return jax.lax.scan(carry_on, state, length=num_steps)[0]
+
+
+@partial(jax.jit, static_argnums=2)
+def _advance(product: Array, state: LanczosState, mode: str) -> LanczosState:
+    return step(lambda _: product, state, mode)
+
+
+def _check_start(start_vector: Any) -> Array:
+    start_vector = jnp.asarray(start_vector)
+    if start_vector.ndim != 1 or start_vector.size == 0:
+        raise ValueError(f"start_vector must be a vector [D], got shape {start_vector.shape}")
+    if not jnp.issubdtype(start_vector.dtype, jnp.floating):
+        raise TypeError(f"start_vector must be real floating, got dtype {start_vector.dtype}")
+    if not is_finite(start_vector):
+        raise ValueError("start_vector must be finite, got NaN or infinity")
+    if is_concrete(start_vector) and not np.any(start_vector):
+        raise ValueError("start_vector must not be zero")
+    return start_vector

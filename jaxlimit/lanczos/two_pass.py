@@ -1,0 +1,154 @@
+"""Eigenpairs without a basis in memory: one Lanczos run for the values, the same again for vectors.
+
+Without reorthogonalisation the run finds converged eigenvalues again and again (ghosts), but the
+vectors of each copy are as good as any (Paige 1980), so that one copy of each is taken.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+
+from jaxlimit._checks import check_choice, check_count
+from jaxlimit._host import HostMatvec
+from jaxlimit._matvec import dot, prepare
+from jaxlimit.lanczos.recurrence import extend, start
+
+
+class RitzPairs(NamedTuple):
+    """Approximate eigenpairs, and how good each is.
+
+    Attributes:
+        values: vᵀHv, the most extreme first.
+        vectors: row i, of norm 1, belongs to `values[i]`.
+        residual_norms: ‖Hv - λv‖; an eigenvalue of H lies this near.
+    """
+
+    values: Float[Array, "k"]
+    vectors: Float[Array, "k D"]
+    residual_norms: Float[Array, "k"]
+
+
+def two_pass_eigenpairs(
+    matvec: Any,
+    start_vector: Float[Array, "D"],
+    *,
+    num_steps: int,
+    num_pairs: int,
+    which: str = "largest",
+) -> RitzPairs:
+    """Find extreme eigenpairs where no basis fits: Lanczos once for T, once more for the vectors.
+
+    v = Σ sⱼ qⱼ with T s = θ s, the qⱼ made a second time and added up as they come. Costs
+    2·num_steps + k products and memory of k + 5 vectors; `extremal_eigenpairs` takes about half the
+    products where a basis fits, and finds multiple eigenvalues, which this cannot.
+
+    Args:
+        matvec: H, as for `tridiagonalize`.
+        start_vector: as for `tridiagonalize`.
+        num_steps: m, at most D.
+        num_pairs: k ≤ m. Eigenvalues nearer than √ε‖H‖ to each other count as one, since without
+            reorthogonalisation each is found several times; fewer pairs come if T has no more.
+        which: "largest", "smallest" or "magnitude".
+
+    Returns:
+        `RitzPairs`, converged or not: see their residual norms.
+
+    Raises:
+        TypeError: as `tridiagonalize`.
+        ValueError: as `tridiagonalize`, and if `which` is unknown or `num_pairs` > m.
+        FloatingPointError: if a product was not finite; names the step.
+
+    >>> import jax.numpy as jnp
+    >>> matvec = lambda v: jnp.array([5.0, 1.0, 0.0, -2.0]) * v
+    >>> two_pass_eigenpairs(matvec, jnp.ones(4), num_steps=4, num_pairs=2).values.round(3)
+    Array([5., 1.], dtype=float32)
+
+    Cullum, Willoughby (1985), chapter 4.
+    """
+    check_choice("which", which, ("largest", "smallest", "magnitude"))
+    state = start(start_vector, num_steps=num_steps, reorthogonalize="none")
+    num_pairs, depth = check_count("num_pairs", num_pairs), state.diagonal.size
+    if num_pairs > depth:
+        raise ValueError(f"num_pairs must be at most num_steps = {depth}, got {num_pairs}")
+    first = state.current
+    matvec, _, _ = prepare(matvec, first.size, first.dtype)
+    state = extend(matvec, state, num_steps=depth, reorthogonalize="none")
+    if int(state.failed_step) >= 0:
+        raise FloatingPointError(f"matvec returned NaN or infinity at step {state.failed_step}")
+    alpha, beta = (x[: int(state.num_valid)] for x in (state.diagonal, state.off_diagonal))
+    coefficients = _pick_distinct(np.asarray(alpha), np.asarray(beta), num_pairs, which)
+    vectors = _combine_again(matvec, first, alpha, beta, jnp.asarray(coefficients))
+    vectors /= jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    values, norms = _judge(matvec, vectors)
+    return RitzPairs(values, vectors, norms)
+
+
+def _pick_distinct(
+    diagonal: np.ndarray, off_diagonal: np.ndarray, num_pairs: int, which: str
+) -> np.ndarray:
+    """Choose eigenvectors of T, columns [m, k], one for each of the most extreme eigenvalues."""
+    eps = np.finfo(diagonal.dtype).eps
+    a, b = diagonal.astype(np.float64), off_diagonal.astype(np.float64)
+    values, vectors = np.linalg.eigh(np.diag(a) + np.diag(b[:-1], 1) + np.diag(b[:-1], -1))
+    errors = np.abs(b[-1] * vectors[-1])
+    rank = {"largest": -values, "smallest": values, "magnitude": -np.abs(values)}[which]
+    apart = np.sqrt(eps) * np.abs(values).max()
+    chosen: list[int] = []
+    for i in np.argsort(rank):
+        copies = [c for c, at in enumerate(chosen) if abs(values[at] - values[i]) <= apart]
+        if copies and errors[i] < errors[chosen[copies[0]]]:
+            chosen[copies[0]] = int(i)
+        elif not copies and len(chosen) < num_pairs:
+            chosen.append(int(i))
+    return vectors[:, chosen].astype(diagonal.dtype)
+
+
+def _combine_again(
+    matvec: Any,
+    start: Float[Array, "D"],
+    diagonal: Float[Array, "m"],
+    off_diagonal: Float[Array, "m"],
+    coefficients: Float[Array, "m k"],
+) -> Float[Array, "k D"]:
+    """Run the three-term recurrence again, its coefficients known, and sum what is wanted of it."""
+    total = jnp.zeros((coefficients.shape[1], start.size), start.dtype)
+    carry = (jnp.zeros_like(start), start, total)
+    couplings = jnp.concatenate([jnp.zeros(1, diagonal.dtype), off_diagonal[:-1]])
+    steps = (diagonal, couplings, off_diagonal, coefficients)
+    if isinstance(matvec, HostMatvec):
+        for step in zip(*steps, strict=True):
+            carry = _again(matvec(carry[1]), carry, step)
+        return carry[2]
+    return _scan_again(matvec, carry, steps)[2]
+
+
+@jax.jit
+def _scan_again(matvec: Partial, carry: tuple, steps: tuple) -> tuple:
+    def step(carry, step):
+        return _again(matvec(carry[1]), carry, step), None
+
+    return jax.lax.scan(step, carry, steps)[0]
+
+
+@jax.jit
+def _again(product: Array, carry: tuple, step: tuple) -> tuple:
+    previous, current, total = carry
+    diagonal, coupling, norm, coefficients = step
+    total = total + coefficients[:, None] * current
+    residual = product - coupling * previous - diagonal * current
+    return current, jnp.where(norm > 0, residual / jnp.where(norm > 0, norm, 1), 0), total
+
+
+def _judge(matvec: Any, vectors: Float[Array, "k D"]) -> tuple[Array, Array]:
+    """Return vᵀHv and ‖Hv - (vᵀHv) v‖ of each vector, from a product made for it."""
+    pairs = []
+    for vector in vectors:
+        product = matvec(vector)
+        value = dot(vector, product)
+        pairs.append((value, jnp.linalg.norm(product - value * vector)))
+    values, norms = zip(*pairs, strict=True)
+    return jnp.stack(values), jnp.stack(norms)

@@ -1,0 +1,124 @@
+"""ρ_L of trained ReLU networks against the eigenvalues of their dense float64 Hessians."""
+
+from functools import cache, partial
+from itertools import pairwise
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from threadpoolctl import threadpool_limits
+
+from jaxlimit import curvature, flatten_weights, limits, operators, spectrum
+
+DEFAULT_DEPTH = 128
+SMALL, LARGE = (12,), (48, 32)
+
+
+class Problem(NamedTuple):
+    """A trained network's Hessian product in float32, and its float64 eigenpairs."""
+
+    matvec: jax.tree_util.Partial
+    eigenvalues: np.ndarray
+    vectors: np.ndarray
+    weights: np.ndarray
+    epsilon: float
+
+
+def loss(params, batch):
+    x, labels = batch
+    for layer in params[:-1]:
+        x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
+    logits = x @ params[-1]["kernel"] + params[-1]["bias"]
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1))
+
+
+def initial(widths):
+    sizes, rng = (64, *widths, 10), np.random.default_rng(0)
+    return [
+        {
+            "kernel": jnp.asarray(rng.normal(size=(a, b)) * (2 / a) ** 0.5, jnp.float32),
+            "bias": jnp.zeros(b),
+        }
+        for a, b in pairwise(sizes)
+    ]
+
+
+@jax.jit
+def train(params, data):
+    """Full batches, momentum 0.9, l1 1e-4, the rate annealed to zero."""
+
+    def step(state, rate):
+        params, velocity = state
+        gradient = jax.grad(loss)(params, data)
+        velocity = jax.tree.map(
+            lambda v, g, w: 0.9 * v + g + 1e-4 * jnp.sign(w), velocity, gradient, params
+        )
+        return (jax.tree.map(lambda w, v: w - rate * v, params, velocity), velocity), None
+
+    rates = 0.05 * (1 + jnp.cos(jnp.linspace(0, jnp.pi, 500)))
+    return jax.lax.scan(step, (params, jax.tree.map(jnp.zeros_like, params)), rates)[0][0]
+
+
+@cache
+def problem(widths) -> Problem:
+    images, labels = load_digits(return_X_y=True)
+    data = jnp.asarray(images / 8 - 1, jnp.float32), jnp.asarray(labels, jnp.int32)
+    params = train(initial(widths), data)
+    batches = jax.tree.map(lambda x: x[None], data)
+    epsilon = float(limits.loss_tolerance(loss, params, batches))
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
+        batches64 = (jnp.asarray(batches[0], jnp.float64), batches[1])
+        weights, _ = flatten_weights(exact)
+        matvec = curvature.hessian_matvec(loss, exact, batches64)
+        hessian = operators.to_dense(matvec, weights.size, jnp.float64)
+    with threadpool_limits(1):  # on a busy machine the threads of BLAS spin in vain
+        eigenvalues, vectors = np.linalg.eigh((hessian + hessian.T) / 2)
+    matvec = curvature.hessian_matvec(loss, params, batches)
+    return Problem(matvec, eigenvalues, vectors, np.asarray(weights), epsilon)
+
+
+def ridge_of(net, negative):
+    """The c that counts: that of the network's own limit."""
+    with jax.enable_x64(True):
+        measure = spectrum.exact_measure(jnp.asarray(net.eigenvalues))
+        limit = limits.pruning_limit(measure, net.weights, net.epsilon, negative=negative)
+        return float(limits.ridge(limit.radius, net.epsilon))
+
+
+@pytest.mark.parametrize(
+    "widths", [SMALL, pytest.param(LARGE, marks=pytest.mark.slow)], ids=["small", "large"]
+)
+def test_lower_bound_of_a_trained_relu_network(widths):
+    net = problem(widths)
+    dim, key, num_probes = net.eigenvalues.size, jax.random.key(1), 4
+    largest = net.eigenvalues.max()
+    assert net.eigenvalues.min() < -1e-4 * largest
+    measure = spectrum.spectral_measure(
+        net.matvec, key, dim=dim, num_steps=DEFAULT_DEPTH, num_probes=num_probes
+    )
+    probes = [spectrum.probe(k, dim) for k in jax.random.split(key, num_probes)]
+    own_weights = (np.asarray(probes, np.float64) @ net.vectors) ** 2
+    for negative in ("abs", "clip"):
+        c = ridge_of(net, negative)
+        assert c < 1e-2 * largest  # the kink is narrow
+        f = partial(limits.curvature_share, ridge=c, negative=negative)
+        values = np.asarray(f(jnp.asarray(net.eigenvalues, jnp.float32)), np.float64)
+        own = own_weights @ values
+        # f has slope 1/c at the kink, and float32 products move the eigenvalues there by their
+        # rounding; in float64 the bracket holds without it.
+        rounding = float(jnp.finfo(jnp.float32).eps) * largest / c
+        for depth in (16, 32, 64, DEFAULT_DEPTH):
+            at = spectrum.truncate(measure, depth)
+            assert at.family_nodes is not None
+            assert at.family_weights is not None
+            ends = np.sum(at.family_weights * f(at.family_nodes), axis=-1)[:, 1]
+            assert (ends[:, 0] <= own + rounding).all(), "the bracket's lower end"
+            assert (ends.max(-1) >= own - rounding).all(), "the bracket's upper end"
+            joint = spectrum.trace_bracket(at, f)
+            assert joint.lower <= values.mean() <= joint.upper
+        value = float(spectrum.trace_bracket(measure, f).value)
+        assert value == pytest.approx(own.mean(), rel=0.02)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 from sklearn.datasets import load_digits
 from threadpoolctl import threadpool_limits
 
@@ -89,36 +90,52 @@ def ridge_of(net, negative):
         return float(limits.ridge(limit.radius, net.epsilon))
 
 
-@pytest.mark.parametrize(
+SIZES = pytest.mark.parametrize(
     "widths", [SMALL, pytest.param(LARGE, marks=pytest.mark.slow)], ids=["small", "large"]
 )
-def test_lower_bound_of_a_trained_relu_network(widths):
-    net = problem(widths)
+
+
+def probes_of(net, matvec, dtype):
+    """The measure of four probes, and the weights of the exact eigenvalues in each."""
     dim, key, num_probes = net.eigenvalues.size, jax.random.key(1), 4
-    largest = net.eigenvalues.max()
-    assert net.eigenvalues.min() < -1e-4 * largest
     measure = spectrum.spectral_measure(
-        net.matvec, key, dim=dim, num_steps=DEFAULT_DEPTH, num_probes=num_probes
+        matvec, key, dim=dim, num_steps=DEFAULT_DEPTH, num_probes=num_probes, dtype=dtype
     )
-    probes = [spectrum.probe(k, dim) for k in jax.random.split(key, num_probes)]
-    own_weights = (np.asarray(probes, np.float64) @ net.vectors) ** 2
-    for negative in ("abs", "clip"):
-        c = ridge_of(net, negative)
-        assert c < 1e-2 * largest  # the kink is narrow
-        f = partial(limits.curvature_share, ridge=c, negative=negative)
-        values = np.asarray(f(jnp.asarray(net.eigenvalues, jnp.float32)), np.float64)
-        own = own_weights @ values
-        # f has slope 1/c at the kink, and float32 products move the eigenvalues there by their
-        # rounding; in float64 the bracket holds without it.
-        rounding = float(jnp.finfo(jnp.float32).eps) * largest / c
+    probes = [spectrum.probe(k, dim, dtype) for k in jax.random.split(key, num_probes)]
+    return measure, (np.asarray(probes, np.float64) @ net.vectors) ** 2
+
+
+@SIZES
+@pytest.mark.parametrize("negative", ["abs", "clip"])
+def test_bracket_holds_each_probes_own_truth(widths, negative):
+    """In float64: the products of float32 are those of another operator, some 1e-7 λ_max away."""
+    net = problem(widths)
+    f = partial(limits.curvature_share, ridge=ridge_of(net, negative), negative=negative)
+    with jax.enable_x64(True):
+        hessian = jnp.asarray((net.vectors * net.eigenvalues) @ net.vectors.T)
+        measure, weights = probes_of(net, Partial(jnp.matmul, hessian), jnp.float64)
+        own = weights @ np.asarray(f(jnp.asarray(net.eigenvalues)))
         for depth in (16, 32, 64, DEFAULT_DEPTH):
             at = spectrum.truncate(measure, depth)
             assert at.family_nodes is not None
             assert at.family_weights is not None
             ends = np.sum(at.family_weights * f(at.family_nodes), axis=-1)[:, 1]
-            assert (ends[:, 0] <= own + rounding).all(), "the bracket's lower end"
-            assert (ends.max(-1) >= own - rounding).all(), "the bracket's upper end"
-            joint = spectrum.trace_bracket(at, f)
-            assert joint.lower <= values.mean() <= joint.upper
-        value = float(spectrum.trace_bracket(measure, f).value)
-        assert value == pytest.approx(own.mean(), rel=0.02)
+            assert (ends[:, 0] <= own).all(), "the bracket's lower end"
+            assert (ends.max(-1) >= own).all(), "the bracket's upper end"
+
+
+@SIZES
+@pytest.mark.parametrize("negative", ["abs", "clip"])
+def test_lower_bound_of_a_trained_relu_network(widths, negative):
+    net = problem(widths)
+    largest, c = net.eigenvalues.max(), ridge_of(net, negative)
+    assert net.eigenvalues.min() < -1e-4 * largest
+    assert c < 1e-2 * largest  # the kink is narrow
+    f = partial(limits.curvature_share, ridge=c, negative=negative)
+    values = np.asarray(f(jnp.asarray(net.eigenvalues, jnp.float32)), np.float64)
+    measure, weights = probes_of(net, net.matvec, jnp.float32)
+    for depth in (16, 32, 64, DEFAULT_DEPTH):
+        joint = spectrum.trace_bracket(spectrum.truncate(measure, depth), f)
+        assert joint.lower <= values.mean() <= joint.upper
+    value = float(spectrum.trace_bracket(measure, f).value)
+    assert value == pytest.approx((weights @ values).mean(), rel=0.02)

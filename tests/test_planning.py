@@ -19,7 +19,7 @@ WORKLOAD = Workload(
     num_examples=1024,
     batch_size=128,
 )
-PLAN = partial(planning.plan, WORKLOAD, num_steps=96)
+PLAN = partial(planning.plan, WORKLOAD, num_steps=96, reorthogonalize="selective")
 
 
 @pytest.mark.parametrize(
@@ -275,3 +275,11 @@ def test_what_cannot_fit_is_refused_before_anything_runs(monkeypatch):
 def test_less_memory_gives_the_same_answer_another_way():
     plenty, tight = ESTIMATE(), ESTIMATE(memory=12_000)
     np.testing.assert_allclose(plenty.prediction.ratio, tight.prediction.ratio, rtol=1e-3)
+
+
+def test_shallow_runs_are_reorthogonalised_fully_and_deep_ones_in_bounded_memory():
+    by_depth = [planning.plan(WORKLOAD, num_steps=n, memory=80e9) for n in (128, 129, 2000)]
+    assert [plan.reorthogonalize for plan in by_depth] == ["full", "selective", "selective"]
+    assert by_depth[1].parts["basis"] == by_depth[2].parts["basis"]
+    halved = PLAN(num_steps=128, reorthogonalize="full", memory=80e9, stores=("bfloat16",))
+    assert halved.parts["basis"] < by_depth[1].parts["basis"]

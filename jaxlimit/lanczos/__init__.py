@@ -17,6 +17,7 @@ from jaxlimit.lanczos.state import (
     LanczosState,
     Tridiagonalization,
     check_basis,
+    choose,
     num_rows,
 )
 from jaxlimit.lanczos.two_pass import RitzPairs, two_pass_eigenpairs
@@ -31,6 +32,7 @@ __all__ = [
     "RitzPairs",
     "Tridiagonalization",
     "check_basis",
+    "choose",
     "extend",
     "extremal_eigenpairs",
     "finish",

@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxlimit._checks import check_choice
 from jaxlimit._memory import check_memory
 
 REORTHOGONALIZE = ("full", "selective", "none")
+FULL_DEPTH = 128  # steps up to which "auto" is "full"
 WARM_UP = 48  # steps that "selective" reorthogonalises fully
 NUM_LOCKED = 24  # converged Ritz vectors that it goes on with, at most
 
@@ -61,6 +63,22 @@ class LanczosState(NamedTuple):
     dim: Int[Array, ""]
 
 
+def choose(reorthogonalize: str, num_steps: int) -> str:
+    """Return what "auto" stands for at a depth, anything else as it is.
+
+    To 128 steps "full": at that depth a basis in bfloat16 takes less than a selective one, and as
+    many products say more (`benchmarks/kink_at_zero.py`). Deeper, "selective", of the same memory
+    at any depth.
+
+    >>> choose("auto", 128), choose("auto", 1280), choose("none", 128)
+    ('full', 'selective', 'none')
+    """
+    check_choice("reorthogonalize", reorthogonalize, ("auto", *REORTHOGONALIZE))
+    if reorthogonalize != "auto":
+        return reorthogonalize
+    return "full" if num_steps <= FULL_DEPTH else "selective"
+
+
 def num_rows(num_steps: int, reorthogonalize: str) -> int:
     """Return how many vectors a recurrence of `num_steps` steps stores besides its own two."""
     selective = min(WARM_UP, num_steps) + NUM_LOCKED
@@ -77,6 +95,6 @@ def check_basis(rows: int, dim: int, dtype: Any, store: str = "device") -> None:
     check_memory(
         f"a Lanczos basis of {rows} vectors of {dim} entries",
         rows * dim * jnp.dtype(jnp.bfloat16 if store == "bfloat16" else dtype).itemsize,
-        f"take fewer steps, reorthogonalize='selective' ({WARM_UP + NUM_LOCKED} vectors a probe) "
-        "or 'none' (no basis), or probes one after the other",
+        "take fewer steps, store='bfloat16' (half of that), reorthogonalize='selective' "
+        f"({WARM_UP + NUM_LOCKED} vectors a probe) or 'none' (no basis), or probes one by one",
     )

@@ -17,7 +17,6 @@ from jaxlimit.planning.cost import (
 )
 from jaxlimit.planning.devices import H100, INFINIBAND, Machine, usable_memory
 from jaxlimit.planning.memory import (
-    BASIS_COSTS,
     MODES,
     Plan,
     Workload,
@@ -29,7 +28,6 @@ from jaxlimit.planning.memory import (
 )
 
 __all__ = [
-    "BASIS_COSTS",
     "H100",
     "INFINIBAND",
     "MODES",

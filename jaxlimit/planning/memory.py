@@ -25,13 +25,17 @@ NUM_VECTORS = 7
 # convolutions take scratch space.
 TEMPORARIES = 1.0
 
-# What each place for the basis costs, measured against full reorthogonalisation on FC5 on digits
-# at depth 128 (benchmarks/results/basis_storage_digits.json).
-BASIS_COSTS = {
-    "device": "ρ* as with full reorthogonalisation to 4e-4 of itself",
-    "bfloat16": "ρ* likewise to 2e-4 of itself, λ_max to 5e-6",
-    "pinned_host": "ρ* likewise to 4e-4 of itself; the basis crosses to the device at every step",
-    "none": "ρ* likewise to 2e-4 of itself, but its interval twice as wide at the same depth",
+# In accuracy, against full reorthogonalisation in float32, measured on FC5 on digits at depth 128
+# (benchmarks/results/basis_storage_digits.json).
+REORTHOGONALIZATION_COSTS = {
+    "full": "nothing",
+    "selective": "ρ* moves by 4e-4 of itself, its interval is a fifth wider at the same depth",
+    "none": "ρ* moves by 3e-3 of itself, its interval is twice as wide at the same depth",
+}
+STORE_COSTS = {
+    "device": "",
+    "bfloat16": ", λ_max to 4e-7 of itself",
+    "pinned_host": ", but the basis crosses to the device at every step",
 }
 
 
@@ -146,7 +150,7 @@ def plan(
     *,
     num_steps: int,
     num_probes: int = 1,
-    reorthogonalize: str = "selective",
+    reorthogonalize: str = "auto",
     memory: float | None = None,
     modes: tuple[str, ...] = MODES,
     stores: tuple[str, ...] = (*lanczos.STORES, "none"),
@@ -160,7 +164,7 @@ def plan(
         workload: from `measure`, or filled in by hand.
         num_steps: Lanczos steps.
         num_probes: probes, whose bases are all there at once.
-        reorthogonalize: "selective", "full" or "none".
+        reorthogonalize: as for `spectrum.spectral_measure`.
         memory: bytes of the device; asked of the device if not given. Nine tenths are planned with.
         modes: modes of the product to choose from.
         stores: places for the basis to choose from, "none" that it may be left out.
@@ -173,11 +177,11 @@ def plan(
 
     >>> chosen = plan(Workload(10**6, 4, 10**8, 10**9, 1000, 100), num_steps=64, memory=8e9)
     >>> chosen.fits, chosen.mode, chosen.store, chosen.parts["basis"]
-    (True, 'linearized', 'device', 288000000)
+    (True, 'linearized', 'device', 256000000)
     """
     check_count("num_steps", num_steps)
     check_count("num_probes", num_probes)
-    check_choice("reorthogonalize", reorthogonalize, lanczos.REORTHOGONALIZE)
+    reorthogonalize = lanczos.choose(reorthogonalize, num_steps)
     for mode in modes:
         check_choice("modes", mode, MODES)
     for store in stores:
@@ -225,7 +229,7 @@ def describe(plan: Plan) -> str:
 
     >>> workload = Workload(10**6, 4, 10**8, 10**9, 1000, 100)
     >>> print(describe(plan(workload, num_steps=64, memory=8e9)).splitlines()[0])
-    product linearized, reorthogonalisation selective, basis in device
+    product linearized, reorthogonalisation full, basis in device
     """
     rows = [*plan.parts.items(), ("in all", plan.total), ("to be had", plan.limit)]
     if plan.host_bytes:
@@ -315,8 +319,8 @@ def _reasons(chosen: Plan, first: Plan, num_probes: int) -> tuple[str, ...]:
             f"{_gib(chosen.limit)}, most of it for {largest} ({_gib(chosen.parts[largest])}): "
             f"{advice}",
         )
-    name = "none" if chosen.reorthogonalize == "none" else chosen.store
-    reasons = [f"basis: {BASIS_COSTS[name]}"]
+    store_cost = "" if chosen.reorthogonalize == "none" else STORE_COSTS[chosen.store]
+    reasons = [f"accuracy: {REORTHOGONALIZATION_COSTS[chosen.reorthogonalize]}{store_cost}"]
     if chosen[1:5] != first[1:5]:
         reasons.insert(
             0,

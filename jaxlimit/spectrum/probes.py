@@ -25,7 +25,7 @@ def spectral_measure(
     dim: int,
     num_steps: int,
     num_probes: int = 1,
-    reorthogonalize: str = "selective",
+    reorthogonalize: str = "auto",
     store: str = "device",
     vectorize: bool = False,
     dtype: Any = jnp.float32,
@@ -33,8 +33,8 @@ def spectral_measure(
 ) -> SpectralMeasure:
     """Estimate the spectral distribution of a symmetric operator by stochastic Lanczos quadrature.
 
-    Costs num_probes · num_steps products; memory of 72 vectors, or of num_steps reorthogonalised
-    fully, or of three if not at all.
+    Costs num_probes · num_steps products; memory of num_steps vectors reorthogonalised fully, of
+    72 selectively, of three if not at all.
 
     Args:
         matvec: H, a symmetric `Array[D] -> Array[D]`.
@@ -42,8 +42,9 @@ def spectral_measure(
         dim: D.
         num_steps: Lanczos steps a probe, at most D.
         num_probes: independent probes.
-        reorthogonalize: "selective", "full" or "none", see `lanczos.tridiagonalize`; without it
-            the bracket of `trace_bracket` closes at twice the depth or more.
+        reorthogonalize: "full", "selective" or "none", see `lanczos.tridiagonalize`; "auto" is
+            "full" to 128 steps, "selective" deeper. The less of it, the later the bracket of
+            `trace_bracket` closes: without any at twice the depth or more.
         store: where the basis is kept, "device", "bfloat16" or "pinned_host", likewise.
         vectorize: run all probes side by side by `vmap` instead of one after the other.
         dtype: floating type of the probes.
@@ -62,8 +63,7 @@ def spectral_measure(
 
     >>> import jax, jax.numpy as jnp
     >>> measure = spectral_measure(
-    ...     lambda v: jnp.arange(8.0) * v, jax.random.key(0), dim=8, num_steps=8,
-    ...     reorthogonalize="full")
+    ...     lambda v: jnp.arange(8.0) * v, jax.random.key(0), dim=8, num_steps=8)
     >>> jnp.round(measure.nodes[0])
     Array([0., 1., 2., 3., 4., 5., 6., 7.], dtype=float32)
 
@@ -72,6 +72,7 @@ def spectral_measure(
     check_count("num_probes", num_probes)
     matvec, dim, dtype = prepare(matvec, dim, dtype)
     num_steps = min(check_count("num_steps", num_steps), dim)
+    reorthogonalize = lanczos.choose(reorthogonalize, num_steps)
     if mesh is not None:
         settings = {"num_probes": num_probes, "reorthogonalize": reorthogonalize, "dtype": dtype}
         return run_probes(

@@ -33,7 +33,7 @@ def run_probes(
     dim: int,
     num_steps: int,
     num_probes: int = 1,
-    reorthogonalize: str = "selective",
+    reorthogonalize: str = "auto",
     store: str = "device",
     states: tuple[LanczosState, ...] = (),
     chunk: int = CHUNK,
@@ -47,7 +47,7 @@ def run_probes(
 ) -> SpectralMeasure:
     """Run `spectral_measure` in chunks, so that it can be watched, stopped and carried on.
 
-    Costs the same products; memory of 72 vectors a probe, or as `spectral_measure` has it.
+    Costs the same products; memory as `spectral_measure`, for all probes together.
 
     Args:
         matvec: as for `spectral_measure`.
@@ -87,6 +87,7 @@ def run_probes(
     check_count("checkpoint_every", checkpoint_every)
     matvec, dim, dtype = prepare(matvec, dim, dtype)
     num_steps = min(check_count("num_steps", num_steps), dim)
+    reorthogonalize = lanczos.choose(reorthogonalize, num_steps)
     rows = num_probes * lanczos.num_rows(num_steps, reorthogonalize)
     lanczos.check_basis(rows, share_of(dim, mesh), dtype, store)
     kept: dict[str, Any] = {"reorthogonalize": reorthogonalize, "store": store, "mesh": mesh}
@@ -149,14 +150,14 @@ def trace_within(
     tolerance: float,
     num_steps: int = 1024,
     num_probes: int = 8,
-    reorthogonalize: str = "selective",
+    reorthogonalize: str = "auto",
     dtype: Any = jnp.float32,
 ) -> TraceRun:
     """Run until the interval of `trace_bracket` is as narrow as asked, or say how far it got.
 
     Starts with one probe of 64 steps. Each stage doubles what makes the interval wide: the depth,
     where the bracket is wider than the random error, else the probes. Costs the products that it
-    takes, num_probes · num_steps at most; memory of 72 vectors a probe.
+    takes, num_probes · num_steps at most; memory as `run_probes`.
 
     Args:
         matvec: H, a symmetric `Array[D] -> Array[D]`.
@@ -190,6 +191,7 @@ def trace_within(
     check_count("num_probes", num_probes)
     matvec, dim, dtype = prepare(matvec, dim, dtype)
     num_steps = min(check_count("num_steps", num_steps), dim)
+    reorthogonalize = lanczos.choose(reorthogonalize, num_steps)
     rows = num_probes * lanczos.num_rows(num_steps, reorthogonalize)
     lanczos.check_basis(rows, dim, dtype)
     keys, states = jax.random.split(key, num_probes), []

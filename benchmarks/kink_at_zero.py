@@ -33,10 +33,11 @@ from jaxlimit import (
     spectrum,
     training,
 )
-from jaxlimit.reporting import console, environment, write_json
+from jaxlimit.reporting import console, environment, markdown_table, write_json
 
 DEPTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
-DEFAULT_DEPTH = 128
+DEFAULT_DEPTH = lanczos.FULL_DEPTH
+DEFAULT_MODE = lanczos.choose("auto", DEFAULT_DEPTH)
 RULES = ("Gauss", "node at 0", "middle of the bracket", "extrapolated")
 LEVELS = (0.05, 0.02, 0.01)
 CONVENTIONS = ("abs", "clip")
@@ -67,6 +68,7 @@ NETS = {
     "D = 5,018, l1 5e-5": Net((48, 32), 5e-5, 100),
     "D = 10,306, l1 3e-4": Net((80, 56), 3e-4, 200),
     "D = 10,306, l1 5e-5": Net((80, 56), 5e-5, 100),
+    "D = 20,064, l1 3e-4": Net((150, 64), 3e-4, 200),
 }
 
 
@@ -180,27 +182,39 @@ def summary(errors: np.ndarray, holds: np.ndarray) -> dict:
 
 
 def measure_case(case: Case, num_probes: int) -> tuple[dict, dict]:
-    """Measure one spectrum; return its report and the errors of selective runs, by convention."""
+    """Measure one spectrum; return its report and the errors in the default mode, by convention."""
     eigenvalues, ridges = case
     largest = np.abs(eigenvalues).max()
     report = {n: {"c_over_largest": c / largest} for n, c in ridges.items()}
-    selective = {}
+    default = {}
     for mode in lanczos.REORTHOGONALIZE:
         runs = probe_runs(eigenvalues, mode, num_probes)
         for negative, c in ridges.items():
             errors, holds = readings(runs, eigenvalues, c, negative)
             report[negative][mode] = summary(errors, holds)
-            if mode == "selective":
-                selective[negative] = errors
-    return {"dim": eigenvalues.size, **report}, selective
+            if mode == DEFAULT_MODE:
+                default[negative] = errors
+    return {"dim": eigenvalues.size, **report}, default
+
+
+def table(report: dict) -> str:
+    """Lay out the products that each rule needs, in the default mode and |λ|, case by case."""
+    needs = [case["abs"][DEFAULT_MODE] for case in report.values()]
+    columns = {"spectrum": list(report)}
+    for rule in RULES:
+        columns[f"{rule}: 5, 2, 1 %"] = [
+            ", ".join(str(need[f"within {level:.0%}"][rule] or "-") for level in LEVELS)
+            for need in needs
+        ]
+    return markdown_table(columns)
 
 
 def conclude(report: dict) -> str:
     """Put what the networks show into a sentence."""
-    found = [report[name][n]["selective"] for name in NETS for n in CONVENTIONS]
+    found = [report[name][n][DEFAULT_MODE] for name in NETS for n in CONVENTIONS]
     worst = {rule: max(one["worst at the default depth"][rule] for one in found) for rule in RULES}
     held = min(
-        case[n]["selective"]["intervals that hold the truth"]
+        case[n][DEFAULT_MODE]["intervals that hold the truth"]
         for case in report.values()
         for n in CONVENTIONS
     )
@@ -220,9 +234,10 @@ def main(config: Config) -> None:
     }
     report, drawn = {}, {}
     for name, case in (synthetic() | nets).items():
-        report[name], selective = measure_case(case, config.num_probes)
-        drawn[name] = np.sqrt((selective["abs"] ** 2).mean(0))
-        console.print(name, {n: report[name][n]["selective"]["within 2%"] for n in CONVENTIONS})
+        report[name], errors = measure_case(case, config.num_probes)
+        drawn[name] = np.sqrt((errors["abs"] ** 2).mean(0))
+        console.print(name, {n: report[name][n][DEFAULT_MODE]["within 2%"] for n in CONVENTIONS})
+    console.print(table(report), soft_wrap=True)
     console.print(conclusion := conclude(report))
     content = {
         "environment": environment(),
@@ -230,6 +245,7 @@ def main(config: Config) -> None:
         "num_probes": config.num_probes,
         "depths": DEPTHS,
         "rules": RULES,
+        "table": table(report),
         "cases": report,
     }
     write_json(config.output / "kink_at_zero.json", content)

@@ -11,6 +11,7 @@ from jaxlimit._eigenpairs import Eigenpairs, extremal_eigenpairs
 from jaxlimit.lanczos.persistence import load, save, with_room
 from jaxlimit.lanczos.recurrence import extend, finish, start, tridiagonalize
 from jaxlimit.lanczos.state import (
+    FULL_DEPTH,
     NUM_LOCKED,
     REORTHOGONALIZE,
     WARM_UP,
@@ -23,6 +24,7 @@ from jaxlimit.lanczos.state import (
 from jaxlimit.lanczos.two_pass import RitzPairs, two_pass_eigenpairs
 
 __all__ = [
+    "FULL_DEPTH",
     "NUM_LOCKED",
     "REORTHOGONALIZE",
     "STORES",

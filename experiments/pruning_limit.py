@@ -66,13 +66,14 @@ class Config:
     max_images: int | None = None
     """For trials: no more training images than so many, the first, and no more test images."""
     seeds: tuple[int, ...] = (0,)
-    num_steps: int = 128
+    num_steps: int = 256
     """Lanczos depth a probe, at most."""
     num_probes: int = 1
     num_gap_steps: int = 128
     """Lanczos depth on the removed weights, for the gap."""
-    tolerance: float = 0.0
-    """Stop Lanczos once the interval is this share of the prediction; 0 takes all steps."""
+    tolerance: float = 0.1
+    """Stop Lanczos at 128, 256, 512, ... steps where the interval is this share of the prediction;
+    0 takes all steps."""
     images_at_once: int = 1000
     """Images a batch in all that is measured after training; bounds the memory."""
     hessian_images: int = 10_000

@@ -78,10 +78,10 @@ def estimate_limit(
     *operands: Any,
     key: PRNGKeyArray,
     epsilon: Any = None,
-    num_steps: int = 128,
+    num_steps: int = 256,
     num_probes: int = 1,
     num_gap_steps: int = 128,
-    tolerance: float = 0.0,
+    tolerance: float = 0.1,
     where: Where = is_weight,
     measure: SpectralMeasure | None = None,
     removed_measure: SpectralMeasure | None = None,
@@ -109,7 +109,8 @@ def estimate_limit(
         num_steps: Lanczos steps a probe, at most.
         num_probes: probes.
         num_gap_steps: Lanczos steps a probe on the removed weights, at most.
-        tolerance: stop as soon as the interval is at most this share of ρ*; 0 takes all steps.
+        tolerance: stop at 128, 256, 512, … steps where the interval is at most this share of ρ*; 0
+            takes all steps.
         where: which leaves are weights under study.
         measure: the spectrum of H, if it is known already; saves the first run.
         removed_measure: that of H on the removed weights, likewise; taken if its dimension fits.

@@ -9,7 +9,7 @@ from jaxlimit._checks import check_choice
 from jaxlimit._memory import check_memory
 
 REORTHOGONALIZE = ("full", "selective", "none")
-FULL_DEPTH = 128  # steps up to which "auto" is "full"
+FULL_DEPTH = 256  # steps up to which "auto" is "full"
 WARM_UP = 48  # steps that "selective" reorthogonalises fully
 NUM_LOCKED = 24  # converged Ritz vectors that it goes on with, at most
 
@@ -66,11 +66,10 @@ class LanczosState(NamedTuple):
 def choose(reorthogonalize: str, num_steps: int) -> str:
     """Return what "auto" stands for at a depth, anything else as it is.
 
-    To 128 steps "full": at that depth a basis in bfloat16 takes less than a selective one, and as
-    many products say more (`benchmarks/kink_at_zero.py`). Deeper, "selective", of the same memory
-    at any depth.
+    To 256 steps "full": as many products say most, and to that depth the basis can be paid for
+    (`benchmarks/kink_at_zero.py`). Deeper, "selective", of the same memory at any depth.
 
-    >>> choose("auto", 128), choose("auto", 1280), choose("none", 128)
+    >>> choose("auto", 256), choose("auto", 1280), choose("none", 256)
     ('full', 'selective', 'none')
     """
     check_choice("reorthogonalize", reorthogonalize, ("auto", *REORTHOGONALIZE))

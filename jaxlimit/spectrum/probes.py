@@ -43,7 +43,7 @@ def spectral_measure(
         num_steps: Lanczos steps a probe, at most D.
         num_probes: independent probes.
         reorthogonalize: "full", "selective" or "none", see `lanczos.tridiagonalize`; "auto" is
-            "full" to 128 steps, "selective" deeper. The less of it, the later the bracket of
+            "full" to 256 steps, "selective" deeper. The less of it, the later the bracket of
             `trace_bracket` closes: without any at twice the depth or more.
         store: where the basis is kept, "device", "bfloat16" or "pinned_host", likewise.
         vectorize: run all probes side by side by `vmap` instead of one after the other.

@@ -1,13 +1,13 @@
-"""Write the README's table of speeds from the committed results of the benchmarks.
+"""Write tables from the committed results of the benchmarks into README.md and docs/.
 
-python benchmarks/readme_table.py        # rewrites README.md between its markers
+python benchmarks/readme_table.py        # rewrites what is between their markers
 """
 
 import json
 from functools import partial
 from pathlib import Path
 
-from jaxlimit.reporting import comparison_table, replace_block
+from jaxlimit.reporting import comparison_table, markdown_table, replace_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -118,8 +118,22 @@ def remarks() -> list[str]:
     return said
 
 
+def alternatives(cases: dict[str, dict]) -> str:
+    """Lay out what blocks and a known null space bring, spectrum by spectrum."""
+    errors = [case["alternatives, node at 0"] for case in cases.values()]
+    columns = {"spectrum": list(cases)}
+    for name in errors[0]:
+        heading = f"{name}: {', '.join(errors[0][name])} products"
+        columns[heading] = [", ".join(f"{e:.1%}" for e in one[name].values()) for one in errors]
+    return markdown_table(columns)
+
+
 def main() -> None:
-    """Rewrite the block."""
+    """Rewrite the blocks."""
+    if kink := read("kink_at_zero"):
+        page = ROOT / "docs" / "kink_at_zero.md"
+        replace_block(page, "kink", f"{kink['table']}\n\n{kink['conclusion']}")
+        replace_block(page, "alternatives", alternatives(kink["cases"]))
     bullets = "\n".join(f"- {remark}" for remark in remarks())
     replace_block(ROOT / "README.md", "speeds", f"{speeds()}\n\n{bullets}")
 

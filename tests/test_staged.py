@@ -119,3 +119,18 @@ def test_a_basis_too_large_is_refused_before_the_run_and_says_what_to_change(mon
 def test_a_device_that_does_not_tell_its_memory_refuses_nothing(monkeypatch):
     monkeypatch.setattr(_memory, "device_memory", lambda: None)
     _memory.check_memory("anything", 1e30, "")
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"), [("truncated", ".*"), ("flipped", "not as it was saved is 0/basis")]
+)
+def test_a_damaged_checkpoint_is_named(tmp_path, damage, what):
+    settings = {"dim": DIM, "num_steps": 32, "chunk": 16, "checkpoint_dir": tmp_path}
+    spectrum.run_probes(OPERATOR, KEY, **settings)
+    data = max((tmp_path / "32" / "run").rglob("d/*"), key=lambda file: file.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content if damage == "flipped" else content[: len(content) // 2])
+    says = rf"checkpoint of step 32 in {tmp_path} is damaged: {what}; remove it to start again"
+    with pytest.raises(ValueError, match=says):
+        spectrum.run_probes(OPERATOR, KEY, **settings)

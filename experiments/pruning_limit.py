@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -343,7 +344,14 @@ def main(config: Config) -> None:
         )
 
 
-def start(config: Config) -> None:
+def check_lone(base: Config) -> None:
+    """Raise if the settings of the runs of another script ask for what that script does not do."""
+    for flag in ("distributed", "dry_run"):
+        if getattr(base, flag):
+            raise ValueError(f"base.{flag} must be False, got True; ask pruning_limit.py itself")
+
+
+def start(config: Any, main: Callable[[Any], None] = main) -> None:
     """Run alone, or as one of several processes, the first of which speaks and writes."""
     resume = "The same command again goes on from the newest checkpoints in the run folder."
     with distributed.job(config.distributed, resume=resume):

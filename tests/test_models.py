@@ -308,6 +308,16 @@ def test_images_that_a_net_cannot_take(name, images, error, match):
         jax.eval_shape(net.init, jax.random.key(0), images)
 
 
+def test_alexnet_needs_what_its_pools_take_away():
+    images, thin = jnp.zeros((1, 8, 8, 3)), dict(THIN["alexnet"])
+    net = models.create("alexnet", num_classes=2, **(thin | {"image_size": 64}))
+    with pytest.raises(ValueError, match="AlexNet: image_size must be at least 65, got 64"):
+        jax.eval_shape(net.init, jax.random.key(0), images)
+    net = models.create("alexnet", num_classes=2, **(thin | {"image_size": 65}))
+    params = jax.eval_shape(net.init, jax.random.key(0), images)["params"]
+    assert params["Dense_0"]["kernel"].shape[0] == net.channels[-1]  # one pixel is left
+
+
 def test_dense_nets_keep_to_the_image_size_they_were_made_for():
     net = models.create("fc5", num_classes=2, **THIN["fc5"])
     variables = shapes("fc5", 2, (8, 8, 1), **THIN["fc5"])

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 
 from jaxlimit import curvature, estimate_limit, flatten_weights, lanczos, models, planning, spectrum
@@ -203,23 +204,26 @@ def measure_prediction(config: Config) -> dict[str, Any]:
 
 
 def measure_peers(name: str, config: Config) -> Any:
-    """Time the peers' products on the same device, where they and PyTorch can be imported."""
+    """Time the peers' products on the same device, where they and PyTorch can be imported.
+
+    On one batch, which the peers hold with all that PyTorch keeps of it, in float32 on both sides.
+    """
     try:
         import peers
         import torch
     except ImportError as error:
         return f"not available here: {error}"
+    torch.backends.cudnn.allow_tf32 = False
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    problem = peers.make_problem(name, config.num_images)
+    images = jax.random.randint(jax.random.key(7), (config.batch_size, 32, 32, 3), 0, 256)
+    labels = jax.random.randint(jax.random.key(8), (config.batch_size,), 0, 10)
+    fields = NARROW[name] if config.tiny else {}
+    problem = peers.problem_on(name, np.asarray(images), np.asarray(labels), **fields)
     problem = problem._replace(
         model=problem.model.to(device),
         torch_batch=tuple(tensor.to(device) for tensor in problem.torch_batch),
     )
     tensors = [tensor.to(device) for tensor in problem.torch_vector(problem.vector)]
-    products = {
-        "PyHessian": peers.pyhessian_product(peers.pyhessian_operator(problem)),
-        "curvlinops": peers.curvlinops_product(problem),
-    }
 
     def waiting(product: Callable) -> Callable:
         def call() -> None:
@@ -229,9 +233,18 @@ def measure_peers(name: str, config: Config) -> Any:
 
         return call
 
-    calls = {n: waiting(p) for n, p in products.items()}
     matvec = peers.matvec(problem)
-    return time_in_turns(calls | {"ours": lambda: matvec(problem.vector)}, repeats=config.repeats)
+    makers: dict[str, Callable] = {
+        "PyHessian": lambda: waiting(peers.pyhessian_product(peers.pyhessian_operator(problem))),
+        "curvlinops": lambda: waiting(peers.curvlinops_product(problem)),
+        "ours": lambda: lambda: matvec(problem.vector),
+    }
+
+    def timed(name: str) -> Any:
+        return time_in_turns({name: makers[name]()}, repeats=config.repeats)[name]
+
+    found = {name: attempt(partial(timed, name)) for name in makers}
+    return {"dim": problem.dim, "num_images": config.batch_size} | found
 
 
 def main(config: Config) -> None:
@@ -275,8 +288,8 @@ def attempt(call: Callable) -> Any:
     """Return what a case gives, or in words why it gives nothing: no case ends the run."""
     try:
         return call()
-    except (MemoryError, jax.errors.JaxRuntimeError, ValueError, FloatingPointError) as error:
-        return f"failed: {error}"
+    except Exception as error:
+        return f"failed: {type(error).__name__}: {error}"
 
 
 def report(content: dict[str, Any], config: Config) -> None:

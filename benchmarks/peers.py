@@ -29,7 +29,7 @@ from jaxlimit.spectrum import probe
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import torch_references as references
 
-RESNET = {"stage_sizes": (2, 2, 2, 2), "width": 16}
+RESNET_WIDTH = 16
 MATMUL_SIZE = 3072
 
 
@@ -76,16 +76,20 @@ class Problem(NamedTuple):
 
 
 def make_problem(name: str, num_images: int) -> Problem:
-    """Make FC5, or ResNet18 of a quarter of its width, as initialised, on CIFAR-10."""
+    """Make FC5, or ResNet18 of a quarter of its width, on the first images of CIFAR-10."""
     images, labels, _ = datasets.load("cifar10", "train")
-    images, labels = images[:num_images], labels[:num_images]
+    fields = {"width": RESNET_WIDTH} if name == "resnet18" else {}
+    return problem_on(name, images[:num_images], labels[:num_images], **fields)
+
+
+def problem_on(name: str, images: Any, labels: Any, **fields: Any) -> Problem:
+    """Make "fc5" or "resnet18" as initialised, whole or with other fields, on images of 32x32."""
     mean, std = training.channel_statistics(images)
     batch = jnp.asarray((images - mean) / std, jnp.float32), jnp.asarray(labels)
-    fields = RESNET if name == "resnet18" else {}
     net = models.create(name, num_classes=10, **fields)
     params, state = _split(net.init(jax.random.key(0), batch[0][:1]))
     if name == "resnet18":
-        model = references.ResNet(10, **fields)
+        model = references.ResNet(10, stage_sizes=net.stage_sizes, width=net.width)
         torch_images = np.asarray(batch[0]).transpose(0, 3, 1, 2)
     else:
         # Flat images: Flax's order of the pixels is another one than PyTorch's.

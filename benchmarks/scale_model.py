@@ -1,11 +1,10 @@
 """Check the cost model against compiled programs, and plan with it for machines that are not here.
 
 Compiles, without running, the product of FC5 and of networks of the zoo on a few images, linearised
-and batch by batch, and holds the operations and the memory that `jaxlimit.planning` says against
-those the compiler counts. Times one product of FC5 and sets the model's time, at the matmul rate
-measured here, beside it. Then projects ResNet50 on 8 GPUs and a transformer of 7 billion parameters
-on 256, from the data sheet of an H100 at the efficiency measured here. Writes JSON and the tables
-of docs/scale.md.
+and batch by batch, and holds operations, memory and traffic as `jaxlimit.planning` has them against
+what the compiler counts. Times one product of FC5 beside a matrix product. Then projects
+ResNet50 on 8 and 32 GPUs and a transformer of 7 billion parameters on 256, from the data sheet of
+an H100 at a share of it that is assumed. Writes JSON and the tables of docs/scale.md.
 """
 
 import dataclasses
@@ -15,15 +14,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import scale_tables
 import tyro
 
 from jaxlimit import curvature, flatten_weights, models, planning, training
-from jaxlimit.planning import H100, INFINIBAND, Machine, Network
+from jaxlimit.planning import H100, H100_FLOPS, INFINIBAND, Machine, Network
 from jaxlimit.reporting import console, environment, plain, time_in_turns, write_json
 
 IMAGES = {"fc5": 512, "resnet18": 32, "resnet50": 8}
-STEPS = 96
-LINEAR = "linearized"
+STEPS = 128
+MODES = planning.MODES
+LINEAR = MODES[0]
 EFFICIENCY = 0.35  # of a GPU's data sheet: the bar for ResNet18's product, not a measurement
 
 
@@ -88,7 +89,10 @@ def check(name: str, mode: str) -> dict[str, Any]:
     # A loop's body is counted once by the compiler, and holds memory once: one of two batches.
     share = 1 if mode == LINEAR else 0.5
     kept, images = linearization(name), IMAGES[name]
-    workload = planning.Workload(network.parameters, 4, 0, kept, images, images // 2)
+    dim, counted = network.parameters, int(images * share)
+    workload = planning.Workload(dim, 4, 0, kept, images, images // 2)
+    settings = {"mode": mode, "num_steps": 1, "reorthogonalize": "none"}
+    step = planning.product_cost(network, H100, num_examples=counted, **settings)
     plan = planning.plan(workload, num_steps=1, memory=1e15, modes=(mode,))
     return {
         "flops": {
@@ -99,7 +103,11 @@ def check(name: str, mode: str) -> dict[str, Any]:
         "temporary_bytes": {
             "planned": plan.parts["product"],
             "compiled": memory.temp_size_in_bytes,
-            "ratio_to_kept": (memory.temp_size_in_bytes - 12 * network.parameters) / kept / share,
+            "ratio_to_kept": (memory.temp_size_in_bytes - 12 * dim) / kept / share,
+        },
+        "read_and_written_bytes": {
+            "model": step.memory_bytes - 8 * 4 * dim,  # without Lanczos's own vectors
+            "compiled": operations["bytes accessed"],
         },
         "linearization_bytes": kept,
     }
@@ -133,77 +141,75 @@ def timed(config: Config) -> dict[str, Any]:
 
 def projections(efficiency: float) -> dict[str, Any]:
     """Project both targets at an efficiency."""
-    gpus = H100
-    across = H100._replace(link_bandwidth=INFINIBAND)
-    resnet50 = network_of("resnet50")
+    resnet50, narrow = network_of("resnet50"), narrow_resnet50()
     seven = planning.transformer(
         layers=32, width=4096, hidden=11008, vocabulary=32000, context=4096
     )
-    return {
-        "ResNet50, 10,000 images, 8 GPUs": project(
-            resnet50, gpus, efficiency, num_examples=10_000, num_devices=8
+    in_float32, in_tf32 = (H100._replace(flops=H100_FLOPS[name]) for name in ("float32", "tf32"))
+    on_8 = {"num_devices": 8, "mode": MODES[1]}
+    few, many = {"num_examples": 10_000, "passes": 10}, {"num_examples": 50_000, "passes": 50}
+    cases: dict[str, tuple[Network, Machine, dict[str, Any]]] = {
+        "ResNet50, 10,000 images, 8 GPUs, float32": (resnet50, in_float32, on_8 | few),
+        "the same in TF32": (resnet50, in_tf32, on_8 | few),
+        "50,000 images in TF32": (resnet50, in_tf32, on_8 | many),
+        "10,000 images, 32 GPUs, bfloat16 products, linearised": (
+            narrow, H100._replace(link_bandwidth=INFINIBAND),
+            {"num_examples": 10_000, "num_devices": 32, "mode": LINEAR, "product_bytes": 2},
         ),
-        "ResNet50, 50,000 images, 8 GPUs": project(
-            resnet50, gpus, efficiency, num_examples=50_000, num_devices=8
-        ),
-        "7 billion, 2,560 sequences of 4,096, 256 GPUs": project(
-            seven, across, efficiency, num_examples=2560, num_devices=256,
-            mode="rematerialized", sharded=True,
+        "7 billion, 2,560 sequences of 4,096 tokens, 256 GPUs, in bfloat16": (
+            seven, H100._replace(link_bandwidth=INFINIBAND),
+            {"num_examples": 2560, "num_devices": 256, "mode": "rematerialized", "sharded": True,
+             "passes": 10, "product_bytes": 2},
         ),
     }  # fmt: skip
+    return {name: project(*case[:2], efficiency, **case[2]) for name, case in cases.items()}
+
+
+def narrow_resnet50() -> Network:
+    """Count ResNet50 with the activations, as numbers of two bytes, that bfloat16 products keep."""
+    loss, params, batches, state = make_case("resnet50", IMAGES["resnet50"])
+    kept = planning.measure(loss, params, batches, state, product_dtype=jnp.bfloat16).linearization
+    return network_of("resnet50")._replace(activations=kept / 2 / IMAGES["resnet50"])
 
 
 def project(network: Network, machine: Machine, efficiency: float, **how: Any) -> dict[str, Any]:
     """Project one, with the sum for a run."""
+    how = how | {"num_steps": STEPS}
     cost = planning.product_cost(network, machine, efficiency=efficiency, **how)
     return {
         "network": network,
         "how": how,
+        "flops_assumed": machine.flops,
         "cost": cost,
+        "device_bytes": cost.device_bytes,
         "seconds_a_step": cost.seconds,
         "seconds_for_the_run": STEPS * cost.seconds,
     }
 
 
-def table(result: dict[str, Any]) -> str:
-    """Set the projections out as Markdown."""
-    rows = [
-        "| | a step | operations a device | read and written | sent | vectors and basis "
-        f"| parameters and tangents | {STEPS} steps |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, entry in result["projections"].items():
-        c = entry["cost"]
-        rows.append(
-            f"| {name} | {entry['seconds_a_step']:.3g} s | {c.flops:.3g} | "
-            f"{c.memory_bytes / 1e9:.3g} GB | {c.link_bytes / 1e9:.3g} GB | "
-            f"{c.vector_bytes / 1e9:.3g} GB | {c.parameter_bytes / 1e9:.3g} GB | "
-            f"{entry['seconds_for_the_run'] / 60:.3g} min |"
-        )
-    return "\n".join(rows)
-
-
 def main(config: Config) -> None:
-    """Project, time, check, and write after each."""
+    """Project, time, check, write after each, and then the tables."""
     result: dict[str, Any] = {
         "benchmark": "scale_model",
         "settings": dataclasses.asdict(config) | {"output": None},
         "efficiency_assumed": EFFICIENCY,
+        "steps": STEPS,
         "environment": environment(),
         "projections": projections(EFFICIENCY),
         "checks": {},
     }
-    console.print(table(result), soft_wrap=True)
+    console.print(scale_tables.plans(plain(result)), soft_wrap=True)
     result["timed"] = timed(config)
     for name in ("float32", "bfloat16"):
         console.print(
             f"FC5 here, {name}: {result['timed'][name]['efficiency']:.0%} of the matmul rate"
         )
     for name in IMAGES:
-        for mode in planning.MODES:
+        for mode in MODES:
             result["checks"][f"{name}, {mode}"] = check(name, mode)
             write_json(config.output, result)
             console.print(f"{name}, {mode}:", plain(result["checks"][f"{name}, {mode}"]))
+    scale_tables.main()
 
 
 if __name__ == "__main__":

@@ -309,20 +309,23 @@ def product_dtype(config: Config) -> Any:
 def print_plan(config: Config) -> None:
     """Print the plan for the spectrum of the network as it is before training."""
     train = datasets.load(config.dataset, "train", config.data_dir)
+    train = first(train, config.max_images)
     module = models.create(config.model, num_classes=train.num_classes)
     state = dict(module.init(jax.random.key(0), jnp.asarray(train.images[:1], jnp.float32)))
-    workload = planning.measure(
+    params, mesh = state.pop("params"), distributed.all_devices()
+    workload, ways = planning.prepare(
         training.make_loss(module, training.channel_statistics(train.images)),
-        state.pop("params"),
-        datasets.to_batches(first(train, config.hessian_images)),
+        params,
+        datasets.to_batches(first(train, config.hessian_images), config.images_at_once),
         state,
         product_dtype=product_dtype(config),
+        mesh=mesh,
     )
-    modes = planning.MODES if config.product_dtype == "float32" else ("linearized",)
-    plan = planning.plan(
-        workload, num_steps=config.num_steps, num_probes=config.num_probes, modes=modes
-    )
-    console.print(f"{config.model} on {config.dataset}, D = {workload.dim:,}", highlight=False)
+    counts = {"num_steps": config.num_steps, "num_probes": config.num_probes}
+    plan = planning.plan(workload, **counts, **ways)
+    where = f", on each of {mesh.size} devices" if mesh else ""
+    dim = flatten_weights(params)[0].size
+    console.print(f"{config.model} on {config.dataset}, D = {dim:,}{where}", highlight=False)
     console.print(planning.describe(plan), highlight=False)
 
 

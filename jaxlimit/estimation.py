@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlimit import _mesh, curvature, limits, planning, pruning, spectrum
+from jaxlimit import curvature, limits, planning, pruning, spectrum
 from jaxlimit._batches import check_scalar, cut_batches, first_batch
 from jaxlimit._checks import check_count, check_range
 from jaxlimit._estimate import Estimate, exact_estimate
@@ -211,19 +211,10 @@ class _PlannedRuns:
     def __init__(self, operator: tuple, plan_settings: dict[str, Any]) -> None:
         loss, params, batches, operands, where, settings = operator
         self._operator, self._matvec = operator, cast(Any, None)
-        self._workload = planning.measure(
-            loss,
-            params,
-            batches,
-            *operands,
-            where=where,
-            product_dtype=settings.get("product_dtype"),
+        self._workload, ways = planning.prepare(
+            loss, params, batches, *operands, where=where, **settings
         )
-        if (mesh := settings["mesh"]) is not None:
-            self._workload = planning.share(self._workload, _mesh.num_shares(mesh))
-            plan_settings = plan_settings | {"stores": ("device", "none")}
-        modes = _modes(self._workload.linearization, **settings)
-        self._plan_settings: dict[str, Any] = plan_settings | {"modes": modes}
+        self._plan_settings: dict[str, Any] = plan_settings | ways
         self._plan = self._affordable(planning.plan(self._workload, **self._plan_settings))
         self.notes: tuple[str, ...] = ()
 
@@ -263,7 +254,8 @@ class _PlannedRuns:
             raise MemoryError(f"{refusal}; it was planned for twice: {self.notes[0]}")
         settings: dict[str, Any] = self._plan_settings
         if any(int(state.step) for state in states):
-            settings = settings | {"stores": (self._plan.store,)}
+            kind, store = self._plan.reorthogonalize, self._plan.store
+            settings = settings | {"stores": (store,), "reorthogonalize": kind}
         lighter = planning.lighter(self._plan, self._workload, **settings)
         self._plan = self._affordable(lighter, refusal)
         self.notes = (
@@ -275,25 +267,6 @@ class _PlannedRuns:
         if not plan.fits:
             raise MemoryError("; ".join(filter(None, (refusal, *plan.reasons))))
         return plan
-
-
-def _modes(
-    linearization: int,
-    mode: str = "auto",
-    memory_budget: float = float("inf"),
-    product_dtype: Any = None,
-    shard_params: bool = False,
-    **others: Any,
-) -> tuple[str, ...]:
-    """Return the modes of the product that the caller's settings leave to a plan."""
-    del others
-    if mode != "auto":
-        return (mode,)
-    if product_dtype is not None:
-        return ("linearized",)
-    if shard_params:
-        return ("forward-over-reverse",)
-    return planning.MODES if linearization <= memory_budget else ("forward-over-reverse",)
 
 
 def check_deterministic(loss: Callable, params: Any, batches: Any, *operands: Any) -> None:

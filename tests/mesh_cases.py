@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxlimit
-from jaxlimit import curvature, lanczos, pruning, spectrum, training
+from jaxlimit import curvature, lanczos, planning, pruning, spectrum, training
 
 AUTO = Mesh(np.array(jax.devices()), ("data",))
 MESHES = {
@@ -156,6 +156,39 @@ def test_a_product_is_one_all_gather_and_one_reduce_scatter(settings):
         gathers = 1 + ("shard_params" in settings)
         wanted = ["all-gather"] * gathers + ["reduce-scatter"]
         assert collectives(lowered(matvec, 104)) == wanted
+
+
+def sent(compiled, n=8):
+    """Bytes that each of n devices sends in the all-gathers and reduce-scatters of a program."""
+    results = re.findall(
+        r"= f32\[(\d+)\]\S* (all-gather|reduce-scatter)(?:-start)?\(", compiled.as_text()
+    )
+    # A gather's result is whole, and a device sends its part to all others; a scatter's is a part,
+    # and as much goes to each of the others.
+    shares = {"all-gather": 1 / n, "reduce-scatter": 1}
+    return sum((n - 1) * shares[kind] * 4 * int(size) for size, kind in results)
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_the_cost_model_sends_what_the_program_sends(settings):
+    params, batch = problem(hidden=4)
+    matvec = curvature.hessian_matvec(loss, params, ragged(batch, 48), mesh=AUTO, **settings)
+    network = planning.Network(parameters=48, forward_flops=0.0, first_flops=0.0, activations=0.0)
+    cost = planning.product_cost(
+        network,
+        planning.H100,
+        num_examples=53,
+        num_steps=1,
+        num_devices=8,
+        sharded="shard_params" in settings,
+    )
+    assert sent(lowered(matvec, 48)) == cost.link_bytes
+
+
+@pytest.mark.parametrize("store", ["bfloat16", "pinned_host"])
+def test_a_basis_on_a_mesh_stays_on_the_devices_as_it_is(store):
+    with pytest.raises(ValueError, match=f"store must be 'device' on a mesh, got '{store}'"):
+        lanczos.start(jnp.ones(16), num_steps=4, store=store, mesh=AUTO)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The accelerator benchmark: its rehearsal end to end, and that no case ends the run."""
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -17,11 +18,20 @@ import accelerator
 from jaxlimit.reporting import kernel_times
 
 
-def test_a_case_that_fails_is_told_and_ends_nothing():
+@pytest.mark.parametrize(
+    "error",
+    [
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+        RuntimeError("CUDA out of memory"),  # the base of torch.OutOfMemoryError
+        FileNotFoundError("no such data"),
+    ],
+    ids=repr,
+)
+def test_a_case_that_fails_is_told_and_ends_nothing(error):
     def refused():
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        raise error
 
-    assert accelerator.attempt(refused) == "failed: RESOURCE_EXHAUSTED: Out of memory"
+    assert accelerator.attempt(refused) == f"failed: {type(error).__name__}: {error}"
     assert accelerator.attempt(lambda: {"seconds": 1.0}) == {"seconds": 1.0}
 
 
@@ -39,7 +49,14 @@ def test_kernels_of_a_call_are_named_with_their_share():
 def test_rehearsal_writes_every_case(tmp_path, capsys):
     accelerator.main(accelerator.Config(tiny=True, output=tmp_path))
     content = json.loads((tmp_path / "accelerator_rehearsal.json").read_text())
-    wanted = {f"{m}, {case}" for m in accelerator.NARROW for case in ("product", "lanczos")}
+    kinds = ("product", "lanczos", "spectrum")
+    wanted = {f"{m}, {case}" for m in accelerator.NARROW for case in kinds}
     assert wanted | {"rates", "resnet18, prediction"} <= set(content["cases"])
-    assert not [case for case in content["cases"].values() if str(case).startswith("failed")]
+    for model in ("fc5", "resnet18"):
+        peers = content["cases"][f"{model}, peers"]
+        if all(importlib.util.find_spec(name) for name in ("torch", "curvlinops", "pyhessian")):
+            assert all(peers[who]["minimum"] > 0 for who in ("PyHessian", "curvlinops", "ours"))
+        else:
+            assert peers.startswith("not available here")
+    assert "failed" not in str(content["cases"])
     assert "the figures mean nothing" in capsys.readouterr().out

@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+
+from jaxlimit import planning
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 pytest.importorskip("rich")
@@ -170,6 +173,35 @@ def test_distributed_starts_a_job(script, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "all processes of the job" in done.stderr
     assert (output / "table.md").exists() == (name == "tables.py")
+
+
+@pytest.mark.parametrize(
+    ("change", "memory"),
+    [
+        ({"max_images": 300}, 20e9),
+        ({"images_at_once": 100}, 110e6),  # too little to linearise: batches matter
+    ],
+)
+def test_dry_run_plans_for_the_data_of_the_run(change, memory, monkeypatch, capsys):
+    monkeypatch.setattr(planning.memory, "usable_memory", lambda: memory)
+    for settings in ({}, change):
+        pruning_limit.main(pruning_limit.Config(dry_run=True, num_steps=64, **settings))
+    default, changed = capsys.readouterr().out.split("fc5 on digits")[1:]
+    assert default != changed
+
+
+def test_dry_run_plans_for_the_devices_of_the_run(monkeypatch, capsys):
+    """On a mesh the basis stays where the vectors are: bfloat16 and the host are not tried."""
+    monkeypatch.setattr(planning.memory, "usable_memory", lambda: 0.42e9)
+    config = pruning_limit.Config(dry_run=True, num_steps=64, num_probes=4)
+    pruning_limit.main(config)
+    mesh = jax.sharding.AbstractMesh((8,), ("data",))
+    monkeypatch.setattr(pruning_limit.distributed, "all_devices", lambda: mesh)
+    pruning_limit.main(config)
+    alone, shared = capsys.readouterr().out.split("fc5 on digits")[1:]
+    assert "basis in pinned_host" in alone
+    assert "D = 877,010, on each of 8 devices" in shared
+    assert "basis in device" in shared
 
 
 def test_missing_data_is_told_before_any_work(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Plans against compiled programs, counts against closed forms, and a device that refuses."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -159,17 +160,134 @@ def test_loops_and_branches_are_counted_as_they_run():
     assert planning.count_flops(loop, jnp.ones(3)) == 7 * 18
 
 
-def test_collectives_and_memory_fall_as_the_mesh_grows():
+def test_memory_falls_as_the_mesh_grows_but_for_what_is_whole():
     network, machine = Network(10**9, 2e9, 0.0, 1e6), planning.H100
-    costs = [
-        planning.product_cost(network, machine, num_examples=1000, num_devices=n, sharded=n > 1)
-        for n in (1, 8)
-    ]
-    assert costs[0].link_bytes == 0
-    # bfloat16 values and tangents, each gathered twice, and the product in float32.
-    assert costs[1].link_bytes == pytest.approx(7 / 8 * 10**9 * (2 * 2 * 2 + 4))
-    assert costs[1].vector_bytes == costs[0].vector_bytes / 8
-    assert costs[1].parameter_bytes == costs[0].parameter_bytes / 8
+    cost = partial(planning.product_cost, network, machine, num_examples=1000, num_steps=96)
+    one, split = cost(num_devices=1), cost(num_devices=8, sharded=True)
+    assert one.link_bytes == 0
+    # The weights, the vector and the product, all in float32 and all of them whole.
+    assert split.whole_bytes == 12 * 10**9
+    assert split.link_bytes == pytest.approx(7 / 8 * split.whole_bytes)
+    assert split.vector_bytes == one.vector_bytes / 8
+    assert split.parameter_bytes == one.parameter_bytes / 8
+
+
+@pytest.mark.parametrize(("num_steps", "kind"), [(96, "full"), (1000, "selective")])
+def test_the_model_of_a_step_holds_the_basis_that_the_depth_asks_for(num_steps, kind):
+    network = Network(10**6, 2e6, 0.0, 1e3)
+    cost = planning.product_cost(network, planning.H100, num_examples=1, num_steps=num_steps)
+    plan = planning.plan(
+        Workload(10**6, 4, 0, 0, 1, 1), num_steps=num_steps, reorthogonalize=kind, memory=1e12
+    )
+    parts = ("Lanczos vectors", "basis", "work on the basis")
+    assert cost.vector_bytes == sum(plan.parts[part] for part in parts)
+
+
+def layered(params, x, remat):
+    layer = jax.checkpoint(lambda w, h: jnp.tanh(h @ w)) if remat else lambda w, h: jnp.tanh(h @ w)
+    for kernel in params:
+        x = layer(kernel, x)
+    return jnp.mean(x**2)
+
+
+@pytest.mark.parametrize("mode", planning.cost.COST_MODES)
+def test_flops_of_every_mode_are_those_of_a_traced_network(mode):
+    """A tanh in every layer, so that nothing of it is piecewise linear and goes unread."""
+    widths, num = (12, 20, 16, 8), 32
+    params = [jnp.full(shape, 0.1) for shape in itertools.pairwise(widths)]
+    products = [2 * a * b for a, b in itertools.pairwise(widths)]
+    network = Network(sum(p.size for p in params), sum(products), products[0], 0)
+    matvec = curvature.hessian_matvec(
+        partial(layered, remat=mode == "rematerialized"),
+        params,
+        jnp.ones((1, num, widths[0])),
+        mode="linearized" if mode == "linearized" else "forward-over-reverse",
+    )
+    counted = planning.count_flops(matvec, jnp.ones(network.parameters))
+    assert counted == planning.product_flops(network, num, mode)
+
+
+DECODER = {"layers": 3, "width": 16, "hidden": 24, "vocabulary": 40, "context": 8}
+
+
+def decoder_params():
+    width, hidden, rows = DECODER["width"], DECODER["hidden"], DECODER["vocabulary"]
+    block = {
+        "attention": jnp.full((4, width, width), 0.1),
+        "gate": jnp.full((2, width, hidden), 0.1),
+        "down": jnp.full((hidden, width), 0.1),
+    }
+    blocks = [block] * DECODER["layers"]
+    return {"table": jnp.ones((rows, width)), "blocks": blocks, "head": jnp.ones((width, rows))}
+
+
+def decoder_block(block, x):
+    query, key, value, out = block["attention"]
+    scores = jax.nn.softmax((x @ query) @ (x @ key).T)
+    x = x + (scores @ (x @ value)) @ out
+    gate, up = block["gate"]
+    return x + (jax.nn.silu(x @ gate) * (x @ up)) @ block["down"]
+
+
+def decoder_loss(params, batch):
+    def of_sequence(tokens):
+        x = params["table"][tokens]
+        for block in params["blocks"]:
+            x = jax.checkpoint(decoder_block)(block, x)
+        logits = x @ params["head"]
+        return jnp.mean(jax.nn.logsumexp(logits, 1) - logits[jnp.arange(len(tokens)), tokens])
+
+    return jnp.mean(jax.vmap(of_sequence)(batch))
+
+
+def test_a_transformer_is_what_a_traced_decoder_is():
+    network, params = planning.transformer(**DECODER), decoder_params()
+    tokens = jnp.zeros((2, DECODER["context"]), jnp.int32)
+    assert network.parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert 2 * network.forward_flops == planning.count_flops(decoder_loss, params, tokens)
+    matvec = curvature.hessian_matvec(
+        decoder_loss, params, tokens[None], mode="forward-over-reverse"
+    )
+    counted = planning.count_flops(matvec, jnp.ones(network.parameters))
+    # Not made again, nor are their tangents: a block's last product, which only its output needs,
+    # and the head, which is in no block.
+    width, hidden, context = (DECODER[name] for name in ("width", "hidden", "context"))
+    kept = 2 * context * width * (DECODER["layers"] * hidden + DECODER["vocabulary"])
+    assert counted == planning.product_flops(network, 2, "rematerialized") - 2 * 3 * kept
+
+
+def test_read_and_written_are_within_a_factor_of_two_of_the_compilers_count():
+    """The model counts passes over weights and activations; the compiler, every operand."""
+    loss, params, batches, state = small_network("fc5", 256)
+    workload = planning.measure(loss, params, batches, state)
+    dim, vector = workload.dim, jnp.ones(workload.dim)
+    matvec = curvature.hessian_matvec(loss, params, batches, state, mode="linearized")
+    counted = jax.jit(matvec).lower(vector).compile().cost_analysis()["bytes accessed"]
+    step = planning.product_cost(
+        Network(dim, 0.0, 0.0, workload.linearization / 4 / 64),
+        planning.H100,
+        num_examples=64,
+        num_steps=1,
+        mode="linearized",
+        reorthogonalize="none",
+    )
+    product = step.memory_bytes - 8 * 4 * dim  # without Lanczos's own vectors
+    assert 0.5 < product / counted < 2
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda: planning.lanczos_bytes(3, 4, 0), "num_steps must be at least 1, got 0"),
+        (lambda: planning.lanczos_bytes(3, 4, 1, "disk"), "store must be one of"),
+        (lambda: planning.product_flops(Network(1, 1, 0, 1), 0), "num_examples must be at least"),
+        (lambda: planning.product_flops(Network(1, 1, 0, 1), 1, "fast"), "mode must be one of"),
+        (lambda: planning.transformer(**DECODER | {"hidden": 0}), "hidden must be at least 1"),
+    ],
+)
+def test_bad_counts_are_named(function, message):
+    with pytest.raises(ValueError, match=message):
+        function()
 
 
 @pytest.mark.parametrize(
@@ -275,6 +393,45 @@ def test_what_cannot_fit_is_refused_before_anything_runs(monkeypatch):
 def test_less_memory_gives_the_same_answer_another_way():
     plenty, tight = ESTIMATE(), ESTIMATE(memory=12_000)
     np.testing.assert_allclose(plenty.prediction.ratio, tight.prediction.ratio, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("memory", "stores", "store", "reorthogonalize"),
+    [
+        (6e9, lanczos.STORES, "device", "full"),
+        (5.3e9, lanczos.STORES, "bfloat16", "full"),
+        (5.15e9, lanczos.STORES, "bfloat16", "selective"),
+        (4.75e9, lanczos.STORES, "pinned_host", "full"),
+        (6e9, ("device", "none"), "device", "full"),  # what a mesh can choose from
+        (5.5e9, ("device", "none"), "device", "selective"),
+        (5.15e9, ("device", "none"), "device", "full"),
+    ],
+)
+def test_selective_comes_before_the_host_and_before_no_basis(
+    memory, stores, store, reorthogonalize
+):
+    plan = planning.plan(WORKLOAD, num_steps=128, memory=memory, stores=stores)
+    assert plan.fits
+    assert (plan.store, plan.reorthogonalize) == (store, reorthogonalize)
+    if reorthogonalize == "selective":
+        assert "reorthogonalisation full with the basis in device memory" in plan.reasons[0]
+
+
+def test_full_reorthogonalisation_asked_for_stays():
+    plan = planning.plan(
+        WORKLOAD, num_steps=128, reorthogonalize="full", memory=5.5e9, stores=("device", "none"),
+        modes=("linearized",),
+    )  # fmt: skip
+    assert plan.reorthogonalize == "none"
+
+
+def test_a_mesh_shares_the_work_and_keeps_the_basis_where_the_vectors_are():
+    mesh = jax.sharding.AbstractMesh((4,), ("data",))
+    whole, ways = planning.prepare(quadratic, jnp.arange(12.0), X)
+    assert ways == {"modes": planning.MODES, "stores": (*lanczos.STORES, "none")}
+    part, ways = planning.prepare(quadratic, jnp.arange(12.0), X, mesh=mesh, shard_params=True)
+    assert ways == {"modes": ("forward-over-reverse",), "stores": ("device", "none")}
+    assert part == planning.share(whole, 4)
 
 
 def test_shallow_runs_are_reorthogonalised_fully_and_deep_ones_in_bounded_memory():

@@ -1,3 +1,6 @@
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +9,7 @@ from curvature_problems import (
     BF16,
     EPS,
     LABELS,
+    MODES,
     NET_BATCHES,
     NET_DIM,
     NUM_EXAMPLES,
@@ -21,6 +25,32 @@ from jax.extend import core
 
 from jaxlimit import curvature
 from jaxlimit._products import change_products, highest_precision, product_dtypes
+
+# --- full precision ---------------------------------------------------------------------------
+
+
+def precisions(matvec, size=NET_DIM):
+    return set(re.findall(r"Precision\.[A-Z]+", str(program_of(matvec, jnp.ones(size)))))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_products_are_exact_unless_the_caller_has_said_how(mode):
+    """NVIDIA's devices take TF32 for float32 by default; "tensorfloat32" is JAX's `HIGH`."""
+    params, state = make_net()
+    make = partial(curvature.hessian_matvec, net_loss, params, NET_BATCHES, state, mode=mode)
+    assert precisions(make()) == {"Precision.HIGHEST"}
+    with jax.default_matmul_precision("tensorfloat32"):
+        assert precisions(make()) == {"Precision.HIGH"}
+    assert "Precision" not in str(
+        jax.make_jaxpr(net_loss)(params, jax.tree.map(lambda x: x[0], NET_BATCHES), state)
+    )
+
+
+def test_narrow_products_ask_for_no_passes_of_float32():
+    params, state = make_net()
+    make = partial(curvature.hessian_matvec, net_loss, params, NET_BATCHES, state)
+    assert precisions(make(product_dtype=jnp.bfloat16)) == set()
+
 
 # --- narrower products ------------------------------------------------------------------------
 

@@ -1,6 +1,11 @@
-"""The two forms of an operator, recomputed and linearised, on one device and on a mesh."""
+"""The two forms of an operator, recomputed and linearised, on one device and on a mesh.
+
+Matrix products are made in the full precision of their operands, unless the caller has set
+`jax.default_matmul_precision`: NVIDIA's devices would round those of float32 to TF32 otherwise.
+"""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +22,13 @@ from jaxlimit._host import check_vector
 from jaxlimit._products import narrow_products
 
 
+def _precise() -> AbstractContextManager:
+    """Multiply in full precision where the caller has not said how."""
+    if jax.config.jax_default_matmul_precision is None:
+        return jax.default_matmul_precision("highest")
+    return nullcontext()
+
+
 @dataclass(frozen=True)
 class Recomputed:
     """One product, the primal pass recomputed, batch by batch."""
@@ -31,7 +43,8 @@ class Recomputed:
             gradient = self.kind.gradient_map(unflatten, weights, stack, operands)
             return jax.jvp(gradient, (weights,), (vector,))[1]
 
-        return mean_over(groups, of_batch)
+        with _precise():
+            return mean_over(groups, of_batch)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -42,7 +55,8 @@ def _linearize(kind, product_dtype, unflatten, weights, groups, operands) -> Any
             for group in groups
         )
 
-    _, linear = jax.linearize(mean_gradient, weights)
+    with _precise():
+        _, linear = jax.linearize(mean_gradient, weights)
     return linear if product_dtype is None else narrow_products(linear, weights, product_dtype)
 
 
@@ -61,7 +75,8 @@ class Compiled:
 
 @jax.jit
 def _apply(matvec: Partial, vector: Array) -> Array:
-    return matvec(vector)
+    with _precise():
+        return matvec(vector)
 
 
 def linearization_size(kind: Any, product_dtype: Any, *operator_args: Any) -> int:

@@ -40,7 +40,9 @@ class MatvecSettings(TypedDict, total=False):
         memory_budget: bytes that a linearisation may hold (default 4 GiB).
         product_dtype: None, or a narrower type such as `jnp.bfloat16` for the operands of the
             linear part's matrix products, which still accumulate in the type of `params`; the
-            primal pass stays as it is. Implies the linearised mode.
+            primal pass stays as it is. Implies the linearised mode. None multiplies in the full
+            precision of `params`, on NVIDIA's devices without TF32, unless the caller has set
+            `jax.default_matmul_precision`.
         mesh: devices to share the work, a `jax.sharding.Mesh`. Its first axis splits the examples,
             and the vectors along D (padded with zeros where it does not divide D); on the others
             the same is done again. A product is an all-gather of its vector and a reduce-scatter

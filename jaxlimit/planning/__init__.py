@@ -15,20 +15,23 @@ from jaxlimit.planning.cost import (
     product_flops,
     transformer,
 )
-from jaxlimit.planning.devices import H100, INFINIBAND, Machine, usable_memory
+from jaxlimit.planning.devices import H100, H100_FLOPS, INFINIBAND, Machine, usable_memory
 from jaxlimit.planning.memory import (
     MODES,
     Plan,
     Workload,
     describe,
+    lanczos_bytes,
     lighter,
     measure,
     plan,
+    prepare,
     share,
 )
 
 __all__ = [
     "H100",
+    "H100_FLOPS",
     "INFINIBAND",
     "MODES",
     "Cost",
@@ -40,9 +43,11 @@ __all__ = [
     "count_flops",
     "describe",
     "is_out_of_memory",
+    "lanczos_bytes",
     "lighter",
     "measure",
     "plan",
+    "prepare",
     "product_cost",
     "product_flops",
     "share",

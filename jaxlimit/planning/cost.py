@@ -9,7 +9,7 @@ from jax.extend import core
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxlimit import lanczos
-from jaxlimit._checks import check_choice
+from jaxlimit._checks import check_choice, check_count
 from jaxlimit.planning.devices import Machine
 from jaxlimit.planning.memory import lanczos_bytes
 
@@ -44,7 +44,11 @@ class Cost(NamedTuple):
         memory_seconds: `memory_bytes` at the bandwidth assumed.
         link_seconds: `link_bytes` at the bandwidth of the link.
         vector_bytes: memory of a device for Lanczos vectors and basis.
-        parameter_bytes: memory of a device for parameters, and for the tangents beside them.
+        parameter_bytes: memory of a device for the weights that it keeps.
+        whole_bytes: memory of a device for what it has whole during a product: the vector, the
+            result and, where they are split, the weights.
+        activation_bytes: memory of a device for what a product keeps of the examples that it goes
+            through at once, and for tangents beside it.
     """
 
     flops: float
@@ -55,11 +59,18 @@ class Cost(NamedTuple):
     link_seconds: float
     vector_bytes: float
     parameter_bytes: float
+    whole_bytes: float
+    activation_bytes: float
 
     @property
     def seconds(self) -> float:
         """Time of a step if nothing overlaps but computing with memory."""
         return max(self.compute_seconds, self.memory_seconds) + self.link_seconds
+
+    @property
+    def device_bytes(self) -> float:
+        """Memory of a device for all of these together; the data come on top."""
+        return self.vector_bytes + self.parameter_bytes + self.whole_bytes + self.activation_bytes
 
 
 def product_flops(network: Network, num_examples: int, mode: str = "linearized") -> float:
@@ -73,10 +84,20 @@ def product_flops(network: Network, num_examples: int, mode: str = "linearized")
     layer's backward one); rematerialised block by block, another forward pass with its
     tangents, 3F - F₁.
 
+    Args:
+        network: its numbers.
+        num_examples: N, those that the product is over.
+        mode: "linearized", "forward-over-reverse", or "rematerialized", the latter with its
+            activations made again, block by block (`jax.checkpoint` around each block of the loss).
+
+    Raises:
+        ValueError: if `mode` is unknown, or `num_examples` below 1.
+
     >>> product_flops(Network(6, 12.0, 12.0, 5), num_examples=10)
     240.0
     """
     check_choice("mode", mode, COST_MODES)
+    check_count("num_examples", num_examples)
     whole, first = network.forward_flops, network.first_flops
     total = 6 * whole - 4 * first
     if mode != "linearized":
@@ -91,50 +112,57 @@ def product_cost(
     machine: Machine,
     *,
     num_examples: int,
+    num_steps: int,
     num_devices: int = 1,
     mode: str = "forward-over-reverse",
     sharded: bool = False,
     passes: int = 1,
     efficiency: float = 1.0,
-    product_bytes: int = 2,
-    basis_rows: int = lanczos.NUM_LOCKED,
+    product_bytes: int = 4,
+    reorthogonalize: str = "auto",
 ) -> Cost:
     """Model one Lanczos step on a mesh: examples split, vectors and basis split along D.
 
-    Replicated parameters: the vector is gathered and the product reduced and scattered, once each,
-    D entries in float32; together the traffic of one all-reduce. Fully sharded: parameters and
-    tangents are gathered in the products' type for the forward and again for the backward pass, and
-    the product is reduced and scattered, for each pass over a share of the examples.
+    A product gathers the vector, and reduces and scatters the result, D entries in float32 each:
+    together the traffic of one all-reduce. Where parameters are split, they are gathered too, all
+    D of them at once (`shard_params` of `curvature.MatvecSettings`).
 
     Args:
         network: its numbers.
         machine: those of a device.
         num_examples: examples in all.
+        num_steps: Lanczos steps of the run, whose basis is held.
         num_devices: n.
-        mode: "linearized", "forward-over-reverse", or "rematerialized", the latter with its
-            activations made again, block by block.
+        mode: as for `product_flops`.
         sharded: whether parameters are split over the devices too.
-        passes: shares that a device's examples are gone through in.
+        passes: shares that a device's examples are gone through in, 1 for a linearisation.
         efficiency: share of the matmul peak and of the bandwidth that is reached.
-        product_bytes: bytes of a number in the products.
-        basis_rows: vectors projected off in a step.
+        product_bytes: bytes of a number in the products: 4, or 2 where they are in bfloat16.
+        reorthogonalize: as for `spectrum.spectral_measure`.
+
+    Raises:
+        ValueError: if a count is below 1, or a name is unknown.
 
     >>> one = Network(10**6, 2e6, 0.0, 1e4)
     >>> machine = Machine(1e12, 1e11, 1e10, 1e10)
-    >>> cost = product_cost(one, machine, num_examples=1000, num_devices=2)
+    >>> cost = product_cost(one, machine, num_examples=1000, num_steps=96, num_devices=2)
     >>> cost.flops, cost.link_bytes
     (8000000000.0, 4000000.0)
     """
+    check_count("num_devices", num_devices)
+    check_count("passes", passes)
     flops = product_flops(network, num_examples, mode) / num_devices
     dim, share = network.parameters, (num_devices - 1) / num_devices
-    gathered = 4 * product_bytes if sharded else 4
-    link = share * dim * (passes * (gathered + 4) if sharded else gathered + 4)
+    kind = lanczos.choose(reorthogonalize, check_count("num_steps", num_steps))
+    rows = lanczos.NUM_LOCKED if kind == "selective" else lanczos.num_rows(num_steps, kind)
     # The basis is read twice, for the coefficients and for the sum; a step's other vectors are few.
-    vectors = (8 + 2 * basis_rows) * 4 * dim / num_devices
+    vectors = (8 + 2 * rows) * 4 * dim / num_devices
     weights = 6 * product_bytes * dim * passes
     # A kept activation is read, and a tangent of its size written and read, forward and backward.
     activations = 6 * product_bytes * network.activations * num_examples / num_devices
+    at_once = num_examples / num_devices / passes
     memory = vectors + weights + activations
+    link = share * dim * (12 if sharded else 8)
     return Cost(
         flops=flops,
         memory_bytes=memory,
@@ -142,8 +170,10 @@ def product_cost(
         compute_seconds=flops / (machine.flops * efficiency),
         memory_seconds=memory / (machine.memory_bandwidth * efficiency),
         link_seconds=link / machine.link_bandwidth,
-        vector_bytes=lanczos_bytes(dim, 4, lanczos.WARM_UP) / num_devices,
-        parameter_bytes=(4 + 2 * product_bytes) * dim / (num_devices if sharded else 1),
+        vector_bytes=lanczos_bytes(dim, 4, num_steps, reorthogonalize=kind) / num_devices,
+        parameter_bytes=4 * dim / (num_devices if sharded else 1),
+        whole_bytes=dim * (12 if sharded else 8),
+        activation_bytes=2 * product_bytes * network.activations * at_once,
     )
 
 
@@ -152,12 +182,26 @@ def transformer(*, layers: int, width: int, hidden: int, vocabulary: int, contex
 
     The embedding is a look-up, so that no matrix product is without a tangent at its input. What is
     kept are the inputs of every product and the attention weights' factors, recomputed inside a
-    block from its input, so that one input a block stays.
+    block from its input, so that one input a block stays. Scales of norms are left out.
+
+    Args:
+        layers: blocks.
+        width: numbers a token between blocks, the heads' together.
+        hidden: those of a block's gated layer.
+        vocabulary: rows of the embedding and of the output matrix, which are two.
+        context: tokens of a sequence, all of which every token is multiplied with (a mask saves
+            no operations).
+
+    Raises:
+        ValueError: if a count is below 1.
 
     >>> net = transformer(layers=32, width=4096, hidden=11008, vocabulary=32000, context=4096)
     >>> round(net.parameters / 1e9, 2)
     6.74
     """
+    counts = {"layers": layers, "width": width, "hidden": hidden, "vocabulary": vocabulary}
+    for name, count in (counts | {"context": context}).items():
+        check_count(name, count)
     block = 4 * width**2 + 3 * width * hidden
     matrices = layers * block + width * vocabulary
     attention = 4 * layers * context**2 * width

@@ -23,9 +23,10 @@ class Machine(NamedTuple):
     memory: float
 
 
-# NVIDIA's data sheet of the SXM5 board: dense bfloat16, HBM3, and NVLink one way within a node.
-# Nothing of it was measured here.
-H100 = Machine(flops=989e12, memory_bandwidth=3.35e12, link_bandwidth=450e9, memory=80e9)
+# NVIDIA's data sheet of the SXM5 board, without sparsity: matrix products by the type of their
+# operands, HBM3, and NVLink one way within a node. Nothing of it was measured here.
+H100_FLOPS = {"bfloat16": 989e12, "tf32": 495e12, "float32": 67e12}
+H100 = Machine(H100_FLOPS["bfloat16"], memory_bandwidth=3.35e12, link_bandwidth=450e9, memory=80e9)
 INFINIBAND = 50e9  # bytes a second between nodes, 400 Gb/s a device
 
 

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from jaxlimit import curvature, lanczos
+from jaxlimit import _mesh, curvature, lanczos
 from jaxlimit._basis import BLOCK
 from jaxlimit._batches import first_batch, leading_size
 from jaxlimit._checks import check_choice, check_count, check_range
@@ -131,6 +132,60 @@ def measure(
     )
 
 
+def prepare(
+    loss: Callable,
+    params: Any,
+    batches: Any,
+    *operands: Any,
+    where: Where = is_weight,
+    mesh: Mesh | None = None,
+    **settings: Any,
+) -> tuple[Workload, dict[str, tuple[str, ...]]]:
+    """Measure what a run works on, on each device, and name the ways that its plan may choose from.
+
+    Args:
+        loss: as for `curvature.hessian_matvec`.
+        params: as for `curvature.hessian_matvec`.
+        batches: likewise.
+        *operands: likewise.
+        where: leaves under study.
+        mesh: devices that share examples and vectors; each keeps its part of the basis itself.
+        **settings: further settings of `curvature.hessian_matvec`, which leave some modes only.
+
+    Returns:
+        The `Workload` of a device, and `modes` and `stores` as `plan` takes them.
+
+    >>> import jax.numpy as jnp
+    >>> loss = lambda w, batch: jnp.mean(jnp.tanh(batch @ w) ** 2)
+    >>> prepare(loss, jnp.zeros(3), jnp.ones((2, 4, 3)), product_dtype=jnp.bfloat16)[1]["modes"]
+    ('linearized',)
+    """
+    dtype = settings.get("product_dtype")
+    workload = measure(loss, params, batches, *operands, where=where, product_dtype=dtype)
+    stores = (*lanczos.STORES, "none")
+    if mesh is not None:
+        workload, stores = share(workload, _mesh.num_shares(mesh)), ("device", "none")
+    return workload, {"modes": _modes(workload.linearization, **settings), "stores": stores}
+
+
+def _modes(
+    linearization: int,
+    mode: str = "auto",
+    memory_budget: float = float("inf"),
+    product_dtype: Any = None,
+    shard_params: bool = False,
+    **others: Any,
+) -> tuple[str, ...]:
+    del others
+    if mode != "auto":
+        return (mode,)
+    if product_dtype is not None:
+        return ("linearized",)
+    if shard_params:
+        return ("forward-over-reverse",)
+    return MODES if linearization <= memory_budget else ("forward-over-reverse",)
+
+
 def share(workload: Workload, num_devices: int) -> Workload:
     """Return what each device has of a workload whose examples and vectors a mesh shares.
 
@@ -158,7 +213,8 @@ def plan(
     """Choose how a spectrum is measured so that it fits, the fastest and most exact way first.
 
     Tried in turn: linearised, with the basis on the device, in bfloat16, in pinned host memory; the
-    same batch by batch, the batches halved as often as it takes; last of all, no basis.
+    same batch by batch, the batches halved as often as it takes; last of all, no basis. Where
+    "auto" means "full", "selective" too is tried, before the basis goes to the host.
 
     Args:
         workload: from `measure`, or filled in by hand.
@@ -181,7 +237,9 @@ def plan(
     """
     check_count("num_steps", num_steps)
     check_count("num_probes", num_probes)
-    reorthogonalize = lanczos.choose(reorthogonalize, num_steps)
+    kinds = (lanczos.choose(reorthogonalize, num_steps),)
+    if reorthogonalize == "auto" and kinds == ("full",):
+        kinds = ("full", "selective")
     for mode in modes:
         check_choice("modes", mode, MODES)
     for store in stores:
@@ -189,20 +247,34 @@ def plan(
     memory = usable_memory() if memory is None else memory
     check_range("memory", float(memory), 0, open_low=True)
     limit = int(USABLE * memory)
-    options = list(_options(workload, num_steps, num_probes, reorthogonalize, limit, modes, stores))
+    options = list(_options(workload, num_steps, num_probes, kinds, limit, modes, stores))
     fitting = [option for option in options if option.fits]
     best = fitting[0] if fitting else min(options, key=lambda option: option.total)
     return best._replace(reasons=_reasons(best, options[0], num_probes))
 
 
-def lanczos_bytes(dim: int, itemsize: int, num_steps: int, store: str = "device") -> int:
-    """Count the device memory of one selective Lanczos run: vectors, basis and work on it.
+def lanczos_bytes(
+    dim: int, itemsize: int, num_steps: int, store: str = "device", reorthogonalize: str = "auto"
+) -> int:
+    """Count the device memory of one Lanczos run: vectors, basis and work on it.
 
-    >>> lanczos_bytes(1, 4, 96) // 4, lanczos_bytes(1, 4, 96, "bfloat16") // 4
-    (175, 103)
+    Args:
+        dim: D, the entries of a vector.
+        itemsize: bytes of one entry.
+        num_steps: Lanczos steps.
+        store: where the basis is kept, one of `lanczos.STORES`.
+        reorthogonalize: as for `spectrum.spectral_measure`.
+
+    Raises:
+        ValueError: if `num_steps` is below 1, or a name is unknown.
+
+    >>> lanczos_bytes(1, 4, 96) // 4, lanczos_bytes(1, 4, 1000) // 4
+    (207, 175)
     """
+    check_choice("store", store, lanczos.STORES)
+    kind = lanczos.choose(reorthogonalize, check_count("num_steps", num_steps))
     workload = Workload(dim, itemsize, 0, 0, 1, 1)
-    resident, working, _ = _basis_bytes(workload, num_steps, "selective", store)
+    resident, working, _ = _basis_bytes(workload, num_steps, kind, store)
     return NUM_VECTORS * dim * itemsize + resident + working
 
 
@@ -244,13 +316,12 @@ def describe(plan: Plan) -> str:
     )
 
 
-def _options(
-    workload, num_steps, num_probes, reorthogonalize, limit, modes, stores
-) -> Iterator[Plan]:
+def _options(workload, num_steps, num_probes, kinds, limit, modes, stores) -> Iterator[Plan]:
     num_steps = min(num_steps, workload.dim)
-    ways = [(mode, store, reorthogonalize) for mode in modes for store in stores if store != "none"]
-    if reorthogonalize == "none":
-        ways = []
+    on_device = [store for store in stores if store in ("device", "bfloat16")]
+    on_host = [store for store in stores if store == "pinned_host"]
+    places = [(s, kind) for some in (on_device, on_host) for kind in kinds for s in some]
+    ways = [(mode, *place) for mode in modes for place in places if kinds != ("none",)]
     if "none" in stores or not ways:
         ways += [(mode, "device", "none") for mode in modes]
     for mode, store, kind in ways:
@@ -324,8 +395,8 @@ def _reasons(chosen: Plan, first: Plan, num_probes: int) -> tuple[str, ...]:
     if chosen[1:5] != first[1:5]:
         reasons.insert(
             0,
-            f"the fastest way, {first.mode} with the basis in {first.store} memory, would take "
-            f"{_gib(first.total)} of {_gib(first.limit)}",
+            f"the first choice, {first.mode}, reorthogonalisation {first.reorthogonalize} with the "
+            f"basis in {first.store} memory, would take {_gib(first.total)} of {_gib(first.limit)}",
         )
     if chosen.pieces > 1:
         reasons.append(f"each batch is cut into {chosen.pieces}")

@@ -13,8 +13,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array, Num, PyTree, UInt32
 
-from jaxlimit._memory import is_out_of_memory
-
 
 class Checkpoints:
     """The checkpoints of one run in one directory; the newest is kept, saved at an interval.
@@ -108,11 +106,12 @@ class Checkpoints:
         try:
             return self._manager.restore(count, args=ocp.args.Composite(**{name: item}))[name]
         except Exception as error:
-            # A lack of memory or of permission says nothing of the checkpoint.
-            if isinstance(error, MemoryError | PermissionError) or is_out_of_memory(error):
+            cause = error.__cause__ or error  # orbax wraps some
+            # Lack of memory or permission and the death of a process are no fault of the files.
+            if isinstance(cause, MemoryError | PermissionError | jax.errors.JaxRuntimeError):
                 raise
-            said = " ".join(str(error).split())[:200]
-            raise self._damage(count, f"{type(error).__name__} in {name}: {said}") from error
+            said = " ".join(str(cause).split())[:200]
+            raise self._damage(count, f"{type(cause).__name__} in {name}: {said}") from error
 
     def _check_digests(self, count: int, tree: PyTree, saved: dict) -> None:
         found = digests(tree)

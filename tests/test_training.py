@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from sklearn.datasets import load_digits
@@ -739,6 +740,27 @@ def test_damaged_checkpoint_is_named(data, tmp_path, damage):
         shutil.rmtree(folder)
     assert {"1/run/_METADATA", "1/run/array_metadatas/process_0"} <= named
     assert any("/run/d/" in name for name in named), named
+
+
+def test_a_checkpoint_from_before_digests_is_taken(data, tmp_path):
+    run = {"checkpoint_dir": tmp_path, "checkpoint_every": 1}
+    whole = training.fit(Net(), data, config(epochs=1), **run)
+    shutil.rmtree(tmp_path / "1" / "digests")
+    again = training.fit(Net(), data, config(epochs=1), **run)
+    assert again.resumed_from == 1
+    assert_same_bits(again.params, whole.params)
+
+
+def test_a_device_that_refuses_memory_does_not_make_a_checkpoint_damaged(
+    data, tmp_path, monkeypatch
+):
+    def refuse(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying")
+
+    training.fit(Net(), data, config(epochs=1), checkpoint_dir=tmp_path)
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", refuse)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        training.fit(Net(), data, config(epochs=1), checkpoint_dir=tmp_path)
 
 
 def test_digests_tell_any_word_and_its_place():

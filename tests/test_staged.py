@@ -109,6 +109,10 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     spectrum.run_probes(OPERATOR, KEY, dim=DIM, num_steps=4, checkpoint_dir=tmp_path)
     with pytest.raises(ValueError, match="differs in dim: checkpoint 400, this run 3"):
         spectrum.run_probes(lambda v: v, KEY, dim=3, num_steps=3, checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match="basis: checkpoint 'float32', this run 'uint16'"):
+        spectrum.run_probes(
+            OPERATOR, KEY, dim=DIM, num_steps=4, checkpoint_dir=tmp_path, store="bfloat16"
+        )
     twice = jax.tree_util.Partial(jnp.multiply, 2 * OPERATOR.args[0])
     with pytest.raises(ValueError, match="another operator"):
         spectrum.run_probes(twice, KEY, dim=DIM, num_steps=4, checkpoint_dir=tmp_path)

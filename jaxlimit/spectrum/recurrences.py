@@ -77,6 +77,7 @@ def identity(key: PRNGKeyArray, states: list[LanczosState], reorthogonalize: str
         "num_steps": state.diagonal.size,
         "num_probes": len(states),
         "reorthogonalize": reorthogonalize,
+        "basis": None if state.basis is None else str(state.basis.dtype),
     }
 
 

@@ -18,8 +18,8 @@ COST_MODES = ("linearized", "forward-over-reverse", "rematerialized")
 # How often weights and activations are read or written. A linearisation reads each factor, and
 # writes and reads its tangent, forward and backward. Recomputed, weights are read both ways once
 # more, activations and cotangents written and read; rematerialised, all goes forward again.
-WEIGHT_PASSES = dict(zip(COST_MODES, (6, 8, 10), strict=True))
-ACTIVATION_PASSES = dict(zip(COST_MODES, (6, 10, 14), strict=True))
+WEIGHT_PASSES: dict[str, int] = dict(zip(COST_MODES, (6, 8, 10), strict=True))
+ACTIVATION_PASSES: dict[str, int] = dict(zip(COST_MODES, (6, 10, 14), strict=True))
 
 
 class Network(NamedTuple):

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: limit test test-slow lint format clean
+.PHONY: limit test test-slow test-peers lint format clean
 
 limit: $(VENV)/.installed
 	$(BIN)/python experiments/pruning_limit.py
@@ -13,6 +13,11 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+# The comparisons with PyTorch and curvlinops themselves, not with what is kept of them.
+test-peers: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[benchmarks]'
+	$(BIN)/python -m pytest tests/test_models.py tests/test_curvature_peers.py -k "torch or curvlinops or matfree"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -59,7 +59,7 @@ def bare_products(params: Any, num_images: int) -> dict[str, Callable]:
                 results += [product(h[i + 1], dw[i].T), product(dh[i + 1], w[i].T)]
         return results
 
-    kernels = [layer["kernel"] for layer in params.values()]
+    kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
     sizes = [kernels[0].shape[0], *(kernel.shape[1] for kernel in kernels)]
     calls = {}
     for dtype in ("float32", "bfloat16"):

@@ -1,7 +1,7 @@
 """Time stochastic Lanczos quadrature side by side, and what the recurrence costs beside products.
 
-python benchmarks/lanczos_speed.py                                  # 96 steps, 1,000 images
-python benchmarks/lanczos_speed.py --case deep --num-images 10000
+python benchmarks/lanczos_speed.py                                  # 96 steps, 10,000 images
+python benchmarks/lanczos_speed.py --case deep --num-steps 192
 
 "side-by-side": FC5, one probe, full reorthogonalisation, against PyHessian's density and matfree's
 quadrature over plain JAX. "deep": the recurrence without a basis against as many products in one
@@ -30,7 +30,7 @@ class Config:
     """Compare quadratures."""
 
     case: Literal["side-by-side", "deep"] = "side-by-side"
-    num_images: int = 1_000
+    num_images: int = 10_000
     num_steps: int = 96
     repeats: int = 1
     contenders: tuple[str, ...] = ()

@@ -1,13 +1,13 @@
-"""Write the README's table of speeds from the committed results of the benchmarks.
+"""Write tables from the committed results of the benchmarks into README.md and docs/.
 
-python benchmarks/readme_table.py        # rewrites README.md between its markers
+python benchmarks/readme_table.py        # rewrites what is between their markers
 """
 
 import json
 from functools import partial
 from pathlib import Path
 
-from jaxlimit.reporting import comparison_table, replace_block
+from jaxlimit.reporting import comparison_table, markdown_table, replace_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -32,17 +32,21 @@ def read(name: str) -> dict | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def cell(seconds: dict[str, float], *, case: str) -> str:
-    """Show a contender's least time in a case."""
-    return f"{seconds[case]:.3g} s" if case in seconds else "-"
+def cell(seconds: dict[str, dict], *, case: str) -> str:
+    """Show a contender's least time in a case and, if it was timed more than once, the median."""
+    if case not in seconds:
+        return "-"
+    taken = seconds[case]
+    median = f" ({taken['median']:.3g})" if len(taken["all"]) > 1 else ""
+    return f"{taken['minimum']:.3g}{median} s"
 
 
 def speeds() -> str:
-    """Build the table of least seconds, a row a case."""
+    """Build the table of seconds, a row a case."""
     results = {name: result for name in CASES if (result := read(name))}
     columns = {
         contender: {
-            name: result["seconds"][contender]["minimum"]
+            name: result["seconds"][contender]
             for name, result in results.items()
             if contender in result["seconds"]
         }
@@ -61,7 +65,8 @@ def remarks() -> list[str]:
     said = []
     if product := read("hessian_product_fc5"):
         rates = product["matmul_rates"]
-        ours, bare = (product[f"share_of_matmul_rate, {w}"] for w in ("ours", "bare products"))
+        ours = product["share_of_matmul_rate, ours"]
+        bare = product["share_of_matmul_rate, bare products"]["float32"]
         least = {name: taken["minimum"] for name, taken in product["seconds"].items()}
         peer = min(least["PyHessian"], least["curvlinops"])
         first = product["seconds"]["ours, float32"]["until_first"]
@@ -75,15 +80,27 @@ def remarks() -> list[str]:
             f"Square matrix products ran at {rates['matmul float32'] / 1e9:.0f} GFLOP/s in float32 "
             f"and {rates['matmul bfloat16'] / 1e9:.0f} in bfloat16 in the same run; counted on the "
             f"linear part's operations, ours reach {ours['float32']:.0%} and "
-            f"{ours['bfloat16']:.0%} of that; its matrix products alone, of the same shapes but "
-            f"with nothing between them, reach {bare['float32']:.0%} and {bare['bfloat16']:.0%}."
+            f"{ours['bfloat16']:.0%} of that; the float32 matrix products alone, of the same "
+            f"shapes but with nothing between them, reach {bare:.0%}."
         )
+        if kept := read("kept_memory/hessian_product_fc5"):
+            least = {name: taken["minimum"] for name, taken in kept["seconds"].items()}
+            said.append(
+                "Where the allocator keeps freed memory (`MALLOC_MMAP_MAX_=0 "
+                "MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_ARENA_MAX=1`) no call waits for fresh "
+                f"pages: {least['ours, float32']:.3g} s, {least['ours, bfloat16']:.3g} s, and "
+                f"{least['PyHessian']:.3g} s for PyHessian. In the one compiled loop of a Lanczos "
+                "run that is so anyway."
+            )
     if quadrature := read("lanczos_speed_side-by-side"):
         share = quadrature["share_of_recurrence"]["float32"]
+        least = {name: taken["minimum"] for name, taken in quadrature["seconds"].items()}
         said.append(
             f"Of the float32 run with full reorthogonalisation on "
             f"{quadrature['settings']['num_images']:,} images, {share:.0%} is not products; that "
-            "part does not grow with the images."
+            "part does not grow with the images; PyHessian's density takes "
+            f"{least['PyHessian'] / least['ours, float32']:.2f} times as long, "
+            f"{least['PyHessian'] / least['ours, bfloat16']:.2f} times with bfloat16 products."
         )
     if deep := read("lanczos_speed_deep"):
         said.append(
@@ -101,8 +118,22 @@ def remarks() -> list[str]:
     return said
 
 
+def alternatives(cases: dict[str, dict]) -> str:
+    """Lay out what blocks and a known null space bring, spectrum by spectrum."""
+    errors = [case["alternatives, node at 0"] for case in cases.values()]
+    columns = {"spectrum": list(cases)}
+    for name in errors[0]:
+        heading = f"{name}: {', '.join(errors[0][name])} products"
+        columns[heading] = [", ".join(f"{e:.1%}" for e in one[name].values()) for one in errors]
+    return markdown_table(columns)
+
+
 def main() -> None:
-    """Rewrite the block."""
+    """Rewrite the blocks."""
+    if kink := read("kink_at_zero"):
+        page = ROOT / "docs" / "kink_at_zero.md"
+        replace_block(page, "kink", f"{kink['table']}\n\n{kink['conclusion']}")
+        replace_block(page, "alternatives", alternatives(kink["cases"]))
     bullets = "\n".join(f"- {remark}" for remark in remarks())
     replace_block(ROOT / "README.md", "speeds", f"{speeds()}\n\n{bullets}")
 

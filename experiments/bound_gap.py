@@ -17,7 +17,7 @@ from typing import Any
 
 import tyro
 from pruning_limit import Config as RunConfig
-from pruning_limit import run
+from pruning_limit import check_lone, run
 
 from jaxlimit import plotting
 from jaxlimit.reporting import console, environment, markdown_table, write_json
@@ -32,7 +32,8 @@ class Config:
     networks: tuple[str, ...] = ("fc5", "fc12")
     """Networks to run as `base` says, each with its own folder under `output`."""
     base: RunConfig = dataclasses.field(default_factory=RunConfig)
-    """Settings of those runs, as of `pruning_limit.py`; its seeds beyond the first are left out."""
+    """Settings of those runs, as of `pruning_limit.py`; its seeds beyond the first are left
+    out, and it must be one process's."""
     output: Path = Path("runs/bound_gap")
 
 
@@ -107,13 +108,15 @@ def conclude(rows: list[dict[str, Any]]) -> str:
 
 def main(config: Config) -> None:
     """Collect the rows, write, draw, and say what they show."""
+    check_lone(config.base)
     rows = [row(result) for result in results(config)]
     if not rows:
         raise ValueError("runs or networks must name at least one, got none")
     sentence, laid_out = conclude(rows), table(rows)
     figure = plotting.plot_gaps(rows, title="The published bounds and the gap Δ between them")
     plotting.save(figure, config.output / "bound_gap.png")
-    content = {"sentence": sentence, "rows": rows, "table": laid_out, "environment": environment()}
+    content = {"sentence": sentence, "rows": rows, "table": laid_out,
+               "config": config, "environment": environment()}  # fmt: skip
     write_json(config.output / "result.json", content)
     console.print(laid_out, soft_wrap=True)
     console.print(sentence)

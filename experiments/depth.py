@@ -17,7 +17,7 @@ from typing import Any
 import tyro
 
 from jaxlimit import limits, plotting, spectrum
-from jaxlimit.reporting import console, write_json
+from jaxlimit.reporting import console, environment, write_json
 
 STEPS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
@@ -65,17 +65,26 @@ def main(config: Config) -> None:
     """Read, evaluate, write and draw."""
     results = [json.loads((run / "result.json").read_text()) for run in config.runs]
     radius, epsilon = results[0]["prediction"]["radius"], results[0]["epsilon"]
+    names = [f"{result['hessian_images']:,} images" for result in results]
+    if len(set(names)) < len(names):
+        raise ValueError(f"runs must differ in the images of their Hessians, got {names}")
     series = {
-        f"{result['hessian_images']:,} images": evaluate(
-            spectrum.load(run / "spectrum.npz"), radius, epsilon
-        )
-        for run, result in zip(config.runs, results, strict=True)
+        name: evaluate(spectrum.load(run / "spectrum.npz"), radius, epsilon)
+        for name, run in zip(names, config.runs, strict=True)
     }
     sentences = [conclude(name, rows) for name, rows in series.items()]
     output = config.output or config.runs[0]
     title = "The bound against Lanczos depth, {model} on {dataset}".format(**results[0]["config"])
     plotting.save(plotting.plot_depth(series, title=title), output / "depth.png")
-    content = {"radius": radius, "epsilon": epsilon, "sentences": sentences, "series": series}
+    content = {
+        "radius": radius,
+        "epsilon": epsilon,
+        "sentences": sentences,
+        "series": series,
+        "runs": dict(zip(names, config.runs, strict=True)),
+        "config": config,
+        "environment": environment(),
+    }
     write_json(output / "depth.json", content)
     for sentence in sentences:
         console.print(sentence)

@@ -10,6 +10,7 @@ second part prunes the base network in rounds with training in between, and in o
 import dataclasses
 import json
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,31 @@ def conclude(config: Config, table: dict[str, Any]) -> str:
     )
 
 
+def conclude_regularisation(rows: list[dict[str, Any]], of_base: dict[str, float]) -> str:
+    """Say what stronger penalties do to the weights and to the limit."""
+
+    def change(path: list[dict[str, Any]], name: str, form: str) -> str:
+        values = [row[name] for row in path]
+        steps = list(pairwise(values))
+        falls, rises = all(a > b for a, b in steps), all(a < b for a, b in steps)
+        verb = "falls" if falls else "rises" if rises else "goes, not steadily,"
+        return f"{verb} from {values[0]:{form}} to {values[-1]:{form}}"
+
+    parts = []
+    for penalty in ("l1", "l2"):
+        strengths = [(of_base[penalty] if row["value"] is None else row["value"], row)
+                     for row in rows if row["factor"] in ("base", penalty)]  # fmt: skip
+        strengths.sort(key=lambda pair: pair[0])
+        if len(strengths) > 1:
+            path = [row for _, row in strengths]
+            parts.append(
+                f"With {penalty} from {strengths[0][0]:g} to {strengths[-1][0]:g} ‖w‖ "
+                f"{change(path, 'norm', '.3g')}, ρ* predicted {change(path, 'predicted', '.3%')} "
+                f"and measured {change(path, 'measured', '.3%')}."
+            )
+    return " ".join(parts)
+
+
 def conclude_rounds(rounds: dict[str, Any], epsilon: float) -> str:
     """Say what gradual pruning shows."""
 
@@ -231,6 +257,7 @@ def conclude_rounds(rounds: dict[str, Any], epsilon: float) -> str:
 
 def main(config: Config) -> None:
     """Run every setting, prune in rounds, draw, and say what it shows."""
+    pruning_limit.check_lone(config.base)
     (*_, base), *others = settings(config)
     first = measure(base)
     rows = [{"factor": "base", "value": None} | first]
@@ -242,9 +269,11 @@ def main(config: Config) -> None:
         name: correlate([rows[0]] + [r for r in rows if r["factor"] == name])
         for name in FACTORS if len(getattr(config, name)) > 1
     }  # fmt: skip
-    sentences = [conclude(config, table["all"])]
-    title = f"{config.base.model} on {config.base.dataset}"
     of_base = {name: getattr(config.base, name) for name in FACTORS}
+    sentences = [conclude(config, table["all"])]
+    if any(r["factor"] in ("l1", "l2") for r in rows):
+        sentences.append(conclude_regularisation(rows, of_base))
+    title = f"{config.base.model} on {config.base.dataset}"
     plotting.save(plotting.plot_factors(rows, of_base, title=title), config.output / "factors.png")
     rounds = None
     if config.ratios:

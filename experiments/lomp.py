@@ -4,7 +4,8 @@ python experiments/lomp.py                                # FC5 on digits
 python experiments/lomp.py --dataset cifar10 ... --output runs/fc5-cifar10-annealed
 
 Takes the flags of pruning_limit.py for training, and goes on from its run folder if that is there;
-its prediction then stands in the figure. Writes lomp.json and lomp.png into the run folder.
+its prediction then stands in the figure. Of several processes, which train together, each prunes
+and fine-tunes by itself. Writes lomp.json and lomp.png into the run folder.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import numpy as np
 import pruning_limit
 import tyro
 
-from jaxlimit import lomp, plotting, training
+from jaxlimit import distributed, lomp, plotting, training
 from jaxlimit.reporting import Stages, console, environment, write_json
 
 
@@ -31,6 +32,9 @@ class Config(pruning_limit.Config):
 
 def main(config: Config) -> None:
     """Run the first seed and write its figures."""
+    if config.dry_run:
+        pruning_limit.print_plan(config)
+        return
     seed = config.seeds[0]
     folder = config.folder() / f"seed-{seed}"
     with Stages() as stages:
@@ -46,9 +50,11 @@ def main(config: Config) -> None:
     }
     result = {"dense": dense, "rows": rows, "limits": limits, "config": config, "seed": seed}
     result |= {"environment": environment(), "seconds": stages.seconds}
-    write_json(folder / "lomp.json", result)
-    title = f"Pruned in one shot, {config.model} on {config.dataset}"
-    plotting.save(plotting.plot_lomp(rows, dense, limits, title=title), folder / "lomp.png")
+    if distributed.is_first():
+        write_json(folder / "lomp.json", result)
+        title = f"Pruned in one shot, {config.model} on {config.dataset}"
+        figure = plotting.plot_lomp(rows, dense, limits, title=title)
+        plotting.save(figure, folder / "lomp.png")
     for kind in ("one_shot", "fine_tuned"):
         fit = [r["ratio"] for r in rows if r[kind] >= dense - config.accuracy_tolerance]
         least = f"{min(fit):.2%}" if fit else "none of the ratios"
@@ -91,4 +97,4 @@ def accuracy(net, network) -> float:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    pruning_limit.start(tyro.cli(Config), main)

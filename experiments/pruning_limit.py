@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -66,13 +67,14 @@ class Config:
     max_images: int | None = None
     """For trials: no more training images than so many, the first, and no more test images."""
     seeds: tuple[int, ...] = (0,)
-    num_steps: int = 128
+    num_steps: int = 256
     """Lanczos depth a probe, at most."""
     num_probes: int = 1
     num_gap_steps: int = 128
     """Lanczos depth on the removed weights, for the gap."""
-    tolerance: float = 0.0
-    """Stop Lanczos once the interval is this share of the prediction; 0 takes all steps."""
+    tolerance: float = 0.1
+    """Stop Lanczos at 128, 256, 512, ... steps where the interval is this share of the prediction;
+    0 takes all steps."""
     images_at_once: int = 1000
     """Images a batch in all that is measured after training; bounds the memory."""
     hessian_images: int = 10_000
@@ -345,7 +347,14 @@ def main(config: Config) -> None:
         )
 
 
-def start(config: Config) -> None:
+def check_lone(base: Config) -> None:
+    """Raise if the settings of the runs of another script ask for what that script does not do."""
+    for flag in ("distributed", "dry_run"):
+        if getattr(base, flag):
+            raise ValueError(f"base.{flag} must be False, got True; ask pruning_limit.py itself")
+
+
+def start(config: Any, main: Callable[[Any], None] = main) -> None:
     """Run alone, or as one of several processes, the first of which speaks and writes."""
     resume = "The same command again goes on from the newest checkpoints in the run folder."
     with distributed.job(config.distributed, resume=resume):

@@ -22,7 +22,7 @@ import pruning_limit
 import pruning_report
 import tyro
 
-from jaxlimit import plotting
+from jaxlimit import distributed, plotting
 from jaxlimit.plotting import MeanAndDeviation, TableRow
 from jaxlimit.reporting import build, console, markdown_table, plain, write_json
 
@@ -42,6 +42,8 @@ class Config:
     seeds: tuple[int, ...] = (0,)
     collect: bool = False
     """Run nothing."""
+    distributed: bool = False
+    """As of `pruning_limit.py`; the first run that fails then ends the job."""
     data_dir: Path | None = None
     """TFDS data directory; else TFDS_DATA_DIR, else TFDS's own default."""
     runs: Path = Path("runs")
@@ -103,10 +105,11 @@ def select(rows: list[Row], names: tuple[str, ...]) -> list[Row]:
 def run(row: Row, setting: str, seed: int, config: Config) -> None:
     """Run one seed of one setting of a row, unless its result is there already."""
     output = config.runs / f"{row.name}-{setting}"
-    wanted = row.config(setting, seed, output=output, data_dir=config.data_dir)
+    wanted = row.config(setting, seed, output=output, data_dir=config.data_dir,
+                        distributed=config.distributed)  # fmt: skip
     path = output / f"seed-{seed}" / "result.json"
     found = json.loads(path.read_text())["config"] if path.exists() else None
-    places = {"output": None, "data_dir": None, "seeds": None}
+    places = dict.fromkeys(("output", "data_dir", "seeds", "distributed"))
     if found is not None and found | places == plain(wanted) | places:
         console.print(f"{path} is there already")
     else:
@@ -318,7 +321,13 @@ def write_csv(path: Path, cells: list[Cell]) -> None:
 
 
 def tabulate(rows: list[Row], config: Config) -> list[Cell]:
-    """Collect what there is and write the tables as Markdown, CSV and a figure."""
+    """Collect what there is and write the tables as Markdown, CSV and a figure.
+
+    The first of several processes does it, once all have come here; the others return no cells.
+    """
+    distributed.barrier("results")
+    if not distributed.is_first():
+        return []
     for row in rows:
         collect(row, config)
     cells = [read_cell(row, setting, config) for row in rows for setting in SETTINGS]
@@ -350,6 +359,8 @@ def main(config: Config) -> None:
         try:
             run(row, setting, seed, config)
         except Exception as error:  # whatever it is, the other rows still have to be run
+            if config.distributed:  # the others may not have failed, and would wait for this one
+                raise
             failures.append(f"{name}: {type(error).__name__}: {error}")
             console.print(f"FAILED {failures[-1]}")
             continue
@@ -367,4 +378,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    pruning_limit.start(tyro.cli(Config), main)

@@ -1,22 +1,25 @@
 """Checkpoints of a run: written whole or not at all, resumed by their own run alone."""
 
 import json
+import math
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jaxtyping import PyTree
+from jaxtyping import Array, Num, PyTree, UInt32
 
 
 class Checkpoints:
     """The checkpoints of one run in one directory; the newest is kept, saved at an interval.
 
     Orbax writes under a temporary name and renames when all is on disk, and the old checkpoint
-    goes only after that; so a save that fails leaves the last one whole.
+    goes only after that; so a save that fails leaves the last one whole. What is damaged later
+    shows in digests of the arrays, which are kept beside them.
 
     Args:
         directory: where; None keeps no checkpoints.
@@ -54,15 +57,17 @@ class Checkpoints:
         `saved` then says how far it had come.
 
         Raises:
-            ValueError: if it belongs to another run; says what differs.
+            ValueError: if it belongs to another run, says what differs; or if it is damaged.
         """
         if self.directory is None or (count := self._manager.latest_step()) is None:
             return None
-        items = ocp.args.Composite(identity=ocp.args.JsonRestore())
-        self._check_identity(self._manager.restore(count, args=items)["identity"])
-        items = ocp.args.Composite(run=ocp.args.StandardRestore(target(count)))
+        self._check_identity(self._read(count, "identity", ocp.args.JsonRestore()))
+        tree = self._read(count, "run", ocp.args.StandardRestore(target(count)))
+        # Checkpoints of earlier versions came without digests.
+        if (self.directory / str(count) / "digests").is_dir():
+            self._check_digests(count, tree, self._read(count, "digests", ocp.args.JsonRestore()))
         self.saved = count
-        return self._manager.restore(count, args=items)["run"]
+        return tree
 
     def save(self, count: int, tree: PyTree, *, last: bool) -> None:
         """Save `tree` if its turn has come or it is the last.
@@ -73,10 +78,12 @@ class Checkpoints:
         due = last or count - self.saved >= self.every
         if self.directory is None or count == self.saved or not due:
             return
-        items = ocp.args.Composite(
-            run=ocp.args.StandardSave(tree), identity=ocp.args.JsonSave(self._identity)
-        )
         try:
+            items = ocp.args.Composite(
+                run=ocp.args.StandardSave(tree),
+                identity=ocp.args.JsonSave(self._identity),
+                digests=ocp.args.JsonSave(digests(tree)),
+            )
             self._manager.save(count, args=items, force=True)
         except Exception as error:
             raise OSError(
@@ -94,6 +101,29 @@ class Checkpoints:
         """Let go of the directory."""
         if self.directory is not None:
             self._manager.close()
+
+    def _read(self, count: int, name: str, item: Any) -> Any:
+        try:
+            return self._manager.restore(count, args=ocp.args.Composite(**{name: item}))[name]
+        except Exception as error:
+            cause = error.__cause__ or error  # orbax wraps some
+            # Lack of memory or permission and the death of a process are no fault of the files.
+            if isinstance(cause, MemoryError | PermissionError | jax.errors.JaxRuntimeError):
+                raise
+            said = " ".join(str(cause).split())[:200]
+            raise self._damage(count, f"{type(cause).__name__} in {name}: {said}") from error
+
+    def _check_digests(self, count: int, tree: PyTree, saved: dict) -> None:
+        found = digests(tree)
+        names = [name for name in found.keys() | saved.keys() if found.get(name) != saved.get(name)]
+        if names:
+            raise self._damage(count, f"not as it was saved is {', '.join(sorted(names)[:4])}")
+
+    def _damage(self, count: int, what: str) -> ValueError:
+        return ValueError(
+            f"the checkpoint of {self.unit} {count} in {self.directory} is damaged: {what}; "
+            "remove it to start again"
+        )
 
     def _check_identity(self, found: dict) -> None:
         wanted, found = _flat(self._identity), _flat(self._defaults) | _flat(found)
@@ -115,6 +145,61 @@ def checksum(tree: PyTree) -> int:
     for leaf in jax.tree.leaves(tree):
         total = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data, total)
     return total
+
+
+def digests(tree: PyTree) -> dict[str, int]:
+    """Return one number for each array, free of how it is laid out over devices and processes.
+
+    It is the sum mod 2³² of a bijection of every 32 bits, which depends on their place: a change
+    of one word always shows, any other but once in 2³². One pass over the memory, no copies.
+
+    >>> digests({"a": jnp.zeros(2)}) == digests({"a": jnp.zeros(3)[:2]})
+    True
+    >>> digests({"a": jnp.array([1.0, 2.0])}) == digests({"a": jnp.array([2.0, 1.0])})
+    False
+    """
+    found = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): _digest_of(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    return {name: int(digest) for name, digest in found.items()}
+
+
+def _digest_of(leaf: Any) -> UInt32[Array, ""]:
+    if isinstance(leaf, jax.Array):
+        return _digest(leaf)
+    # As words, since JAX may narrow numbers of 64 bits.
+    leaf = np.ascontiguousarray(leaf)
+    return _digest(leaf.reshape(-1).view(f"u{min(leaf.itemsize, 4)}"))
+
+
+@jax.jit
+def _digest(array: Num[Array, "..."]) -> UInt32[Array, ""]:
+    if jax.typeof(array).memory_space != jax.memory.Space.Host:
+        return _sum_of_words(array, 0)
+
+    def add_row(i: Array, total: Array) -> Array:
+        row = jax.lax.dynamic_index_in_dim(array, i, keepdims=False)
+        return total + _sum_of_words(jax.device_put(row, jax.memory.Space.Device), i * row.size)
+
+    return jax.lax.fori_loop(0, len(array), add_row, jnp.uint32(0))
+
+
+def _sum_of_words(array: Num[Array, "..."], first: Any) -> UInt32[Array, ""]:
+    if array.dtype == bool:
+        array = array.astype(jnp.uint8)
+    word = f"uint{8 * min(array.dtype.itemsize, 4)}"
+    words = jax.lax.bitcast_convert_type(array, word).astype(jnp.uint32)
+    # Counted axis by axis, since to flatten a split array would gather it.
+    place = jnp.asarray(first).astype(jnp.uint32)
+    for axis in range(words.ndim):
+        stride = math.prod(words.shape[axis + 1 :]) % 2**32
+        place = place + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * np.uint32(stride)
+    # The finaliser of MurmurHash3 (Appleby 2011).
+    x = words ^ (place * np.uint32(0x9E3779B1))
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+    return jnp.sum(x ^ (x >> 16), dtype=jnp.uint32)
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from jaxlimit._checks import check_choice, check_count, is_concrete
 from jaxlimit._matvec import (
     ALL_FINITE,
+    check_factorable,
     check_products,
     dot,
     earlier_failure,
@@ -75,7 +76,8 @@ def extremal_eigenpairs(
     basis is filled up again until the wanted pairs have ‖Hv - λv‖ ≤ tolerance · ‖H‖. Multiple
     eigenvalues come with all their copies, at the price of a round each. Costs m products for the
     first basis, about (m - k)/2 for each restart and k at the end; memory 2 m D; reorthogonalising
-    takes 8 m D operations a product.
+    takes 8 m D operations a product. There is no `mesh`: the bases stay whole on one device, though
+    the products of a `matvec` may be shared by several.
 
     Args:
         matvec: H, a symmetric `Array[D] -> Array[D]`.
@@ -96,7 +98,8 @@ def extremal_eigenpairs(
         last ones known, residual norms infinite, and `failed_product` is set.
 
     Raises:
-        TypeError: if a count is no static int, or `dtype` is not real floating.
+        TypeError: if a count is no static int, `dtype` is not real floating, narrower than float32
+            or not that of `matvec`, or `matvec` loops over data on the host.
         ValueError: if a count is out of its range, `which` is unknown, `tolerance` is not positive,
             `max_products` < m + k, or `matvec` does not map [D] to [D].
         FloatingPointError: if a product was not finite; names which.
@@ -113,7 +116,8 @@ def extremal_eigenpairs(
     Kuczyński, Woźniakowski (1992), section 4, for when a round may be trusted to have missed
     nothing (their bound is for Lanczos without restarts; with them it is a guide).
     """
-    matvec, dim, dtype = prepare(matvec, dim, dtype)
+    matvec, dim, dtype = prepare(matvec, dim, dtype, instead="use lanczos.two_pass_eigenpairs")
+    check_factorable(dtype)
     check_choice("which", which, WHICH)
     num_pairs = check_count("num_pairs", num_pairs)
     if num_pairs > dim:

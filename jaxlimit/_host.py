@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlimit._checks import is_concrete
@@ -15,16 +17,18 @@ class HostMatvec:
     Attributes:
         product: the product itself, from [dim] to [dim].
         dim: size of its vectors.
+        dtype: type of its vectors; None takes any.
     """
 
     product: Callable[[Array], Array]
     dim: int
+    dtype: Any = None
 
     def __call__(self, vector: Float[Array, "dim"]) -> Float[Array, "dim"]:
         """Multiply one vector.
 
         Raises:
-            TypeError: if it is called under `jit`, `vmap` or `scan`.
+            TypeError: if it is called under `jit`, `vmap` or `scan`, or `vector` has another type.
             ValueError: if `vector` has another shape.
         """
         if not is_concrete(vector):
@@ -32,11 +36,18 @@ class HostMatvec:
                 "matvec reads batches from an iterator on the host and cannot run under jit, vmap "
                 "or scan: call it eagerly, or stack the batches and use hessian_matvec"
             )
-        check_vector(vector, self.dim)
+        check_vector(vector, self.dim, self.dtype)
         return self.product(vector)
 
 
-def check_vector(vector: Array, dim: int) -> None:
+def check_vector(vector: Array, dim: int, dtype: Any = None) -> None:
     """Raise unless `vector` is one that an operator on [dim] takes."""
     if getattr(vector, "shape", None) != (dim,):
         raise ValueError(f"vector must have shape ({dim},), got {getattr(vector, 'shape', vector)}")
+    check_same_dtype(jnp.result_type(vector), dtype)
+
+
+def check_same_dtype(found: Any, dtype: Any) -> None:
+    """Raise unless vectors of type `found` are those of an operator on `dtype`, None for any."""
+    if dtype is not None and found != dtype:
+        raise TypeError(f"vector must have dtype {dtype}, that of the weights, got {found}")

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Int
 
 from jaxlimit._checks import check_count, is_concrete
-from jaxlimit._host import HostMatvec
+from jaxlimit._host import HostMatvec, check_same_dtype
 
 ALL_FINITE = -1
 
@@ -18,16 +18,28 @@ ALL_FINITE = -1
 dot = partial(jnp.matmul, precision="highest")
 
 
-def prepare(matvec: Any, dim: Any, dtype: Any) -> tuple[Any, int, jnp.dtype]:
+def prepare(
+    matvec: Any, dim: Any, dtype: Any, *, instead: str | None = None
+) -> tuple[Any, int, jnp.dtype]:
     """Return `matvec` as a pytree with `dim` and `dtype` checked against what it maps.
 
+    A `HostMatvec` cannot be compiled, so it passes as it is, or is refused where `instead` says
+    what to use in place of the caller.
+
     Raises:
-        TypeError: if `dim` is no static int, `dtype` or what `matvec` returns is not real floating.
+        TypeError: if `dim` is no static int, `dtype` or what `matvec` returns is not real floating,
+            or `matvec` is on vectors of another type.
         ValueError: if `dim` < 1, `matvec` does not map [D] to [D], or 64-bit floats are asked for
             where JAX has them switched off.
     """
     dim, dtype = check_count("dim", dim), check_dtype(dtype)
     if isinstance(matvec, HostMatvec):
+        if instead is not None:
+            raise TypeError(
+                "matvec reads batches from an iterator on the host and cannot be compiled: "
+                f"{instead}, or stack the batches and use curvature.hessian_matvec"
+            )
+        check_same_dtype(dtype, matvec.dtype)
         if matvec.dim != dim:
             raise ValueError(f"matvec must map [{dim}] to [{dim}], it maps [{matvec.dim}]")
         return matvec, dim, dtype
@@ -49,9 +61,19 @@ def check_dtype(dtype: Any) -> jnp.dtype:
     return dtype
 
 
-@jax.jit
-def apply(matvec: Partial, vector: Array) -> Array:
+def check_factorable(dtype: jnp.dtype) -> None:
+    """Raise unless matrices of this type can be factored."""
+    if dtype.itemsize < 4:
+        raise TypeError(f"dtype must be float32 or float64, which can be factored, got {dtype}")
+
+
+def apply(matvec: Any, vector: Array) -> Array:
     """Make one product, compiled once for all operators of a kind."""
+    return matvec(vector) if isinstance(matvec, HostMatvec) else _apply(matvec, vector)
+
+
+@jax.jit
+def _apply(matvec: Partial, vector: Array) -> Array:
     return matvec(vector)
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Array
 
 from jaxlimit._batches import Group, first_batch, leading_size, mean_over
 from jaxlimit._checks import is_concrete
-from jaxlimit._host import HostMatvec
+from jaxlimit._host import HostMatvec, check_same_dtype
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -273,11 +273,13 @@ class SplitProduct:
         mesh: the devices.
         dim: size of the vectors.
         term: `term(common, own, vector)`, one device's product, `own` without its first axis.
+        dtype: type of the vectors; None takes any.
     """
 
     mesh: Mesh
     dim: int
     term: Callable
+    dtype: Any = None
 
     def __call__(self, common: Any, own: Any, vector: Array) -> Array:
         """Multiply one vector; `own` has leaves [devices, ...], the first axis split."""
@@ -287,6 +289,7 @@ class SplitProduct:
                 f"vector must have shape ({self.dim},), or ({size},) padded for the mesh, "
                 f"got {getattr(vector, 'shape', vector)}"
             )
+        check_same_dtype(jnp.result_type(vector), self.dtype)
         with on(self.mesh):
             product = _multiply(self, common, own, split_vector(vector, self.mesh))
             if vector.size == size:
@@ -296,7 +299,7 @@ class SplitProduct:
     def restrict(self, restricted: Any, index: Array, common: Any, own: Any) -> Partial:
         """Return the operator on the entries at `index`: no further communication."""
         term = _RestrictedTerm(restricted, self.term)
-        operator = SplitProduct(self.mesh, index.size, term)
+        operator = SplitProduct(self.mesh, index.size, term, self.dtype)
         return Partial(operator, (place(index, whole(self.mesh)), common), own)
 
 
@@ -328,7 +331,7 @@ def pad_operator(matvec: Any, dim: int, size: int) -> Any:
     if dim == size:
         return matvec
     if isinstance(matvec, HostMatvec):
-        return HostMatvec(partial(_Padded(dim), matvec), size)
+        return HostMatvec(partial(_Padded(dim), matvec), size, matvec.dtype)
     if isinstance(matvec.func, SplitProduct):
         return matvec
     return Partial(_Padded(dim), matvec)

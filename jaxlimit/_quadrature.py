@@ -62,9 +62,15 @@ def radau_rule(
 def rules(
     diagonal: np.ndarray, off_diagonal: np.ndarray, residual_norm: float, num_valid: int
 ) -> Rules:
-    """Build all rules of the leading `num_valid` steps, padded with weights 0."""
+    """Build all rules of the leading `num_valid` steps, padded with weights 0.
+
+    NaN throughout for a recurrence that holds NaN, as one whose product was not finite does.
+    """
     room = diagonal.size
     diagonal, off_diagonal = np.asarray(diagonal, float), np.asarray(off_diagonal, float)
+    if np.isnan(diagonal).any():
+        unknown = np.full((2, NUM_PINNED, room + 1), np.nan)
+        return Rules(unknown[0, 0, :room], unknown[0, 0, :room], unknown, unknown)
     if num_valid == 0:
         empty = np.zeros((2, NUM_PINNED, room + 1))
         return Rules(empty[0, 0, :room], empty[0, 0, :room], empty, empty)

@@ -12,12 +12,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from jaxlimit._checks import check_count
+
 HEARTBEAT_SECONDS = 20
 START_SECONDS = 120
 
 
 @contextmanager
-def job(enabled: bool = True, *, resume: str = "") -> Iterator[None]:
+def job(
+    enabled: bool = True, *, resume: str = "", start_seconds: int = START_SECONDS
+) -> Iterator[None]:
     """Make the body part of a job of several processes, which all end if one does.
 
     The processes find each other by `JAX_COORDINATOR_ADDRESS` (host:port of process 0),
@@ -25,20 +29,26 @@ def job(enabled: bool = True, *, resume: str = "") -> Iterator[None]:
     `jax.distributed.initialize` has it. An error in one process, or its death, ends the others:
     at once where they wait for it in a collective, within some 20 seconds elsewhere.
 
-    Where JAX itself ends a process, because another died or did not come within two minutes, it
-    prints its own account ("another task died", "DEADLINE_EXCEEDED") and aborts.
+    Where JAX itself ends a process, because another died or did not come in time, it prints
+    its own account ("another task died", "DEADLINE_EXCEEDED") and aborts.
 
     Args:
         enabled: False makes the body an ordinary one.
         resume: what to say about taking the work up again.
+        start_seconds: how long each process waits for the others to begin.
 
     Raises:
-        RuntimeError: if the environment does not describe a job.
+        RuntimeError: if the environment does not describe a job; names the variable at fault.
+        ValueError: if `start_seconds` is below 1.
+
+    >>> with job(enabled=False):
+    ...     is_first()
+    True
     """
     if not enabled:
         yield
         return
-    _start(resume)
+    _start(resume, check_count("start_seconds", start_seconds))
     try:
         yield
     except BaseException as error:
@@ -48,37 +58,53 @@ def job(enabled: bool = True, *, resume: str = "") -> Iterator[None]:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes files and speaks."""
+    """Whether this process is the one that writes files and speaks.
+
+    >>> if is_first():
+    ...     print("done")
+    done
+    """
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Wait until all processes have come here; nothing where there is one."""
+    """Wait until all processes have come here; nothing where there is one.
+
+    Args:
+        name: the same in all of them.
+
+    >>> barrier("everything is written")
+    """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def all_devices() -> Mesh | None:
-    """Return a mesh of one axis over the devices of all processes, None where there is but one."""
+    """Return a mesh of one axis over the devices of all processes, None where there is but one.
+
+    >>> mesh = all_devices()
+    >>> mesh is None or mesh.axis_names == ("data",)
+    True
+    """
     devices = np.asarray(jax.devices())
     return Mesh(devices, ("data",)) if devices.size > 1 else None
 
 
-def _start(resume: str) -> None:
-    names = ("num_processes", "process_id")
-    given = {name: os.environ.get(f"JAX_{name.upper()}") for name in names}
-    named: dict[str, Any] = {name: int(value) for name, value in given.items() if value is not None}
+def _start(resume: str, start_seconds: int) -> None:
+    named = _described()
+    processes = f"all {named['num_processes']}" if "num_processes" in named else "all"
     # Said now, since JAX ends a process whose fellows stay away or die without asking Python.
     print(
-        f"waiting up to {START_SECONDS} s for all processes of the job; if one dies, all end. "
-        f"{resume}",
+        f"waiting up to {start_seconds} s for {processes} processes of the job to begin at "
+        f"{os.environ.get('JAX_COORDINATOR_ADDRESS', 'the place that the cluster names')}; "
+        f"if one dies, all end. {resume}",
         file=sys.stderr,
         flush=True,
     )
     try:
         jax.distributed.initialize(
             **named,
-            initialization_timeout=START_SECONDS,
+            initialization_timeout=start_seconds,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )
@@ -87,6 +113,24 @@ def _start(resume: str) -> None:
             "the job did not start; its environment must be described by JAX_COORDINATOR_ADDRESS, "
             f"JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by SLURM: {error}"
         ) from error
+
+
+def _described() -> dict[str, Any]:
+    """Read what the environment itself says of the number of processes and this one's place."""
+    found: dict[str, Any] = {}
+    for name in ("num_processes", "process_id"):
+        variable = f"JAX_{name.upper()}"
+        if (text := os.environ.get(variable)) is None:
+            continue
+        if not text.strip().isdecimal():
+            raise RuntimeError(f"{variable} must be an integer, at least 0, got {text!r}")
+        found[name] = int(text)
+    if len(found) == 2 and found["process_id"] >= found["num_processes"]:
+        raise RuntimeError(
+            f"JAX_PROCESS_ID must be below JAX_NUM_PROCESSES {found['num_processes']}, "
+            f"got {found['process_id']}"
+        )
+    return found
 
 
 def _end(error: BaseException, resume: str) -> None:

@@ -78,10 +78,10 @@ def estimate_limit(
     *operands: Any,
     key: PRNGKeyArray,
     epsilon: Any = None,
-    num_steps: int = 128,
+    num_steps: int = 256,
     num_probes: int = 1,
     num_gap_steps: int = 128,
-    tolerance: float = 0.0,
+    tolerance: float = 0.1,
     where: Where = is_weight,
     measure: SpectralMeasure | None = None,
     removed_measure: SpectralMeasure | None = None,
@@ -89,6 +89,7 @@ def estimate_limit(
     on_progress: Progress | None = None,
     mesh: Mesh | None = None,
     checkpoint_dir: str | os.PathLike | None = None,
+    checkpoint_every: int = 64,
     **settings: Any,
 ) -> LimitEstimate:
     """Predict how sparse a trained network can be pruned.
@@ -100,7 +101,8 @@ def estimate_limit(
     Args:
         loss: `loss(params, batch, *operands)`, the mean data loss over the batch's examples in
             evaluation mode, without penalties.
-        params: w*, a pytree of real floating arrays.
+        params: w*, a pytree of real floating arrays; leaves narrower than float32 are taken to it,
+            which a Lanczos recurrence needs.
         batches: a pytree with leaves [num_batches, batch, ...], or a list of batches.
         *operands: passed on to `loss`, such as BatchNorm statistics.
         key: random key of the probes.
@@ -109,7 +111,8 @@ def estimate_limit(
         num_steps: Lanczos steps a probe, at most.
         num_probes: probes.
         num_gap_steps: Lanczos steps a probe on the removed weights, at most.
-        tolerance: stop as soon as the interval is at most this share of ρ*; 0 takes all steps.
+        tolerance: stop at 128, 256, 512, … steps where the interval is at most this share of ρ*; 0
+            takes all steps.
         where: which leaves are weights under study.
         measure: the spectrum of H, if it is known already; saves the first run.
         removed_measure: that of H on the removed weights, likewise; taken if its dimension fits.
@@ -120,13 +123,15 @@ def estimate_limit(
         mesh: devices that share examples and vectors, a `jax.sharding.Mesh`; see
             `curvature.MatvecSettings` and `lanczos.tridiagonalize`.
         checkpoint_dir: where the two runs keep their checkpoints, as for `spectrum.run_probes`.
-        **settings: further settings of `curvature.hessian_matvec`.
+        checkpoint_every: steps a probe between checkpoints, likewise.
+        **settings: further settings of `curvature.hessian_matvec`, but for `mask`.
 
     Returns:
         A `LimitEstimate`.
 
     Raises:
-        TypeError: if `loss` gives no scalar or a leaf of `params` is not real floating.
+        TypeError: if `loss` gives no scalar, a leaf of `params` is not real floating, or a `mask`
+            is given: a limit is one of whole leaves, which `where` selects.
         ValueError: for empty data, non-finite parameters, negative ε, a count below 1, or a loss
             that gives another value the second time (dropout left on).
         FloatingPointError: if a loss or a product is not finite.
@@ -142,9 +147,13 @@ def estimate_limit(
     check_count("num_steps", num_steps)
     check_count("num_probes", num_probes)
     check_count("num_gap_steps", num_gap_steps)
+    check_count("checkpoint_every", checkpoint_every)
     check_range("tolerance", tolerance, 0)
+    if settings.pop("mask", None) is not None:
+        raise TypeError("mask is no argument of estimate_limit: select whole leaves by where=")
     if epsilon is not None:
         split_epsilon(epsilon)
+    params = jax.tree.map(_widen, params)
     check_deterministic(loss, params, batches, *operands)
     if epsilon is None:
         epsilon = limits.loss_tolerance_estimate(loss, params, batches, *operands)
@@ -153,7 +162,12 @@ def estimate_limit(
         (loss, params, batches, operands, where, settings | {"mesh": mesh}),
         {"num_steps": num_steps, "num_probes": num_probes, "memory": memory},
     )
-    watch = {"num_probes": num_probes, "on_progress": on_progress}
+    watch = {
+        "num_probes": num_probes,
+        "on_progress": on_progress,
+        "checkpoint_every": checkpoint_every,
+        "dtype": weights.dtype,
+    }
 
     def run(key, stage="spectrum", **how):
         folder = checkpoint_dir and Path(checkpoint_dir) / stage.replace(" ", "-")
@@ -183,6 +197,12 @@ def estimate_limit(
         )
     report = _report(measure, removed_measure, weights, epsilon, prediction)
     return report._replace(reasons=(*report.reasons, *planned.notes))
+
+
+def _widen(leaf: Any) -> Any:
+    dtype = jnp.result_type(leaf)
+    narrow = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
+    return jnp.asarray(leaf, jnp.float32) if narrow else leaf
 
 
 class _PlannedRuns:

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import PyTree
 
 from jaxlimit import pruning, training
@@ -42,7 +43,7 @@ def prune(
     Args:
         module: the network, as `training.fit` takes it.
         dataset: images and labels to fine-tune on.
-        trained: from `training.fit` with l1.
+        trained: from `training.fit` with l1, of one seed.
         ratio: fraction of the weights kept, in [0, 1].
         finetune: how to train on, of one seed; None leaves the weights as they are.
         where: which leaves are weights under study.
@@ -51,7 +52,7 @@ def prune(
         A `PrunedNetwork`.
 
     Raises:
-        ValueError: if `ratio` lies outside [0, 1], or as `training.fit`.
+        ValueError: if `ratio` lies outside [0, 1] or several seeds come, or as `training.fit`.
 
     References:
         Zhang, Zhang, Sun, Liu (NeurIPS 2024), where it is what the limits are held against.
@@ -68,6 +69,7 @@ def prune(
     >>> sum((leaf != 0).sum() for leaf in pruned.params["Dense_0"].values()).item()
     5
     """
+    _check_one_seed(trained, finetune)
     mask = pruning.magnitude_mask(trained.params, ratio, where=where)
     if finetune is None:
         return PrunedNetwork(pruning.apply_mask(trained.params, mask), trained.state, mask, None)
@@ -81,3 +83,13 @@ def prune(
         normalization=trained.normalization,
     )
     return PrunedNetwork(result.params, result.state, mask, result.history)
+
+
+def _check_one_seed(trained: TrainingResult, finetune: TrainingConfig | None) -> None:
+    if np.ndim(trained.history.loss) > 1:
+        raise ValueError(
+            f"trained must be of one seed, got {len(trained.history.loss)}; "
+            "take params, state and history of one of them"
+        )
+    if finetune is not None and isinstance(finetune.seed, tuple):
+        raise ValueError(f"finetune must be of one seed, got {finetune.seed}")

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from jaxlimit._checks import check_count
+from jaxlimit._host import HostMatvec
 from jaxlimit._matvec import apply, map_blocks, prepare
 from jaxlimit._memory import check_memory
 
@@ -28,7 +29,8 @@ def to_scipy(matvec: Any, dim: int, dtype: Any = jnp.float32) -> LinearOperator:
     Each of its products is one compiled product, with a copy to the device and back.
 
     Args:
-        matvec: H, a symmetric `Array[D] -> Array[D]`.
+        matvec: H, a symmetric `Array[D] -> Array[D]`; it may loop over data on the host
+            (`curvature.hessian_matvec_over`).
         dim: D.
         dtype: floating type of the products.
 
@@ -37,7 +39,8 @@ def to_scipy(matvec: Any, dim: int, dtype: Any = jnp.float32) -> LinearOperator:
         `num_products`, and raises `FloatingPointError` where one is not finite.
 
     Raises:
-        TypeError: if `dim` is no static int, or `dtype` is not real floating.
+        TypeError: if `dim` is no static int, or `dtype` is not real floating or not that of
+            `matvec`.
         ValueError: if `dim` < 1, `matvec` does not map [D] to [D], or `dtype` has 64 bits where JAX
             has 64 bits switched off.
 
@@ -104,6 +107,11 @@ def from_lineax(operator: Any) -> Partial:
     Raises:
         TypeError: if `operator` is no lineax operator, or not on real floating arrays.
         ValueError: if its two spaces differ.
+
+    >>> import lineax, jax.numpy as jnp
+    >>> matvec = from_lineax(lineax.DiagonalLinearOperator(jnp.array([1.0, 3.0])))
+    >>> matvec(jnp.ones(2))
+    Array([1., 3.], dtype=float32)
     """
     if not all(hasattr(operator, name) for name in ("mv", "in_structure", "out_structure")):
         raise TypeError(f"operator must be a lineax operator, got {type(operator).__name__}")
@@ -128,10 +136,10 @@ def to_dense(
     Costs D products and D² numbers.
 
     Args:
-        matvec: H, `Array[D] -> Array[D]`, symmetric or not.
+        matvec: H, `Array[D] -> Array[D]`, symmetric or not; it may loop over data on the host.
         dim: D.
         dtype: floating type of the products.
-        block_size: products made at once, by `vmap`.
+        block_size: products made at once, by `vmap`; on the host they come one by one.
 
     Returns:
         The matrix [D, D], its columns the products with the unit vectors.
@@ -150,6 +158,8 @@ def to_dense(
     matvec, dim, dtype = prepare(matvec, dim, dtype)
     block_size = check_count("block_size", block_size)
     check_memory(f"a matrix of order {dim}", dim**2 * dtype.itemsize, "use products only")
+    if isinstance(matvec, HostMatvec):
+        return np.stack([np.asarray(matvec(row)) for row in jnp.eye(dim, dtype=dtype)], axis=1)
     return np.asarray(_rows(matvec, dim, block_size, dtype)).T
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxlimit import _magnitudes, _mesh
 from jaxlimit._batches import check_like, check_scalar, first_batch, group_batches, mean_over
 from jaxlimit._checks import check_floating_tree, check_range
+from jaxlimit._memory import catching_refusals
 from jaxlimit._mesh import takes_mesh
 from jaxlimit._weights import Where, flatten_weights, is_weight, selected
 
@@ -180,6 +181,7 @@ def magnitude_sweep(
     Raises:
         TypeError: if `loss` gives no scalar.
         ValueError: if a ratio lies outside [0, 1], there are none, or there are no data.
+        MemoryError: a `planning.DeviceMemoryError` if the device runs out of memory.
 
     >>> import jax.numpy as jnp
     >>> sweep = magnitude_sweep(
@@ -204,9 +206,10 @@ def magnitude_sweep(
     padded = jnp.pad(ratios, (0, num_pieces * size - ratios.size)).reshape(num_pieces, size)
     pieces = []
     for i, piece in enumerate(padded, start=1):
-        pieces.append(_sweep(loss, mesh, weights, ranks, unflatten, examples, piece, operands))
+        args = (loss, mesh, weights, ranks, unflatten, examples, piece, operands)
+        with catching_refusals("in a sweep over pruning ratios: make batches smaller"):
+            pieces.append(jax.block_until_ready(_sweep(*args)))
         if on_progress is not None:
-            jax.block_until_ready(pieces[-1])
             on_progress(stage, min(i * size, ratios.size), ratios.size)
     pieces = _mesh.gather(pieces, mesh)
     return jax.tree.map(lambda *x: jnp.concatenate(x)[: ratios.size], *pieces)

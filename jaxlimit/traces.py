@@ -21,6 +21,7 @@ from jaxlimit._checks import check_choice, check_count
 from jaxlimit._estimate import Estimate, estimate_from_samples, exact_estimate
 from jaxlimit._matvec import (
     ALL_FINITE,
+    check_factorable,
     check_products,
     dot,
     earlier_failure,
@@ -32,6 +33,7 @@ from jaxlimit._sketch import exchangeable_estimate, interval, normalize_columns,
 
 DISTRIBUTIONS = ("rademacher", "gaussian", "sphere")
 DIAGONAL_METHODS = ("xdiag", "hutchinson")
+_INSTEAD = "use spectrum.spectral_measure and spectrum.trace_function"
 
 
 def hutchinson(
@@ -66,7 +68,8 @@ def hutchinson(
         where a product was not finite and nothing can be raised under `jit`.
 
     Raises:
-        TypeError: if a count is no static int, or `dtype` is not real floating.
+        TypeError: if a count is no static int, `dtype` is not real floating or not that of
+            `matvec`, or `matvec` loops over data on the host.
         ValueError: if a count is below 1, `distribution` is unknown, or `matvec` does not map [D]
             to [D].
         FloatingPointError: if a product was not finite; names which.
@@ -78,7 +81,7 @@ def hutchinson(
 
     Girard (1989); Hutchinson (1990).
     """
-    matvec, dim, dtype = prepare(matvec, dim, dtype)
+    matvec, dim, dtype = prepare(matvec, dim, dtype, instead=_INSTEAD)
     check_choice("distribution", distribution, DISTRIBUTIONS)
     num_matvecs = check_count("num_matvecs", num_matvecs)
     block_size = check_count("block_size", block_size)
@@ -126,7 +129,7 @@ def hutch_plus_plus(
         was not finite under `jit`.
 
     Raises:
-        TypeError: as `hutchinson`.
+        TypeError: as `hutchinson`, and if `dtype` is narrower than float32.
         ValueError: as `hutchinson`, and if `num_matvecs` < 3.
         FloatingPointError: as `hutchinson`.
 
@@ -138,11 +141,12 @@ def hutch_plus_plus(
 
     Meyer, Musco, Musco, Woodruff (2021), algorithm 1 and theorem 1.
     """
-    matvec, dim, dtype = prepare(matvec, dim, dtype)
+    matvec, dim, dtype = prepare(matvec, dim, dtype, instead=_INSTEAD)
     num_matvecs = check_count("num_matvecs", num_matvecs, 3)
     block_size = check_count("block_size", block_size)
     if num_matvecs >= dim:
         return _announce(*_exact_trace(matvec, dim, block_size, dtype))
+    check_factorable(dtype)
     return _announce(*_hutch_plus_plus(matvec, key, dim, num_matvecs, block_size, dtype))
 
 
@@ -198,7 +202,7 @@ def xtrace(
         (Efron-Stein). NaN where a product was not finite under `jit`.
 
     Raises:
-        TypeError: as `hutchinson`.
+        TypeError: as `hutch_plus_plus`.
         ValueError: as `hutchinson`, and if `num_matvecs` < 2.
         FloatingPointError: as `hutchinson`.
 
@@ -211,11 +215,12 @@ def xtrace(
     Epperly, Tropp, Webber (2024), "XTrace", sections 2.1 and 2.3; Epperly, Tropp (2024),
     "Efficient error and variance estimation for randomized matrix computations", for the jackknife.
     """
-    matvec, dim, dtype = prepare(matvec, dim, dtype)
+    matvec, dim, dtype = prepare(matvec, dim, dtype, instead=_INSTEAD)
     num_matvecs = check_count("num_matvecs", num_matvecs, 2)
     block_size = check_count("block_size", block_size)
     if num_matvecs >= dim:
         return _announce(*_exact_trace(matvec, dim, block_size, dtype))
+    check_factorable(dtype)
     return _announce(*_xtrace(matvec, key, dim, num_matvecs // 2, block_size, dtype))
 
 
@@ -269,7 +274,7 @@ def diagonal(
         The diagonal [D] as an `Estimate`, its errors as those of `xtrace` or `hutchinson`.
 
     Raises:
-        TypeError: as `hutchinson`.
+        TypeError: as `hutchinson`, and for "xdiag" as `hutch_plus_plus`.
         ValueError: as `hutchinson`, if `method` is unknown, and if `num_matvecs` < 2 for "xdiag".
         FloatingPointError: as `hutchinson`.
 
@@ -281,7 +286,7 @@ def diagonal(
 
     Epperly, Tropp, Webber (2024), section 2.4; Bekas, Kokiopoulou, Saad (2007).
     """
-    matvec, dim, dtype = prepare(matvec, dim, dtype)
+    matvec, dim, dtype = prepare(matvec, dim, dtype, instead="write it out by operators.to_dense")
     check_choice("method", method, DIAGONAL_METHODS)
     num_matvecs = check_count("num_matvecs", num_matvecs, 2 if method == "xdiag" else 1)
     block_size = check_count("block_size", block_size)
@@ -291,6 +296,7 @@ def diagonal(
         values, failed = _unit_vectors(matvec, dim, block_size, dtype)
         return _announce(exact_estimate(values), failed)
     else:
+        check_factorable(dtype)
         run, count = _xdiag, num_matvecs // 2
     return _announce(*run(matvec, key, dim, count, block_size, dtype))
 

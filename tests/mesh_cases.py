@@ -275,6 +275,27 @@ def test_spectral_measure_and_run_probes_agree():
     close(measure.diagonal, again.diagonal, 1e-5)
 
 
+def test_a_trace_to_a_tolerance_is_that_of_one_device():
+    params, batch = problem()
+    f = lambda x: jnp.abs(x) / (jnp.abs(x) + 0.1)  # noqa: E731
+    settings = {"dim": 103, "tolerance": 0.02, "num_steps": 24, "num_probes": 2}
+    wanted, result = (
+        spectrum.trace_within(
+            curvature.hessian_matvec(loss, params, ragged(batch), mesh=mesh),
+            jax.random.key(0),
+            f,
+            mesh=mesh,
+            **settings,
+        )
+        for mesh in (None, MESHES["three devices"])
+    )
+    assert result.measure.nodes.shape == wanted.measure.nodes.shape
+    np.testing.assert_allclose(result.estimate, wanted.estimate, rtol=1e-3)
+    double = jax.tree_util.Partial(jnp.multiply, jnp.float32(2))
+    with pytest.raises(TypeError, match=r"mesh must be a jax\.sharding\.Mesh, got str"):
+        spectrum.trace_within(double, jax.random.key(0), f, dim=9, tolerance=1.0, mesh="data")
+
+
 @pytest.mark.parametrize("mesh", [MESHES["explicit"], slow_on(MESHES["three devices"])])
 def test_the_sweep_is_that_of_one_device(mesh):
     params, batch = problem()
@@ -402,5 +423,7 @@ def test_what_is_no_mesh_is_refused():
         curvature.hessian_matvec(*args, mesh=AUTO, shard_params=True, mode="linearized")
     with pytest.raises(ValueError, match=r"vector must have shape \(103,\), or \(104,\)"):
         curvature.hessian_matvec(*args, mesh=AUTO)(jnp.ones(99))
+    with pytest.raises(TypeError, match="vector must have dtype float32, that of the weights"):
+        curvature.hessian_matvec(*args, mesh=AUTO)(jnp.ones(103, jnp.bfloat16))
     with pytest.raises(ValueError, match="nonzero number of examples"):
         curvature.hessian_matvec(loss, params, ragged(batch, 0), mesh=AUTO)

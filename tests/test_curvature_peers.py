@@ -1,4 +1,6 @@
-"""The operators beside those of other libraries, where these are installed."""
+"""The operators beside those of other libraries, where these are installed or were once asked."""
+
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,23 +28,17 @@ from curvature_problems import (
 
 from jaxlimit import curvature
 
+# What `make_torch_fixtures.py` had of curvlinops.
+FIXTURES = Path(__file__).with_name("fixtures") / "torch_operators.npz"
+# PyTorch keeps the transposes, so that its flat order is another one.
+ORDER = np.concatenate(
+    [np.arange(12).reshape(4, 3).T.ravel(), 12 + np.arange(9).reshape(3, 3).T.ravel()]
+)
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
-def test_agreement_with_curvlinops():
-    torch = pytest.importorskip("torch")
-    curvlinops = pytest.importorskip("curvlinops")
-    model = torch.nn.Sequential(
-        torch.nn.Linear(NUM_INPUTS, NUM_HIDDEN, bias=False),
-        torch.nn.Tanh(),
-        torch.nn.Linear(NUM_HIDDEN, NUM_CLASSES, bias=False),
-    )
-    # PyTorch keeps the transposes, so that its flat order is another one.
-    model[0].weight.data, model[2].weight.data = (torch.tensor(w.T) for w in MLP.values())
-    order = np.concatenate(
-        [np.arange(12).reshape(4, 3).T.ravel(), 12 + np.arange(9).reshape(3, 3).T.ravel()]
-    )
+
+def our_matrices():
     one = jnp.float32(1.0)
-    ours = {
+    matvecs = {
         "HessianLinearOperator": curvature.hessian_matvec(mlp_loss, MLP, BATCHES, one),
         "GGNLinearOperator": curvature.gauss_newton_matvec(
             mlp_logits, output_loss, MLP, BATCHES, one
@@ -51,17 +47,52 @@ def test_agreement_with_curvlinops():
             mlp_logits, MLP, BATCHES, one, example_losses=example_losses
         ),
     }
-    data = [(torch.tensor(x), torch.tensor(y)) for x, y in BATCHES]
-    for name, matvec in ours.items():
-        theirs = getattr(curvlinops, name)(
+    return {name: dense(matvec, MLP_DIM)[np.ix_(ORDER, ORDER)] for name, matvec in matvecs.items()}
+
+
+def curvlinops_matrices(dtype):
+    """The same by curvlinops, which has to be installed."""
+    import curvlinops
+    import torch
+
+    model = torch.nn.Sequential(
+        torch.nn.Linear(NUM_INPUTS, NUM_HIDDEN, bias=False),
+        torch.nn.Tanh(),
+        torch.nn.Linear(NUM_HIDDEN, NUM_CLASSES, bias=False),
+    )
+    model[0].weight.data, model[2].weight.data = (
+        torch.tensor(w.T.astype(dtype)) for w in MLP.values()
+    )
+    matrices = {}
+    for name in ("HessianLinearOperator", "GGNLinearOperator", "EFLinearOperator"):
+        operator = getattr(curvlinops, name)(
             model,
             torch.nn.CrossEntropyLoss(),
             list(model.parameters()),
-            data,
+            [(torch.tensor(x.astype(dtype)), torch.tensor(y)) for x, y in BATCHES],
             check_deterministic=False,
         )
-        matrix = (theirs @ torch.eye(MLP_DIM)).detach().numpy()
-        assert_close(dense(matvec, MLP_DIM)[np.ix_(order, order)], matrix)
+        identity = torch.tensor(np.eye(MLP_DIM, dtype=dtype))
+        matrices[name] = (operator @ identity).detach().numpy()
+    return matrices
+
+
+def check_operators(expected):
+    ours = our_matrices()
+    assert ours.keys() == expected.keys()
+    for name, matrix in ours.items():
+        assert_close(matrix, expected[name])
+
+
+def test_agreement_with_what_curvlinops_gave():
+    with np.load(FIXTURES) as kept:
+        check_operators(dict(kept))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_agreement_with_curvlinops():
+    pytest.importorskip("curvlinops")
+    check_operators(curvlinops_matrices(np.float32))
 
 
 def test_matfree_takes_the_operator_as_it_is():

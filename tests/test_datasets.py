@@ -23,6 +23,14 @@ from jaxlimit.datasets import _records, tiny_imagenet
 
 NUM_CIFAR100 = {"train": 600, "test": 30}
 
+# SHA-256 of the images in order, PNG decoded by PIL and ink stretched by integers.
+PINNED = {
+    ("digits", "train"): "1a5fd3b5c524e826767083c882fe4f8c91850d3568a78caadaa66eb3fe78f5b6",
+    ("digits", "test"): "a422c8110b35908d8bc868469498d8bc67c5d5f4357631b3ded0ee283ca6a1e9",
+    ("cifar10", "train"): "88c9329a98bc81f5027a3c0afbdad9b81009cabd4825085c654d8045038b3be2",
+    ("cifar10", "test"): "f0333f9cabc71184abd492a7b73fb73c7e66e192841c11b66d067a1338dad987",
+}
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
@@ -85,6 +93,10 @@ def own_cifar100(cifar100, tmp_path):
     return data, data / "cifar100" / "3.0.2"
 
 
+def digest(images):
+    return hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
+
+
 def test_digits_are_those_of_scikit_learn_in_order():
     train, test = datasets.load("digits", "train"), datasets.load("digits", "test")
     reference = load_digits()
@@ -97,6 +109,8 @@ def test_digits_are_those_of_scikit_learn_in_order():
     np.testing.assert_array_equal(np.rint(images[..., 0] * (16 / 255)), reference.images)
     np.testing.assert_array_equal(np.concatenate([train.labels, test.labels]), reference.target)
     assert train.labels.dtype == np.int32
+    assert digest(train.images) == PINNED["digits", "train"]
+    assert digest(test.images) == PINNED["digits", "test"]
     assert set(test.labels) == set(range(10)) == set(range(train.num_classes))
 
 
@@ -118,6 +132,7 @@ def test_cifar10_whole(data_dir, real_cache, monkeypatch):
     for split, count in (("train", 50_000), ("test", 10_000)):
         images, labels, num_classes = datasets.load("cifar10", split, data_dir)
         assert images.shape == (count, 32, 32, 3)
+        assert digest(images) == PINNED["cifar10", split]
         np.testing.assert_array_equal(np.bincount(labels), np.full(num_classes, count // 10))
     assert_pil_agrees("cifar10", "test", data_dir, images, labels)
 
@@ -131,6 +146,14 @@ def test_tiny_imagenet_half(data_dir, real_cache, monkeypatch):
     assert_pil_agrees("tiny_imagenet/half", "validation", data_dir, images, labels)
     bare = datasets.load("tiny_imagenet", "validation", data_dir)
     np.testing.assert_array_equal(bare.images[::100], images[::100])
+
+
+@pytest.mark.slow
+def test_tiny_imagenet_half_has_half_of_every_class(data_dir, real_cache, monkeypatch):
+    monkeypatch.setenv("JAXLIMIT_CACHE_DIR", str(real_cache))
+    images, labels, num_classes = datasets.load("tiny_imagenet/half", "train", data_dir)
+    assert images.shape == (50_000, 64, 64, 3)
+    np.testing.assert_array_equal(np.bincount(labels), np.full(num_classes, 250))
 
 
 def assert_pil_agrees(name, split, data_dir, images, labels):
@@ -468,3 +491,16 @@ def test_damaged_tiny_imagenet_is_refused(own_tiny_folder, tiny_folder, tmp_path
         tiny_imagenet.prepare(own_tiny_folder, data, "third")
     with pytest.raises(FileNotFoundError, match="was not found"):
         datasets.load("tiny_imagenet", "train", data)
+
+
+@pytest.mark.parametrize(
+    ("size", "error", "message"),
+    [
+        (0, ValueError, "batch_size must be at least 1, got 0"),
+        (-1, ValueError, "batch_size must be at least 1, got -1"),
+        (2.5, TypeError, "batch_size must be a static int, got 2.5"),
+    ],
+)
+def test_batches_of_no_size_are_refused(size, error, message):
+    with pytest.raises(error, match=message):
+        datasets.to_batches(datasets.load("digits", "test"), size)

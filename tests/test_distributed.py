@@ -12,24 +12,29 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlimit import datasets, models, training
+from jaxlimit import datasets, distributed, models, training
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "pruning_limit.py"
 SMALL = {"epochs": 4, "num-steps": 32, "num-gap-steps": 8, "num-ratios": 12, "hessian-images": 203}
 
 
-def start(folder, num_processes, **settings):
-    """Start the processes of one job, or a lone one that is none."""
+def free_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def start(folder, num_processes, *, delay=0, **settings):
+    """Start the processes of one job, or a lone one that is none; all but the first delayed."""
     command = [sys.executable, str(SCRIPT), "--output", str(folder)]
     command += [f"--{name}={value}" for name, value in (SMALL | settings).items()]
     folder.mkdir(parents=True, exist_ok=True)
     if num_processes > 1:
         command.append("--distributed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     processes = []
     for i in range(num_processes):
+        time.sleep(delay if i else 0)
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "JAX_COORDINATOR_ADDRESS": address,
@@ -96,6 +101,13 @@ def test_several_processes_give_what_one_gives(num_processes, alone, tmp_path):
     assert not (tmp_path / "log-1.txt").read_text().count("PREDICTED")
 
 
+@pytest.mark.slow
+def test_a_process_that_comes_late_is_waited_for(alone, tmp_path):
+    result = run(tmp_path, 2, delay=8)
+    assert "waiting up to 120 s for all 2 processes" in (tmp_path / "log-0.txt").read_text()
+    check_equal(tmp_path, result, *alone, SMALL["epochs"])
+
+
 def wait_for(pattern, folder, processes, timeout=400):
     """Wait until the run has written something, and go on at once."""
     end = time.monotonic() + timeout
@@ -134,3 +146,61 @@ def test_a_killed_process_ends_the_job_and_the_next_goes_on(written, victim, und
     np.testing.assert_array_equal(weights(tmp_path, 40), weights(folder, 40))
     assert result["prediction"] == wanted["prediction"]
     assert result["eigenvalues"] == wanted["eigenvalues"]
+
+
+SAYING = """
+from jaxlimit import distributed
+with distributed.job(start_seconds=5, resume="Begin again."):
+    print("began")
+"""
+OF_JOBS = ("JAX_COORDINATOR", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM", "OMPI", "KUBERNETES")
+
+
+def begin(**environment):
+    """Begin a job in another process, whose environment says this and nothing else of jobs."""
+    others = {name: v for name, v in os.environ.items() if not name.startswith(OF_JOBS)}
+    return subprocess.run(
+        [sys.executable, "-c", SAYING],
+        env=others | {"JAX_PLATFORMS": "cpu"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_a_job_that_nothing_describes_says_what_would():
+    done = begin()
+    assert done.returncode == 1
+    assert "began" not in done.stdout
+    assert "RuntimeError: the job did not start" in done.stderr
+    assert "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"JAX_PROCESS_ID": "x"}, "JAX_PROCESS_ID must be an integer, at least 0, got 'x'"),
+        ({"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID must be an integer, at least 0, got '-1'"),
+        ({"JAX_NUM_PROCESSES": "2.5"}, "JAX_NUM_PROCESSES must be an integer, .* got '2.5'"),
+        (
+            {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+            "JAX_PROCESS_ID must be below JAX_NUM_PROCESSES 2, got 2",
+        ),
+    ],
+)
+def test_bad_numbers_in_the_environment_are_named(environment, says, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RuntimeError, match=says), distributed.job():
+        pytest.fail("the job began")
+
+
+@pytest.mark.slow
+def test_a_process_that_never_comes_ends_the_job():
+    address = free_address()
+    done = begin(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="0")
+    assert done.returncode != 0
+    assert "began" not in done.stdout
+    assert f"waiting up to 5 s for all 2 processes of the job to begin at {address}" in done.stderr
+    assert "Begin again." in done.stderr

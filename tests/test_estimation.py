@@ -8,9 +8,10 @@ from sklearn.datasets import load_digits
 from threadpoolctl import threadpool_limits
 
 import jaxlimit
-from jaxlimit import estimation, limits, spectrum
+from jaxlimit import curvature, estimation, limits, spectrum
 from jaxlimit._estimate import Estimate
 
+KEY = jax.random.key(3)
 STAGES = ("spectrum", "removed weights")
 
 
@@ -212,6 +213,76 @@ def test_a_tolerance_stops_early():
         quadratic, jnp.ones(160), batches, key=jax.random.key(1), num_steps=160, tolerance=1e6
     )
     assert found.measure.nodes.shape[-1] == 128  # the first look, at four chunks
+
+
+def curved(dim):
+    """Weights, and a quadratic loss whose Hessian has the eigenvalues ½ … 3/2."""
+    values = np.linspace(0.5, 1.5, dim)
+    weights = np.random.default_rng(2).standard_normal(dim)
+    rows = jnp.asarray(np.diag(np.sqrt(dim * values))[None], jnp.float32)
+    return weights, values, rows, lambda w, batch: 0.5 * jnp.mean((batch @ w["kernel"]) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "x64"), [("float64", True), ("float32", True), ("bfloat16", False)]
+)
+def test_parameters_of_any_precision_have_the_same_limit(dtype, x64):
+    weights, values, rows, loss = curved(400)
+    k, _ = exact_limit(values, weights, 10.0, "abs")
+    settings = {"key": jax.random.key(1), "epsilon": 10.0, "num_steps": 24, "num_gap_steps": 24}
+    with jax.enable_x64(x64):
+        params = {"kernel": jnp.asarray(weights, dtype)}
+        found = jaxlimit.estimate_limit(loss, params, rows, num_probes=4, **settings)
+        assert float(found.prediction.ratio) == pytest.approx(k / 400, abs=1e-2)
+        wide = "float64" if dtype == "float64" else "float32"
+        assert found.measure.nodes.dtype == found.removed_measure.nodes.dtype == wide
+        assert found.reasons == ()
+
+
+def test_a_vector_of_another_type_than_the_weights_is_named():
+    message = "vector must have dtype float64, that of the weights, got float32"
+    weights, _, rows, loss = curved(5)
+    with jax.enable_x64(True):
+        params, rows = {"kernel": jnp.asarray(weights)}, jnp.asarray(rows, jnp.float64)
+        key, narrow = jax.random.key(0), jnp.ones(5, jnp.float32)
+        for matvec in (
+            curvature.hessian_matvec(loss, params, rows),
+            curvature.hessian_matvec(loss, params, rows, mode="forward-over-reverse"),
+            curvature.hessian_matvec(loss, params, rows, mask=np.ones(5, bool)),
+            curvature.hessian_matvec_over(loss, params, lambda: list(rows)),
+        ):
+            for call in (
+                lambda m=matvec: m(narrow),
+                lambda m=matvec: spectrum.spectral_measure(m, key, dim=5, num_steps=2),
+                lambda m=matvec: curvature.check(m, key, dim=5),
+            ):
+                with pytest.raises(TypeError, match=message):
+                    call()
+            assert matvec(narrow.astype(float)).dtype == jnp.float64
+
+
+def test_a_mask_is_refused_since_leaves_are_selected():
+    weights, _, rows, loss = curved(5)
+    with pytest.raises(TypeError, match="select whole leaves by where="):
+        jaxlimit.estimate_limit(
+            loss, {"kernel": jnp.asarray(weights)}, rows, key=KEY, mask=np.ones(5, bool)
+        )
+
+
+def test_a_run_that_was_cut_off_goes_on_from_its_last_checkpoint(tmp_path):
+    weights, _, rows, loss = curved(160)
+    params = {"kernel": jnp.asarray(weights, jnp.float32)}
+    settings = {"key": KEY, "epsilon": 10.0, "num_steps": 128, "checkpoint_dir": tmp_path}
+
+    def cut_off(stage, done, total):
+        if done == 96:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        jaxlimit.estimate_limit(loss, params, rows, on_progress=cut_off, **settings)
+    seen = []
+    jaxlimit.estimate_limit(loss, params, rows, on_progress=lambda *a: seen.append(a), **settings)
+    assert [done for stage, done, _ in seen if stage == "spectrum"] == [96, 128]
 
 
 def test_bad_input_is_named_before_any_work():

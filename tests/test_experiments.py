@@ -1,6 +1,10 @@
 """The main experiment end to end: what it writes, what it says, and that it resumes."""
 
+import dataclasses
 import json
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +17,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 pytest.importorskip("rich")
 pytest.importorskip("tyro")
 
+import flax.linen as nn
+import lomp
+import numpy as np
 import pruning_limit
+
+from jaxlimit import datasets
+
+SCRIPTS = Path(pruning_limit.__file__).parent
 
 KEYS = [
     "dim",
@@ -76,9 +87,92 @@ def test_dry_run_prints_the_plan_and_does_nothing_else(tmp_path, capsys):
     pruning_limit.main(config)
     said = capsys.readouterr().out
     assert "D = 877,010" in said
-    # 48 Lanczos vectors and 24 rows for locked ones, in float32.
-    assert f"{72 * 4 * 877_010 / 2**30:.3g} GiB" in said
+    # Of so few steps every vector is kept, in float32.
+    (basis,) = (line for line in said.splitlines() if line.startswith("basis "))
+    assert basis.split() == ["basis", f"{64 * 4 * 877_010 / 2**30:.3g}", "GiB"]
     assert not (tmp_path / "run").exists()
+
+
+class Small(nn.Module):
+    """Of 610 weights."""
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        return nn.Dense(10)(nn.relu(nn.Dense(8)(images.reshape(len(images), -1))))
+
+
+def test_lomp_writes_beside_the_run_and_resumes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pruning_limit.models, "create", lambda *_, **__: Small())
+    config = lomp.Config(
+        epochs=2, max_images=300, ratios=(1.0, 1 / 610), finetune_epochs=2, output=tmp_path / "run"
+    )
+    lomp.main(config)
+    folder = tmp_path / "run" / "seed-0"
+    first = json.loads((folder / "lomp.json").read_text())
+    assert [row["ratio"] for row in first["rows"]] == [pytest.approx(1 / 610), 1.0]
+    assert first["limits"] is None
+    single, whole = first["rows"]
+    assert whole["one_shot"] == first["dense"]
+    # A single weight tells no image from another, so that all are given one class.
+    labels = datasets.load("digits", "test").labels[:300]
+    shares = np.bincount(labels) / 300
+    for kind in ("one_shot", "fine_tuned"):
+        assert np.abs(shares - single[kind]).min() < 1e-6
+    assert 10_000 < (folder / "lomp.png").stat().st_size < 200_000
+
+    capsys.readouterr()
+    known = {"prediction": {"ratio": 0.01}, "measured": {"by_loss": 0.02}}
+    (folder / "result.json").write_text(json.dumps(known))
+    lomp.main(config)
+    assert "2 of 2 epochs" in capsys.readouterr().out
+    second = json.loads((folder / "lomp.json").read_text())
+    assert second["limits"] == {"predicted": 0.01, "measured": 0.02}
+    assert second["rows"] == first["rows"]
+
+    (folder / "lomp.json").unlink()
+    monkeypatch.setattr(lomp.distributed, "is_first", lambda: False)
+    lomp.main(dataclasses.replace(config, ratios=(1.0,)))
+    assert not (folder / "lomp.json").exists()
+
+
+def test_lomp_dry_run_does_nothing_else(tmp_path, capsys):
+    lomp.main(lomp.Config(dry_run=True, output=tmp_path / "run"))
+    assert "D = 877,010" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("script", ["lomp.py --dry-run", "tables.py --collect"])
+def test_distributed_starts_a_job(script, tmp_path):
+    """A job of one process, which waits for all of itself and then does its work."""
+    name, flag = script.split()
+    where = {"lomp.py": "output", "tables.py": "results"}[name]
+    output = tmp_path / "out"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(SCRIPTS / name),
+            "--distributed",
+            flag,
+            f"--{where}={tmp_path / 'out'}",
+        ],
+        env=os.environ
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": "1",
+            "JAX_PROCESS_ID": "0",
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "all processes of the job" in done.stderr
+    assert (output / "table.md").exists() == (name == "tables.py")
 
 
 @pytest.mark.parametrize(

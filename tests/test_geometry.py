@@ -643,6 +643,49 @@ def bad_calls():
         "semi_axes must lie": lambda: geometry.gaussian_width_ellipsoid(jnp.inf * ones),
         "l1_radius": lambda: geometry.gaussian_width_l1_l2_ball(3, -1.0, 1.0),
         "points": lambda: geometry.finite_set_support(ones),
+        "k must be an integer, got 1.5": lambda: geometry.intrinsic_volumes_subspace(1.5, dim=3),
+        r"point must be a vector with 16 entries, got shape \(9,\)": lambda: dimension(
+            geometry.psd_cone_projection(4), dim=9
+        ),
+        r"point must be a vector with 16 entries, got shape \(15,\)": lambda: dimension(
+            geometry.psd_cone_projection(4), dim=15
+        ),
+        "point must be a vector with 5 entries": lambda: dimension(
+            geometry.subspace_projection(jnp.eye(5)[:, :2])
+        ),
+        "point must be a vector with 3 entries": lambda: dimension(
+            geometry.ellipsoid_cone_projection(ones, 2 * ones)
+        ),
+        "point must be a vector with 1 entries": lambda: dimension(
+            geometry.l1_descent_cone_projection(jnp.ones(1))
+        ),
+        "g must be a vector with 1 entries": lambda: width(geometry.box_support(jnp.ones(1))),
+        "g must be a vector with 2 entries": lambda: width(geometry.ellipsoid_support(jnp.ones(2))),
+        "g must be a vector with 3 entries": lambda: width(geometry.finite_set_support(jnp.eye(3))),
+        "basis must have independent columns, hence rank 2, got rank 1": lambda: (
+            geometry.subspace_projection(jnp.stack([VIEWPOINT, VIEWPOINT / 3], 1))
+        ),
+        "basis must have independent columns, hence rank 3, got rank 2": lambda: (
+            geometry.subspace_projection(jnp.eye(4)[:, :3].at[2, 2].set(0.0))
+        ),
+        r"dim must lie in \[2, .*\], got inf": lambda: circular(jnp.inf, 0.3),
+        r"dim must lie in \[0, .*\], got inf": lambda: geometry.gaussian_width_ball(jnp.inf, 1.0),
+        r"dim must lie in \[1, .*\], got inf": lambda: geometry.gaussian_width_cross_polytope(
+            jnp.inf, 1.0
+        ),
+        "dim must lie in .*, got inf": lambda: geometry.kinematic_band(1.0, jnp.inf, 0.9),
+        "l1_radius must lie in .*, got inf": lambda: geometry.gaussian_width_l1_l2_ball(
+            100, jnp.inf, 1.0
+        ),
+        "l2_radius must lie in .*, got inf": lambda: geometry.gaussian_width_l1_l2_ball(
+            100, 2.0, jnp.inf
+        ),
+        "l2_radius must lie": lambda: geometry.l1_l2_ball_support(2.0, jnp.inf),
+        "distance must lie in .*, got inf": lambda: ellipsoid(jnp.array([1.0, jnp.inf]), jnp.inf),
+        r"half_widths must have .* got shape \(\)": lambda: geometry.gaussian_width_box(2.0),
+        r"semi_axes must have .* got shape \(\)": lambda: geometry.gaussian_width_ellipsoid(2.0),
+        "half_widths must be a vector": lambda: geometry.box_support(2.0),
+        "semi_axes must be a vector": lambda: geometry.ellipsoid_support(jnp.ones((2, 2))),
         "num_samples": lambda: dimension(jax.nn.relu, num_samples=0),
         "project must be idempotent": lambda: dimension(lambda x: x / 2),
         "project must be positively": lambda: dimension(optax.projections.projection_l2_ball),
@@ -666,6 +709,13 @@ def bad_calls():
 def test_bad_input_is_named(message):
     with pytest.raises(ValueError, match=message):
         bad_calls()[message]()
+
+
+def test_bases_of_unlike_lengths_are_independent():
+    """The longer column is ten million times the shorter, and neither drowns the other."""
+    basis = jnp.array([[1e-3, 0.0], [0.0, 1e4], [0.0, 1e4]])
+    got = geometry.subspace_projection(basis)(jnp.array([1.0, 2.0, 0.0]))
+    np.testing.assert_allclose(got, [1, 1, 1], rtol=1e-6)
 
 
 def test_oblique_projection_is_refused():

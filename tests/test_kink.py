@@ -12,9 +12,9 @@ from jax.tree_util import Partial
 from sklearn.datasets import load_digits
 from threadpoolctl import threadpool_limits
 
-from jaxlimit import curvature, flatten_weights, limits, operators, spectrum
+from jaxlimit import curvature, flatten_weights, lanczos, limits, operators, spectrum
 
-DEFAULT_DEPTH = 128
+DEFAULT_DEPTH = lanczos.FULL_DEPTH
 SMALL, LARGE = (12,), (48, 32)
 
 
@@ -115,7 +115,7 @@ def test_bracket_holds_each_probes_own_truth(widths, negative):
         hessian = jnp.asarray((net.vectors * net.eigenvalues) @ net.vectors.T)
         measure, weights = probes_of(net, Partial(jnp.matmul, hessian), jnp.float64)
         own = weights @ np.asarray(f(jnp.asarray(net.eigenvalues)))
-        for depth in (16, 32, 64, DEFAULT_DEPTH):
+        for depth in (16, 32, 64, 128, DEFAULT_DEPTH):
             at = spectrum.truncate(measure, depth)
             assert at.family_nodes is not None
             assert at.family_weights is not None
@@ -134,7 +134,7 @@ def test_lower_bound_of_a_trained_relu_network(widths, negative):
     f = partial(limits.curvature_share, ridge=c, negative=negative)
     values = np.asarray(f(jnp.asarray(net.eigenvalues, jnp.float32)), np.float64)
     measure, weights = probes_of(net, net.matvec, jnp.float32)
-    for depth in (16, 32, 64, DEFAULT_DEPTH):
+    for depth in (16, 32, 64, 128, DEFAULT_DEPTH):
         joint = spectrum.trace_bracket(spectrum.truncate(measure, depth), f)
         assert joint.lower <= values.mean() <= joint.upper
     value = float(spectrum.trace_bracket(measure, f).value)

@@ -17,6 +17,7 @@ from jaxlimit._estimate import Estimate
 from jaxlimit.spectrum import SpectralMeasure, exact_measure
 
 NUM, DIM = 2000, 12
+KEY = jax.random.key(0)
 
 
 def curvature(eigenvalues, negative):
@@ -543,6 +544,75 @@ def test_several_thresholds_and_their_squares_in_one_search():
     np.testing.assert_allclose(split.radius(found), expected, rtol=1e-6)
 
 
+def test_a_product_that_is_not_finite_is_announced_under_jit():
+    """The whole chain in one program, where nothing can be raised: NaN in, NaN out."""
+    weights, eigenvalues = jnp.linspace(0.1, 1, 64), jnp.linspace(0.0, 2, 64)
+
+    @jax.jit
+    def chain(poison, key):
+        product = lambda v: eigenvalues * v / (jnp.abs(v).max() < poison)  # noqa: E731
+        measure = spectrum.spectral_measure(product, key, dim=64, num_steps=6, num_probes=2)
+        published = limits.pruning_limit(measure, weights, 1.0)
+        return {
+            "limits": (
+                published,
+                limits.pruning_limit(measure, weights, 1.0, negative="clip"),
+                limits.random_subspace_threshold(measure, weights, 1.0),
+                limits.random_subspace_threshold(measure, weights, 1.0, offset="random"),
+            ),
+            "others": (
+                limits.lower_bound(measure, 1.0, 1.0),
+                limits.sensitivity(measure, published, 1.0),
+                limits.key_factors(measure, weights, 1.0, limit=published),
+            ),
+        }
+
+    healthy, broken = chain(jnp.inf, KEY), chain(0.2, KEY)
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(healthy))
+    for found in broken["limits"]:
+        assert found.num_kept == -1
+        assert all(jnp.isnan(x) for x in found._replace(num_kept=jnp.nan))
+    for name, value in broken["others"][2]._asdict().items():
+        assert jnp.isnan(value) or name == "norm", name
+    assert all(jnp.isnan(x) for x in jax.tree.leaves(broken["others"][:2]))
+
+
+@pytest.mark.parametrize("what", ["nodes", "weights", "epsilon"])
+def test_nan_in_any_argument_is_announced_under_jit(what):
+    nan = {"nodes": 1.0, "weights": 1.0, "epsilon": 1.0} | {what: jnp.nan}
+    measure, weights = good()
+
+    @jax.jit
+    def solve(nan):
+        poisoned = dataclasses.replace(measure, nodes=measure.nodes * nan["nodes"])
+        return limits.pruning_limit(poisoned, weights * nan["weights"], nan["epsilon"])
+
+    found = solve(nan)
+    assert jnp.isnan(found.ratio)
+    assert jnp.isnan(found.lower)
+    assert jnp.isnan(found.upper)
+
+
+def test_loss_tolerance_under_jit_says_by_nan_that_it_is_unknown():
+    losses = np.random.default_rng(6).standard_normal((3, 10)).astype(np.float32)
+    measure = jax.jit(
+        lambda w, x: limits.loss_tolerance_estimate(lambda w, x: jnp.mean(w * x), w, x)
+    )
+    found = measure(1.0, losses)
+    assert found.value == pytest.approx(losses.std() / 128**0.5, rel=1e-4)
+    losses[1, 2] = np.inf
+    assert all(jnp.isnan(x) for x in measure(1.0, losses))
+
+
+def test_weights_whose_squares_overflow_are_refused():
+    measure, weights = good()
+    with pytest.raises(ValueError, match=r"squares that float32 can sum, .* up to 1e\+30: scale"):
+        limits.pruning_limit(measure, 1e30 * weights, 1.0)
+    # What the message advises leaves the ratio as it is.
+    near, far = (limits.pruning_limit(measure, s * weights, s**2) for s in (1.0, 1e12))
+    assert near.ratio == far.ratio
+
+
 def good():
     return exact_measure(jnp.array([1.0, 2.0])), jnp.ones(2)
 
@@ -651,3 +721,11 @@ def test_quadratic_limit_keeps_all_where_there_is_no_factorisation():
 def test_quadratic_limit_names_what_is_wrong(shape, epsilon, message):
     with pytest.raises(ValueError, match=message):
         limits.quadratic_limit(jnp.ones(shape), jnp.ones(2), epsilon)
+
+
+def test_quadratic_limit_refuses_what_is_not_finite():
+    hessian, weights = jnp.eye(2), jnp.ones(2)
+    with pytest.raises(ValueError, match="hessian must be finite"):
+        limits.quadratic_limit(hessian.at[0, 1].set(jnp.nan), weights, 1.0)
+    with pytest.raises(ValueError, match="weights must be finite"):
+        limits.quadratic_limit(hessian, weights.at[0].set(jnp.inf), 1.0)

@@ -1,5 +1,7 @@
 """Pruning a trained network in one shot, and fine-tuning it with the mask held."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -73,3 +75,20 @@ def test_everything_kept_is_the_trained_network(data, trained):
     )
     with pytest.raises(ValueError, match=r"ratio must lie in \[0, 1\], got 1\.5"):
         lomp.prune(Net(), data, trained, 1.5)
+
+
+def test_several_seeds_are_refused_and_one_of_them_is_not(data, trained):
+    both = training.fit(Net(), data, dataclasses.replace(CONFIG, seed=(0, 1)))
+    with pytest.raises(ValueError, match="trained must be of one seed, got 2"):
+        lomp.prune(Net(), data, both, 0.3)
+    with pytest.raises(ValueError, match=r"finetune must be of one seed, got \(0, 1\)"):
+        lomp.prune(Net(), data, trained, 0.3, finetune=dataclasses.replace(CONFIG, seed=(0, 1)))
+    second = both._replace(
+        params=jax.tree.map(lambda leaf: leaf[1], both.params),
+        state=jax.tree.map(lambda leaf: leaf[1], both.state),
+        history=both.history._replace(loss=both.history.loss[1]),
+    )
+    weights = flat(second.params)
+    pruned = flat(lomp.prune(Net(), data, second, 0.3).params)
+    kept = np.argsort(-np.abs(weights))[: round(0.3 * weights.size)]
+    np.testing.assert_array_equal(np.flatnonzero(pruned), np.sort(kept))

@@ -1,13 +1,18 @@
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from torch_layout import renamed
 
 from jaxlimit import models
 from jaxlimit.models._layers import ConvNorm
+
+# What `make_torch_fixtures.py` had of PyTorch.
+FIXTURES = Path(__file__).with_name("fixtures") / "torch_models.npz"
 
 # Small enough to compile in seconds, with every kind of layer of the full net; the full nets
 # themselves go through the same checks in the slow tests.
@@ -202,40 +207,70 @@ TORCH_CASES = {
 }
 
 
-@pytest.mark.parametrize("name", TORCH_CASES)
-def test_forward_and_hessian_product_agree_with_torch(name):
-    """In float64 both sides are exact to rounding: relative error below 1e-10."""
-    torch = pytest.importorskip("torch")
+def torch_case(name):
+    """The float64 net, images, labels, variables and tangent of a comparison; fixed by seeds."""
+    net = models.create(name, num_classes=5, dtype=jnp.float64, **TORCH_CASES[name][1])
+    images = random_images(16, num=3).astype(jnp.float64)
+    labels = jnp.array([4, 0, 2])
+    variables = random_variables(jax.eval_shape(net.init, jax.random.key(0), images))
+    params, state = variables["params"], variables.get("batch_stats", {})
+    return net, images, labels, params, state, random_variables(params, seed=3)
+
+
+def logits_and_hessian_product(net, images, labels, params, state, tangent):
+    def loss(params):
+        logits = net.apply({"params": params, "batch_stats": state}, images)
+        value = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return value, logits
+
+    gradient = jax.grad(loss, has_aux=True)
+    product = jax.jit(lambda params, tangent: jax.jvp(gradient, (params,), (tangent,)))
+    (_, logits), (hessian_tangent, _) = product(params, tangent)
+    return {"logits": logits} | renamed(hessian_tangent)
+
+
+def torch_results(name, images, labels, params, state, tangent):
+    """The same by PyTorch, which has to be installed."""
+    import torch
     import torch_references as references
 
     kind, fields = TORCH_CASES[name]
-    with jax.enable_x64(True):
-        net = models.create(name, num_classes=5, dtype=jnp.float64, **fields)
-        images = random_images(16, num=3).astype(jnp.float64)
-        labels = jnp.array([4, 0, 2])
-        variables = random_variables(jax.eval_shape(net.init, jax.random.key(0), images))
-        params, state = variables["params"], variables.get("batch_stats", {})
-        tangent = random_variables(params, seed=3)
-
-        def loss(params):
-            logits = net.apply({"params": params, "batch_stats": state}, images)
-            value = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-            return value, logits
-
-        gradient = jax.grad(loss, has_aux=True)
-        product = jax.jit(lambda params, tangent: jax.jvp(gradient, (params,), (tangent,)))
-        (_, logits), (hessian_tangent, _) = product(params, tangent)
-
     model = references.load(getattr(references, kind)(5, **fields), params, state)
-    torch_images = torch.tensor(np.asarray(images.transpose(0, 3, 1, 2)))
-    assert relative_error(logits, model(torch_images).detach()) < 1e-10
-    expected = references.hessian_product(
-        model, torch_images, torch.tensor(np.asarray(labels)), tangent
-    )
-    ours = references.to_torch(hessian_tangent)
+    images = torch.tensor(np.asarray(images.transpose(0, 3, 1, 2)))
+    labels = torch.tensor(np.asarray(labels))
+    results = references.hessian_product(model, images, labels, tangent)
+    return {
+        leaf: tensor.detach().numpy()
+        for leaf, tensor in {"logits": model(images), **results}.items()
+    }
+
+
+def check_against_torch(name, results_of):
+    """In float64 both sides are exact to rounding: relative error below 1e-10."""
+    with jax.enable_x64(True):
+        net, *case = torch_case(name)
+        ours = jax.device_get(logits_and_hessian_product(net, *case))
+        expected = results_of(name, *case)
     assert ours.keys() == expected.keys()
     for leaf in ours:
         assert relative_error(ours[leaf], expected[leaf]) < 1e-10, leaf
+
+
+@pytest.mark.parametrize("name", TORCH_CASES)
+def test_forward_and_hessian_product_agree_with_what_torch_gave(name):
+    with np.load(FIXTURES) as file:
+        kept = {
+            key.removeprefix(f"{name}/"): file[key]
+            for key in file.files
+            if key.startswith(f"{name}/")
+        }
+    check_against_torch(name, lambda *_: kept)
+
+
+@pytest.mark.parametrize("name", TORCH_CASES)
+def test_forward_and_hessian_product_agree_with_torch(name):
+    pytest.importorskip("torch")
+    check_against_torch(name, torch_results)
 
 
 def test_unknown_name_gives_the_nearest():
@@ -271,6 +306,16 @@ def test_images_that_a_net_cannot_take(name, images, error, match):
     net = models.create(name, num_classes=2)
     with pytest.raises(error, match=match):
         jax.eval_shape(net.init, jax.random.key(0), images)
+
+
+def test_alexnet_needs_what_its_pools_take_away():
+    images, thin = jnp.zeros((1, 8, 8, 3)), dict(THIN["alexnet"])
+    net = models.create("alexnet", num_classes=2, **(thin | {"image_size": 64}))
+    with pytest.raises(ValueError, match="AlexNet: image_size must be at least 65, got 64"):
+        jax.eval_shape(net.init, jax.random.key(0), images)
+    net = models.create("alexnet", num_classes=2, **(thin | {"image_size": 65}))
+    params = jax.eval_shape(net.init, jax.random.key(0), images)["params"]
+    assert params["Dense_0"]["kernel"].shape[0] == net.channels[-1]  # one pixel is left
 
 
 def test_dense_nets_keep_to_the_image_size_they_were_made_for():

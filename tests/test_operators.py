@@ -6,7 +6,7 @@ from jax.tree_util import Partial
 from scipy import sparse, stats
 from scipy.sparse import linalg
 
-from jaxlimit import _memory, lanczos, operators, traces
+from jaxlimit import _memory, curvature, lanczos, operators, spectrum, traces
 
 DIM = 40
 EIGENVALUES = np.concatenate([[9.0, 7.0, -4.0], np.linspace(-1, 2, DIM - 3)])
@@ -142,3 +142,73 @@ def test_lineax_operators_between_other_spaces_are_refused():
         operators.from_lineax(lineax.MatrixLinearOperator(jnp.ones((2, 3))))
     with pytest.raises(TypeError, match="must be on real floating arrays, got dtype complex64"):
         operators.from_lineax(lineax.MatrixLinearOperator(jnp.eye(2) * 1j))
+
+
+def quadratic_on_the_host():
+    """The Hessian diag(1 … 6) by batches read anew for each product."""
+    rows = np.diag(np.sqrt(6 * np.arange(1.0, 7))).astype(np.float32)
+    loss = lambda w, batch: 0.5 * jnp.mean((batch @ w) ** 2)  # noqa: E731
+    batches = [rows[:4], rows[4:]]
+    return (
+        curvature.hessian_matvec_over(loss, jnp.zeros(6), lambda: iter(batches)),
+        curvature.hessian_matvec(loss, jnp.zeros(6), batches),
+    )
+
+
+def test_products_that_loop_on_the_host_serve_what_runs_eagerly():
+    host, device = quadratic_on_the_host()
+    np.testing.assert_allclose(operators.to_dense(host, 6), np.diag(np.arange(1.0, 7)), atol=1e-5)
+    values = linalg.eigsh(operators.to_scipy(host, 6), k=2, return_eigenvectors=False)
+    np.testing.assert_allclose(np.sort(values), [5, 6], rtol=1e-5)
+    settings = {"dim": 6, "num_steps": 4, "num_probes": 2}
+    measures = [
+        spectrum.spectral_measure(matvec, jax.random.key(0), **settings)
+        for matvec in (host, device)
+    ]
+    np.testing.assert_allclose(measures[0].nodes, measures[1].nodes, atol=1e-4)
+    with pytest.raises(ValueError, match="vectorize must be False where matvec loops"):
+        spectrum.spectral_measure(host, jax.random.key(0), vectorize=True, **settings)
+
+
+@pytest.mark.parametrize(
+    ("run", "instead"),
+    [
+        (traces.hutchinson, "use spectrum.spectral_measure"),
+        (traces.hutch_plus_plus, "use spectrum.spectral_measure"),
+        (traces.xtrace, "use spectrum.spectral_measure"),
+        (traces.diagonal, "write it out by operators.to_dense"),
+        (
+            lambda *args, dim, num_matvecs: lanczos.extremal_eigenpairs(
+                *args, dim=dim, num_pairs=1
+            ),
+            "use lanczos.two_pass_eigenpairs",
+        ),
+    ],
+)
+def test_what_is_compiled_refuses_products_that_loop_on_the_host(run, instead):
+    with pytest.raises(TypeError, match=f"cannot be compiled: {instead}.*, or stack the batches"):
+        run(quadratic_on_the_host()[0], jax.random.key(0), dim=6, num_matvecs=4)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        traces.hutch_plus_plus,
+        traces.xtrace,
+        traces.diagonal,
+        lambda *args, dim, num_matvecs, dtype: lanczos.extremal_eigenpairs(
+            *args, dim=dim, num_pairs=1, dtype=dtype
+        ),
+    ],
+)
+def test_types_that_cannot_be_factored_are_named(run):
+    with pytest.raises(TypeError, match=r"dtype must be float32 or float64, .*, got bfloat16"):
+        run(lambda v: v, jax.random.key(0), dim=9, num_matvecs=4, dtype=jnp.bfloat16)
+
+
+def test_two_passes_cannot_be_traced_and_say_so():
+    run = lambda v: lanczos.two_pass_eigenpairs(  # noqa: E731
+        lambda x: 2 * x, v, num_steps=3, num_pairs=1
+    )
+    with pytest.raises(TypeError, match=r"cannot run under jit, vmap or scan: .*extremal"):
+        jax.jit(run)(jnp.arange(1.0, 5))

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as arrays
 from jax.tree_util import Partial
 
 from jaxlimit import _magnitudes, pruning
+from jaxlimit._memory import DeviceMemoryError
 from jaxlimit.pruning import SweepResult
 
 EPS = float(np.finfo(np.float32).eps)
@@ -167,6 +168,16 @@ def test_a_sweep_passes_operands_and_keeps_what_is_not_studied(problem):
     )
     emptied = params | {"kernel": jnp.zeros((4, 3))}
     np.testing.assert_allclose(sweep.losses, [2 * quadratic(emptied, everything)], rtol=1e-6)
+
+
+def test_a_sweep_that_runs_out_of_memory_says_what_to_change(problem, monkeypatch):
+    def refuse(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying")
+
+    params, batches, _ = problem
+    monkeypatch.setattr(pruning, "_sweep", refuse)
+    with pytest.raises(DeviceMemoryError, match=r"in a sweep .*: make batches smaller: RESOURCE"):
+        pruning.magnitude_sweep(quadratic, params, batches, [0.5, 1.0])
 
 
 def sweep_of(ratios, losses):

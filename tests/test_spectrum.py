@@ -384,3 +384,94 @@ def test_float32_measures_agree_with_float64():
             results[dtype] = spectrum.trace_bracket(spectrum.measure_from(run, dim=DIM), f)
     for single, double in zip(results[jnp.float32], results[jnp.float64], strict=True):
         assert float(single) == pytest.approx(float(double), rel=2e-3)
+
+
+def test_a_row_whose_product_failed_is_nan_under_jit():
+    @jax.jit
+    def run(start):
+        product = lambda v: jnp.arange(8.0) * v / (jnp.abs(v).max() < 0.99)  # noqa: E731
+        results = [
+            lanczos.tridiagonalize(
+                product, s, num_steps=4, keep_basis=False, reorthogonalize="none"
+            )
+            for s in (start, jnp.ones(8))
+        ]
+        measure = spectrum.measure_from(jax.tree.map(lambda *x: jnp.stack(x), *results), dim=8)
+        shorter = spectrum.truncate(measure, 2), spectrum.pinned_measure(measure, 0.0)
+        traces = [
+            f(measure, jnp.abs).value for f in (spectrum.trace_function, spectrum.trace_bracket)
+        ]
+        grid = jnp.linspace(0.1, 9, 50)
+        shapes = [d(measure, grid, width=1.0) for d in (spectrum.density, spectrum.log_density)]
+        return (measure, *shorter), (traces, shapes)
+
+    measures, read = run(jnp.eye(8)[0])
+    for measure in measures:
+        for name in ("nodes", "weights", "family_nodes", "family_weights"):
+            values = getattr(measure, name)
+            if values is not None:
+                assert jnp.isnan(values[0]).all()
+                assert jnp.isfinite(values[1]).all()
+    assert all(jnp.isnan(x).all() for x in jax.tree.leaves(read))
+
+
+def test_integer_eigenvalues_are_those_of_floats():
+    integers = spectrum.exact_measure(jnp.array([1, 3, -4]))
+    floats = spectrum.exact_measure(jnp.array([1.0, 3.0, -4.0]))
+    jax.tree.map(np.testing.assert_array_equal, integers, floats)
+    assert spectrum.trace_function(integers, jnp.abs).value == pytest.approx(8 / 3)
+    with pytest.raises(TypeError, match="eigenvalues must be real, got dtype complex64"):
+        spectrum.exact_measure(jnp.array([1j]))
+
+
+def test_a_closed_bracket_covers_at_the_stated_rate():
+    """Twelve distinct eigenvalues: the interval is that of the random error alone.
+
+    Shares of groups of m eigenvalues are Dirichlet(m/2), here nearly normal, and the variance
+    2/(D + 2) var f is known to each probe but for the same shares: to some 1/√D, as from a sample
+    of D, so that even a single probe needs no Student's t.
+    """
+    values, num_seeds = np.linspace(-1, 4, 12), 200
+    eigenvalues = np.repeat(values, 60)
+    f = share(0.3)
+    truth = np.mean(np.asarray(f(jnp.asarray(eigenvalues))))
+    measure = spectrum.spectral_measure(
+        diagonal_operator(eigenvalues),
+        jax.random.key(3),
+        dim=eigenvalues.size,
+        num_steps=14,
+        num_probes=2 * num_seeds,
+    )
+    for num_probes in (1, 2):
+        of_seed = jax.tree.map(
+            lambda x, p=num_probes: x[: p * num_seeds].reshape(num_seeds, p, *x.shape[1:]), measure
+        )
+        found = jax.vmap(lambda m: spectrum.trace_bracket(m, f))(of_seed)
+        half_width = np.asarray(found.upper - found.lower) / 2
+        np.testing.assert_allclose(half_width, 1.96 * found.standard_error, rtol=1e-2)
+        # The spread of 200 values is known to 5 %.
+        spread = np.std(np.asarray(found.value), ddof=1)
+        assert np.median(found.standard_error) == pytest.approx(spread, rel=0.2)
+        covered = np.mean((found.lower <= truth) & (truth <= found.upper))
+        assert 0.90 <= covered <= 0.99, (num_probes, covered)
+
+
+def test_bad_functions_grids_and_operators_are_named(tmp_path):
+    measure = spectrum.spectral_measure(
+        diagonal_operator(np.linspace(-1, 1, 30)), jax.random.key(0), dim=30, num_steps=4
+    )
+    for trace in (spectrum.trace_function, spectrum.trace_bracket):
+        with pytest.raises(ValueError, match="f must map eigenvalues elementwise"):
+            trace(measure, lambda x: jnp.sum(x, -1))
+        assert trace(measure, lambda x: 1.0).value == pytest.approx(1)
+    with pytest.raises(ValueError, match="measure must be that of a positive semi-definite"):
+        spectrum.psd_bracket(measure, jnp.exp)
+    exact = spectrum.exact_measure(jnp.array([0.0, 2.0]))
+    np.testing.assert_allclose(
+        spectrum.density(exact, jnp.arange(-3, 6), width=1),
+        spectrum.density(exact, jnp.arange(-3.0, 6), width=1.0),
+    )
+    with pytest.raises(ValueError, match="width must be at least the grid's spacing"):
+        spectrum.density(exact, jnp.arange(3.0), width=jnp.nan)
+    with pytest.raises(ValueError, match="grid must increase"):
+        spectrum.density(exact, jnp.array([0.0, jnp.nan, 1.0]), width=1.0)

@@ -188,3 +188,30 @@ def test_committed_tables_come_from_the_committed_results(tmp_path):
     tables.tabulate(tables.read_rows(), config)
     for name in ("table.md", "table.csv"):
         assert (tmp_path / "tables" / name).read_text() == (committed / name).read_text()
+
+
+def test_only_the_first_process_writes_once_all_have_come(config, runner, monkeypatch):
+    came = []
+    monkeypatch.setattr(tables.distributed, "barrier", came.append)
+    monkeypatch.setattr(tables.distributed, "is_first", lambda: False)
+    config = dataclasses.replace(config, rows=("fc5",), settings=("paper",), distributed=True)
+    tables.main(config)
+    assert len(runner) == 3
+    assert len(came) == 4  # after each run, and at the end
+    assert not config.results.exists()
+    made = json.loads((config.runs / "fc5-cifar10-paper" / "seed-0" / "result.json").read_text())
+    assert made["config"]["distributed"]
+    # Alone again, the runs are the same ones.
+    monkeypatch.setattr(tables.distributed, "is_first", lambda: True)
+    runner.clear()
+    tables.main(dataclasses.replace(config, distributed=False))
+    assert not runner
+    assert lines_of(config.results)["fc5-cifar10", "paper"]["seeds"] == "3"
+
+
+def test_a_failure_ends_a_job_of_several_processes(config, runner):
+    config = dataclasses.replace(config, settings=("paper",), distributed=True)
+    with pytest.raises(FloatingPointError, match="epoch 3"):
+        tables.main(config)
+    assert runner[-1][0] == "fc12"
+    assert len(runner) == 4

@@ -1,15 +1,21 @@
 import json
 import math
+import re
+import shutil
+from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from sklearn.datasets import load_digits
 
 from jaxlimit import training
+from jaxlimit._checkpoints import digests
+from jaxlimit._memory import DeviceMemoryError
 from jaxlimit.training import TrainingConfig, loop
 
 
@@ -497,6 +503,11 @@ def test_distance_from_minimum_against_the_formula(data):
     np.testing.assert_allclose(got.gradient_norm, np.linalg.norm(g), rtol=1e-5)
 
 
+def test_parameters_are_spread_over_a_mesh_only(data):
+    with pytest.raises(ValueError, match=r"shard_params needs a mesh .* got mesh=None"):
+        training.fit(Net(), data, config(), shard_params=True)
+
+
 # --- checkpoints ----------------------------------------------------------------------------
 
 
@@ -592,6 +603,24 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(data, tmp_path
     assert seen[0].epoch.tolist() == [1]
 
 
+def test_non_finite_loss_names_the_seeds(data):
+    def breaks(params, state, images, *, train, key):
+        logits, _ = linear(params, state, images, train=train, key=key)
+        broken = train and jax.random.uniform(key) < 0.1
+        return jnp.where(broken, jnp.nan, logits), state
+
+    start = {"params": {"kernel": np.zeros((16, 3), np.float32), "bias": np.zeros(3, np.float32)}}
+    failed = []
+    for seed in range(4):
+        try:
+            training.fit(breaks, data, config(epochs=1, seed=seed), **start)
+        except FloatingPointError:
+            failed.append(str(seed))
+    assert 0 < len(failed) < 4
+    with pytest.raises(FloatingPointError, match=rf"loss of seed {', '.join(failed)} stopped"):
+        training.fit(breaks, data, config(epochs=1, seed=(0, 1, 2, 3)), **start)
+
+
 def test_weights_that_overflow_in_the_last_step_are_noticed(data):
     images = np.full((44, 4, 4, 1), 1e30, np.float32)
     params = {"kernel": np.zeros((16, 3), np.float32), "bias": np.zeros(3, np.float32)}
@@ -623,3 +652,132 @@ def test_disk_full_while_saving_leaves_the_previous_checkpoint_whole(data, tmp_p
     resumed = training.fit(Net(), data, config(), **run)
     assert resumed.resumed_from == 1
     assert_same_bits(resumed.params, whole.params)
+
+
+def test_disk_full_while_metrics_are_written_names_file_and_checkpoint(data, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+
+    def fill_disk(metrics):
+        if metrics.epoch == 2:
+            path.unlink()
+            path.symlink_to("/dev/full")
+
+    run = {"checkpoint_dir": tmp_path / "run", "checkpoint_every": 1, "metrics_path": path}
+    says = rf"metrics to {path}; the checkpoint of epoch 2 in .* is whole: .*No space left"
+    with pytest.raises(OSError, match=says):
+        training.fit(Net(), data, config(), on_epoch=fill_disk, **run)
+    path.unlink()
+    assert training.fit(Net(), data, config(), **run).resumed_from == 2
+    assert len(path.read_text().splitlines()) == 4
+
+
+class RefusedArray:
+    """What a program that runs out of memory leaves: an array that raises when it is asked for."""
+
+    def __array__(self, *args, **kwargs):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying")
+
+
+@pytest.mark.parametrize("when", ["at dispatch", "while it runs"])
+def test_device_out_of_memory_names_the_checkpoint_and_the_run_goes_on(
+    data, tmp_path, monkeypatch, when
+):
+    run_epoch = loop._epoch
+
+    def refuse(carry, epoch, rates, **fixed):
+        if epoch < 3:
+            return run_epoch(carry, epoch, rates, **fixed)
+        if when == "at dispatch":
+            np.asarray(RefusedArray())
+        carry, losses, _, metrics = run_epoch(carry, epoch, rates, **fixed)
+        return carry, losses, RefusedArray(), metrics
+
+    whole = training.fit(Net(), data, config())
+    run = {"checkpoint_dir": tmp_path, "checkpoint_every": 2}
+    says = "in epoch 3 .*epoch 2 in .* is whole.*raise accumulate or lower batch_size"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_epoch", refuse)
+        with pytest.raises(DeviceMemoryError, match=says):
+            training.fit(Net(), data, config(), **run)
+    resumed = training.fit(Net(), data, config(), **run)
+    assert resumed.resumed_from == 2
+    assert_same_bits(resumed[:4], whole[:4])
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip])
+def test_damaged_checkpoint_is_named(data, tmp_path, damage):
+    """Whatever file of it is damaged, the run goes on rightly or says which checkpoint it was."""
+    folder, intact = tmp_path / "run", tmp_path / "intact"
+    run = {"checkpoint_dir": folder, "checkpoint_every": 1}
+    whole = training.fit(Net(), data, config(epochs=1), **run)
+    folder.rename(intact)
+    says = rf"checkpoint of (epoch 1 in {folder} is damaged: .*remove it|another run)"
+    named = set()
+    for file in sorted(path for path in intact.rglob("*") if path.is_file()):
+        shutil.copytree(intact, folder)
+        file = folder / file.relative_to(intact)
+        damage(file)
+        try:
+            again = training.fit(Net(), data, config(epochs=1), **run)
+        except ValueError as error:
+            assert re.search(says, str(error)), error  # noqa: PT017 (it may go on as well)
+            assert len(str(error)) < 600  # noqa: PT017
+            named.add(str(file.relative_to(folder)))
+        else:
+            assert_same_bits(again.params, whole.params)
+        shutil.rmtree(folder)
+    assert {"1/run/_METADATA", "1/run/array_metadatas/process_0"} <= named
+    assert any("/run/d/" in name for name in named), named
+
+
+def test_a_checkpoint_from_before_digests_is_taken(data, tmp_path):
+    run = {"checkpoint_dir": tmp_path, "checkpoint_every": 1}
+    whole = training.fit(Net(), data, config(epochs=1), **run)
+    shutil.rmtree(tmp_path / "1" / "digests")
+    again = training.fit(Net(), data, config(epochs=1), **run)
+    assert again.resumed_from == 1
+    assert_same_bits(again.params, whole.params)
+
+
+def test_a_device_that_refuses_memory_does_not_make_a_checkpoint_damaged(
+    data, tmp_path, monkeypatch
+):
+    def refuse(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying")
+
+    training.fit(Net(), data, config(epochs=1), checkpoint_dir=tmp_path)
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", refuse)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        training.fit(Net(), data, config(epochs=1), checkpoint_dir=tmp_path)
+
+
+def test_digests_tell_any_word_and_its_place():
+    rng = np.random.default_rng(0)
+    for dtype in (np.float32, np.float64, np.uint16, np.int8, bool):
+        array = rng.integers(0, 2, (3, 4)).astype(dtype)
+        same = digests({"a": array})
+        assert digests({"a": np.asfortranarray(array)}) == same
+        changed = [array.copy() for _ in range(array.size)]
+        for i, other in enumerate(changed):
+            flat = other.reshape(-1).view(np.uint8)
+            flat[(i + 1) * array.itemsize - 1] ^= 1
+        swapped = array.copy()
+        first = np.argmax(array.ravel() != array.flat[0])
+        swapped.flat[0], swapped.flat[first] = array.flat[first], array.flat[0]
+        for other in (*changed, swapped):
+            assert digests({"a": other}) != same, (dtype, other)
+    ours = jnp.asarray(rng.normal(size=(5, 7)), jnp.float32)
+    assert digests({"a": ours}) == digests({"a": np.asarray(ours)})
+    assert digests({"a": jnp.zeros(0)}) == {"a": 0}

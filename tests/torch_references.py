@@ -5,24 +5,15 @@ So one rule carries weights, and anything shaped like them, over: `to_torch`.
 
 import itertools
 
-import jax
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
-
-LEAF_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+from torch_layout import renamed
 
 
 def to_torch(*trees) -> dict[str, torch.Tensor]:
-    """Rename and transpose Flax leaves [h, w, in, out], [in, out] to PyTorch's state dict."""
-    state = {}
-    for path, leaf in itertools.chain(*map(jax.tree_util.tree_leaves_with_path, trees)):
-        *modules, name = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-        axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[leaf.ndim]
-        array = np.array(np.asarray(leaf).transpose(axes), order="C")
-        state[".".join([*modules, LEAF_NAMES.get(name, name)])] = torch.from_numpy(array)
-    return state
+    """Carry Flax leaves over to a state dict."""
+    return {name: torch.from_numpy(array) for name, array in renamed(*trees).items()}
 
 
 def load(model: nn.Module, *trees) -> nn.Module:

@@ -66,10 +66,11 @@ class Compiled:
     """Apply an operator on [dim] as one compiled program."""
 
     dim: int
+    dtype: Any = None
 
     def __call__(self, matvec: Partial, vector: Array) -> Array:
         """Multiply one vector."""
-        check_vector(vector, self.dim)
+        check_vector(vector, self.dim, self.dtype)
         return _apply(matvec, vector)
 
 
@@ -108,7 +109,8 @@ class OneDevice:
         return self._compiled(Partial(Recomputed(self.kind), *self.args))
 
     def _compiled(self, matvec: Partial) -> Partial:
-        return Partial(Compiled(self.args[1].size), matvec)
+        weights = self.args[1]
+        return Partial(Compiled(weights.size, weights.dtype), matvec)
 
 
 class _Common(NamedTuple):
@@ -135,6 +137,7 @@ class _OnMesh:
     kind: Any
     mesh: Mesh
     dim: int
+    dtype: Any
     common: _Common
     own: _Own
 
@@ -147,11 +150,14 @@ class _OnMesh:
     def linearized(self, product_dtype: Any) -> Partial:
         """Linearise now, on each device what it has."""
         linear = _linearize_on(self.mesh, self._term, product_dtype, self.common, self.own)
-        return Partial(_mesh.SplitProduct(self.mesh, self.dim, _apply_own), (), linear)
+        return Partial(self._split(_apply_own), (), linear)
 
     def recomputed(self) -> Partial:
         """Linearise anew in each product."""
-        return Partial(_mesh.SplitProduct(self.mesh, self.dim, self._term), self.common, self.own)
+        return Partial(self._split(self._term), self.common, self.own)
+
+    def _split(self, term: Callable) -> _mesh.SplitProduct:
+        return _mesh.SplitProduct(self.mesh, self.dim, term, self.dtype)
 
     @property
     def _term(self) -> "_Term":
@@ -175,7 +181,8 @@ def lay_out(
         whole, piece = None, _mesh.place(pieces, _mesh.split(mesh))
     common = _Common(unflatten, whole, operands, shares.weights, shares.common)
     common = _mesh.place(common, _mesh.whole(mesh))
-    return _OnMesh(kind, mesh, weights.size, common, _Own(piece, shares.own))
+    own = _Own(piece, shares.own)
+    return _OnMesh(kind, mesh, weights.size, weights.dtype, common, own)
 
 
 @dataclass(frozen=True)

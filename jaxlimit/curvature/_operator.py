@@ -139,7 +139,7 @@ def make_host_operator(
             )
         return total / num_examples
 
-    matvec = HostMatvec(product, weights.size)
+    matvec = HostMatvec(product, weights.size, weights.dtype)
     return matvec if mask is None else restrict(matvec, _flat_mask(mask, params, where))
 
 
@@ -180,7 +180,7 @@ def restrict(matvec: Matvec, mask: Bool[Array | np.ndarray, "D"]) -> Any:
     if isinstance(matvec, Partial) and isinstance(matvec.func, SplitProduct):
         return matvec.func.restrict(restricted, index, *matvec.args)
     if isinstance(matvec, HostMatvec):
-        return HostMatvec(partial(restricted, matvec, index), index.size)
+        return HostMatvec(partial(restricted, matvec, index), index.size, matvec.dtype)
     matvec = matvec if isinstance(matvec, Partial) else Partial(matvec)
     return Partial(Compiled(index.size), Partial(restricted, matvec, index))
 

@@ -97,6 +97,9 @@ def mean_gradient(
         *operands: passed on to `loss`.
         where: leaves under study.
 
+    Returns:
+        ∇L [D].
+
     Raises:
         TypeError: as `hessian_matvec`.
         ValueError: as `hessian_matvec`.

@@ -74,6 +74,9 @@ def linearization_bytes(
         where: as in `MatvecSettings`.
         product_dtype: as in `MatvecSettings`.
 
+    Returns:
+        The bytes, of one device that has all the examples.
+
     >>> import jax.numpy as jnp
     >>> loss = lambda w, batch: jnp.mean(jnp.tanh(batch @ w) ** 2)
     >>> linearization_bytes(loss, jnp.zeros(3), jnp.ones((2, 4, 3)))

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from jaxlimit._checks import check_count
+
 _NUM_DIGITS_TRAIN = 1437
 _NAMES = ("digits", "cifar10", "cifar100", "tiny_imagenet")
 _HOW_TO_GET_TINY_IMAGENET = (
@@ -36,9 +38,14 @@ class Dataset(NamedTuple):
 def to_batches(dataset: Dataset, batch_size: int = 1000) -> list[tuple[np.ndarray, np.ndarray]]:
     """Cut a data set into batches (images, labels), the last as small as it comes.
 
+    Raises:
+        TypeError: if `batch_size` is no integer.
+        ValueError: if `batch_size` is below 1.
+
     >>> [len(labels) for _, labels in to_batches(load("digits", "test"), 150)]
     [150, 150, 60]
     """
+    batch_size = check_count("batch_size", batch_size)
     images, labels = dataset.images, dataset.labels
     starts = range(0, len(labels), batch_size)
     return [(images[i : i + batch_size], labels[i : i + batch_size]) for i in starts]

@@ -160,6 +160,10 @@ def prepare(source: str | os.PathLike, data_dir: str | os.PathLike, config: str 
 
     Raises:
         ValueError: `source` is no whole Tiny ImageNet, or `config` is unknown.
+
+    >>> prepare("tiny-imagenet-200.zip", "data", config="quarter")
+    Traceback (most recent call last):
+    ValueError: config must be one of full, half, got 'quarter'
     """
     if config not in _IMAGES_PER_CLASS:
         raise ValueError(f"config must be one of {', '.join(_IMAGES_PER_CLASS)}, got {config!r}")

@@ -11,11 +11,43 @@ from jax.scipy.special import erfc
 from jax.tree_util import Partial
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
+from jaxlimit._checks import check_range
+
 # Tests homogeneity: a power of two is exact in floating point, a large one leaves bounded sets.
 STRETCH = 1024.0
 TOLERANCE = 1e-3  # iterative projections of users are not exact; wrong ones fail by far more
 
 _LEGENDRE_NODES, _LEGENDRE_WEIGHTS = np.polynomial.legendre.leggauss(48)
+
+
+def check_finite_range(name: str, value: Any, low: float = 0, *, open_low: bool = False) -> None:
+    """Raise unless every entry of `value` is at least `low` and finite in its floating dtype."""
+    largest = float(jnp.finfo(jnp.result_type(float, value)).max)
+    check_range(name, value, low, largest, open_low=open_low)
+
+
+def check_last_axis(name: str, value: Any) -> None:
+    """Raise unless `value` holds vectors, with at least one entry, on its last axis."""
+    if jnp.ndim(value) < 1 or jnp.shape(value)[-1] < 1:
+        raise ValueError(
+            f"{name} must have at least one entry on its last axis, got shape {jnp.shape(value)}"
+        )
+
+
+def check_vector(name: str, value: Any) -> None:
+    """Raise unless `value` is one vector, with at least one entry."""
+    if jnp.ndim(value) != 1 or jnp.shape(value)[0] < 1:
+        raise ValueError(
+            f"{name} must be a vector with at least one entry, got shape {jnp.shape(value)}"
+        )
+
+
+def check_point(name: str, point: Any, dim: int) -> None:
+    """Raise unless `point` is a vector with `dim` entries."""
+    if jnp.shape(point) != (dim,):
+        raise ValueError(
+            f"{name} must be a vector with {dim} entries, got shape {jnp.shape(point)}"
+        )
 
 
 def widened(function: Callable[..., Any]) -> Callable[..., Any]:

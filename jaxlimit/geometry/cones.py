@@ -10,7 +10,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxlimit._checks import check_choice, check_range, is_concrete
-from jaxlimit.geometry._numerics import excess_moments, increasing_root, integrate, widened
+from jaxlimit.geometry._numerics import (
+    check_finite_range,
+    excess_moments,
+    increasing_root,
+    integrate,
+    widened,
+)
 
 Scalar = Float[Array, "..."] | float
 
@@ -25,14 +31,14 @@ def statistical_dimension_subspace(k: Scalar) -> Float[Array, "..."]:
         k as a float; δ of the polar, the orthogonal complement, is D - k.
 
     Raises:
-        ValueError: if k is negative.
+        ValueError: if k is negative or not finite.
 
     >>> statistical_dimension_subspace(3)
     Array(3., dtype=float32)
 
     Source: Amelunxen, Lotz, McCoy and Tropp (2014), Section 3.
     """
-    check_range("k", k, 0)
+    check_finite_range("k", k)
     return jnp.asarray(k, jnp.result_type(float, k))
 
 
@@ -40,20 +46,20 @@ def statistical_dimension_orthant(dim: Scalar) -> Float[Array, "..."]:
     """Return δ(R₊^D) = D/2; the orthant is its own polar up to sign.
 
     Args:
-        dim: D ≥ 0.
+        dim: D ≥ 0, finite.
 
     Returns:
         D/2.
 
     Raises:
-        ValueError: if `dim` is negative.
+        ValueError: if `dim` is negative or not finite.
 
     >>> statistical_dimension_orthant(7)
     Array(3.5, dtype=float32)
 
     Source: Amelunxen, Lotz, McCoy and Tropp (2014), Proposition 3.2.
     """
-    check_range("dim", dim, 0)
+    check_finite_range("dim", dim)
     return jnp.asarray(dim, jnp.result_type(float, dim)) / 2
 
 
@@ -70,21 +76,21 @@ def statistical_dimension_psd_cone(n: Scalar) -> Float[Array, "..."]:
         n(n+1)/4, exactly.
 
     Raises:
-        ValueError: if n is negative.
+        ValueError: if n is negative or not finite.
 
     >>> statistical_dimension_psd_cone(4)
     Array(5., dtype=float32)
 
     Source: Amelunxen, Lotz, McCoy and Tropp (2014), Proposition 3.2.
     """
-    check_range("n", n, 0)
+    check_finite_range("n", n)
     n = jnp.asarray(n, jnp.result_type(float, n))
     return n * (n + 1) / 4
 
 
 def check_circular(dim: Scalar, half_angle: Scalar) -> None:
     """Raise unless (dim, half_angle) describe a circular cone."""
-    check_range("dim", dim, 2)
+    check_finite_range("dim", dim, 2)
     # π/2 rounded to the caller's dtype may lie above π/2 rounded to ours.
     dtype = jnp.result_type(float, half_angle)
     check_range("half_angle", half_angle, 0, (np.pi / 2) * (1 + float(jnp.finfo(dtype).eps)))
@@ -128,7 +134,7 @@ def statistical_dimension_circular_cone(
     D sin²α + cos 2α, which `method="asymptotic"` returns.
 
     Args:
-        dim: D ≥ 2, of any shape.
+        dim: D ≥ 2, finite, of any shape.
         half_angle: α in radians, in [0, π/2]; broadcasts against `dim`.
         method: "exact" (96 function evaluations) or "asymptotic" (the error falls
             exponentially in D min(sin²α, cos²α); it is wrong by ½ at α = 0 and π/2).
@@ -137,7 +143,7 @@ def statistical_dimension_circular_cone(
         δ, from 1/2 (a ray, α = 0) to D - 1/2 (a half-space, α = π/2).
 
     Raises:
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is out of range or not finite.
 
     >>> statistical_dimension_circular_cone(100, 0.5)
     Array(23.52, dtype=float32)
@@ -173,7 +179,7 @@ def statistical_dimension_l1_descent_cone(dim: Scalar, num_nonzero: Scalar) -> F
     an upper bound on δ that exceeds it by at most 2 √(D/s): the Donoho-Tanner weak transition.
 
     Args:
-        dim: D ≥ 1.
+        dim: D ≥ 1, finite.
         num_nonzero: s in [0, D]; broadcasts against `dim`. At s = 0 the cone is {0} and δ = 0; at
             s = D it is a half-space, for which this gives D and the truth is D - 1/2.
 
@@ -181,14 +187,14 @@ def statistical_dimension_l1_descent_cone(dim: Scalar, num_nonzero: Scalar) -> F
         min J, differentiable in both arguments.
 
     Raises:
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is out of range or not finite.
 
     >>> statistical_dimension_l1_descent_cone(100, 10)
     Array(32.88, dtype=float32)
 
     Source: Amelunxen, Lotz, McCoy and Tropp (2014), Proposition 4.5.
     """
-    check_range("dim", dim, 1)
+    check_finite_range("dim", dim, 1)
     check_range("num_nonzero", num_nonzero, 0)
     if is_concrete(dim, num_nonzero):
         check_range("num_nonzero / dim", np.asarray(num_nonzero) / np.asarray(dim), 0, 1)

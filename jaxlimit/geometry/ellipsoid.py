@@ -9,7 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxlimit._checks import check_choice, check_range, is_concrete
-from jaxlimit.geometry._numerics import increasing_root, widened
+from jaxlimit.geometry._numerics import (
+    check_finite_range,
+    check_last_axis,
+    increasing_root,
+    widened,
+)
 
 Scalar = Float[Array, "..."] | float
 Vector = Float[Array, "... dim"]
@@ -17,12 +22,9 @@ Vector = Float[Array, "... dim"]
 
 def _check_view(semi_axes: Vector, distance: Scalar) -> None:
     """Raise unless the arguments describe an ellipsoid and a distance to its center."""
-    if jnp.ndim(semi_axes) < 1 or jnp.shape(semi_axes)[-1] < 1:
-        raise ValueError(
-            f"semi_axes must have at least one entry on its last axis, got {semi_axes!r}"
-        )
+    check_last_axis("semi_axes", semi_axes)
     check_range("semi_axes", semi_axes, 0)
-    check_range("distance", distance, 0, open_low=True)
+    check_finite_range("distance", distance, open_low=True)
 
 
 def _direction_weights(direction: str | Vector, dim: int) -> Array | float:
@@ -77,7 +79,7 @@ def statistical_dimension_ellipsoid_cone(
 
     Args:
         semi_axes: r, [..., D], ≥ 0, infinite allowed.
-        distance: R > 0 in the unit of `semi_axes`; broadcasts against the leading axes.
+        distance: R > 0, finite, in the unit of `semi_axes`; broadcasts against the leading axes.
         direction: "thin", "random" or a vector [..., D].
 
     Returns:
@@ -132,7 +134,7 @@ def ellipsoid_section_threshold(semi_axes: Vector, distance: Scalar) -> Float[Ar
 
     Args:
         semi_axes: r, [..., D], ≥ 0, infinite allowed.
-        distance: R > 0 in the unit of `semi_axes`; broadcasts against the leading axes.
+        distance: R > 0, finite, in the unit of `semi_axes`; broadcasts against the leading axes.
 
     Returns:
         k, [...], real, in [0, D]: 0 where a typical point at distance R is inside already, D where

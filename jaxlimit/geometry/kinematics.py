@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxlimit._checks import check_choice, check_count, check_range, is_concrete
-from jaxlimit.geometry._numerics import chi_mean, widened
+from jaxlimit.geometry._numerics import check_finite_range, chi_mean, widened
 from jaxlimit.geometry.cones import check_circular, latitude_mass
 
 Scalar = Float[Array, "..."] | float
@@ -26,7 +26,7 @@ def intrinsic_volumes_subspace(k: Scalar, *, dim: int) -> IntrinsicVolumes:
         v, [..., D+1].
 
     Raises:
-        ValueError: if k is out of range.
+        ValueError: if k is out of range or no integer.
 
     >>> intrinsic_volumes_subspace(1, dim=2)
     Array([0., 1., 0.], dtype=float32)
@@ -35,6 +35,8 @@ def intrinsic_volumes_subspace(k: Scalar, *, dim: int) -> IntrinsicVolumes:
     """
     dim = check_count("dim", dim)
     check_range("k", k, 0, dim)
+    if is_concrete(k) and (np.asarray(k, np.float64) % 1).any():
+        raise ValueError(f"k must be an integer, got {k}")
     return (jnp.asarray(k)[..., None] == jnp.arange(dim + 1)).astype(jnp.result_type(float, k))
 
 
@@ -202,7 +204,7 @@ def kinematic_band(
 
     Args:
         statistical_dimension: δ in [0, D], [...].
-        dim: D ≥ 1; broadcasts.
+        dim: D ≥ 1, finite; broadcasts.
         confidence: in (0, 1), of each side; broadcasts.
         method: "refined" or "theorem-1".
 
@@ -221,7 +223,7 @@ def kinematic_band(
     McCoy and Tropp (2014) for the tails.
     """
     check_choice("method", method, ("refined", "theorem-1"))
-    check_range("dim", dim, 1)
+    check_finite_range("dim", dim, 1)
     check_range("statistical_dimension", statistical_dimension, 0)
     check_range("confidence", confidence, 0, 1, open_low=True)
     if is_concrete(statistical_dimension, dim, confidence):

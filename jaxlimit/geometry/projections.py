@@ -1,6 +1,6 @@
 """Euclidean projections onto cones, and the statistical dimension of any cone by Monte Carlo."""
 
-import math
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -15,6 +15,7 @@ from jaxlimit.geometry._numerics import (
     STRETCH,
     TOLERANCE,
     as_operand,
+    check_point,
     increasing_root,
     map_gaussian,
     map_rows,
@@ -151,7 +152,8 @@ def subspace_projection(basis: Float[Array, "dim k"]) -> Projection:
         Projection, O(Dk) a call.
 
     Raises:
-        ValueError: if `basis` is not a matrix with k ≤ D finite columns.
+        ValueError: if `basis` is not a matrix of k ≤ D finite, independent columns; of the
+            projection, if the point has not D entries.
 
     >>> import jax.numpy as jnp
     >>> subspace_projection(jnp.array([[0.0], [3.0]]))(jnp.array([1.0, 2.0]))
@@ -160,10 +162,27 @@ def subspace_projection(basis: Float[Array, "dim k"]) -> Projection:
     check_floating_tree("basis", basis)
     if jnp.ndim(basis) != 2 or basis.shape[1] > basis.shape[0]:
         raise ValueError(f"basis must be [dim, k] with k <= dim, got shape {jnp.shape(basis)}")
+    _check_independent(basis)
     return Partial(_project_subspace, jnp.linalg.qr(basis)[0])
 
 
+def _check_independent(basis: Float[Array, "dim k"]) -> None:
+    """Raise unless the columns are independent, whatever their lengths and as far as known."""
+    if not is_concrete(basis):
+        return
+    columns = np.asarray(basis, np.float64)
+    lengths = np.linalg.norm(columns, axis=0)
+    values = np.linalg.svd(columns / np.where(lengths > 0, lengths, 1), compute_uv=False)
+    # Rounded to their dtype, dependent unit columns have a singular value of k/2 eps at most.
+    rank = int((values > lengths.size * float(jnp.finfo(jnp.result_type(basis)).eps)).sum())
+    if rank < lengths.size:
+        raise ValueError(
+            f"basis must have independent columns, hence rank {lengths.size}, got rank {rank}"
+        )
+
+
 def _project_subspace(frame, point):
+    check_point("point", point, frame.shape[0])
     return frame @ (frame.T @ point)
 
 
@@ -207,21 +226,26 @@ def psd_cone_projection(n: int) -> Projection:
 
     Raises:
         TypeError: if n is no integer.
-        ValueError: if n is below 1.
+        ValueError: if n is below 1; of the projection, if the point has not n² entries.
 
     >>> import jax.numpy as jnp
     >>> psd_cone_projection(2)(jnp.array([3.0, 0.0, 0.0, -1.0]))
     Array([3., 0., 0., 0.], dtype=float32)
     """
-    check_count("n", n)
-    return Partial(_project_psd)
+    return Partial(_ProjectPsd(check_count("n", n)))
 
 
-def _project_psd(point):
-    n = math.isqrt(point.size)
-    matrix = point.reshape(n, n)
-    values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
-    return ((vectors * jnp.maximum(values, 0)) @ vectors.T).ravel()
+@dataclasses.dataclass(frozen=True)
+class _ProjectPsd:
+    """A function that is equal to another of its n, which jit's cache then finds."""
+
+    n: int
+
+    def __call__(self, point):
+        check_point("point", point, self.n**2)
+        matrix = point.reshape(self.n, self.n)
+        values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
+        return ((vectors * jnp.maximum(values, 0)) @ vectors.T).ravel()
 
 
 def l1_descent_cone_projection(signs: Float[Array, " dim"]) -> Projection:
@@ -237,7 +261,8 @@ def l1_descent_cone_projection(signs: Float[Array, " dim"]) -> Projection:
         Projection, O(D log D) a call.
 
     Raises:
-        ValueError: if `signs` has other entries or only zeros.
+        ValueError: if `signs` is no vector, has other entries or only zeros; of the projection,
+            if the point has not D entries.
 
     >>> import jax.numpy as jnp
     >>> l1_descent_cone_projection(jnp.array([1.0, 0.0]))(jnp.array([1.0, 1.0]))
@@ -254,6 +279,7 @@ def l1_descent_cone_projection(signs: Float[Array, " dim"]) -> Projection:
 
 
 def _project_l1_descent(signs, point):
+    check_point("point", point, signs.size)
     off = signs == 0
     sizes = jnp.sort(jnp.where(off, abs(point), 0), descending=True)
     sums = jnp.sum(signs * point) + jnp.concatenate([jnp.zeros_like(sizes[:1]), jnp.cumsum(sizes)])
@@ -283,7 +309,8 @@ def ellipsoid_cone_projection(
         Projection, O(D²) a call, after one eigendecomposition of a D by D matrix.
 
     Raises:
-        ValueError: if shapes differ, a semi-axis is out of range, or x₀ is inside.
+        ValueError: if shapes differ, a semi-axis is out of range, or x₀ is inside; of the
+            projection, if the point has not D entries.
 
     >>> import jax.numpy as jnp
     >>> project = ellipsoid_cone_projection(jnp.ones(2), jnp.array([-2.0**0.5, 0.0]))
@@ -310,6 +337,7 @@ def ellipsoid_cone_projection(
 
 def _project_elliptic_polar(vectors, squares, point):
     """Subtract from `point` its projection onto {Σ a² u² ≤ z₀²}, given eigenvectors and a²."""
+    check_point("point", point, vectors.shape[0])
     coordinates = vectors.T @ point
     head, rest = coordinates[0], coordinates[1:]
 

@@ -8,12 +8,15 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from jaxlimit._checks import check_count, check_floating_tree, check_range, is_concrete
+from jaxlimit._checks import check_count, check_floating_tree, is_concrete
 from jaxlimit._estimate import Estimate, estimate_from_samples
 from jaxlimit.geometry._numerics import (
     STRETCH,
     TOLERANCE,
     as_operand,
+    check_finite_range,
+    check_point,
+    check_vector,
     increasing_root,
     map_gaussian,
     map_rows,
@@ -106,18 +109,18 @@ def ball_support(radius: Float[Array, ""] | float) -> Support:
     """Return g ↦ r ‖g‖₂, the support function of the Euclidean ball.
 
     Args:
-        radius: r ≥ 0.
+        radius: r ≥ 0, finite.
 
     Returns:
         Support function, O(D) a call.
 
     Raises:
-        ValueError: if `radius` is negative.
+        ValueError: if `radius` is negative or not finite.
 
     >>> ball_support(2.0)(jnp.array([3.0, 4.0]))
     Array(10., dtype=float32)
     """
-    check_range("radius", radius, 0)
+    check_finite_range("radius", radius)
     return Partial(_ball_support, radius)
 
 
@@ -129,22 +132,25 @@ def box_support(half_widths: Float[Array, " dim"]) -> Support:
     """Return g ↦ Σ b_i |g_i|, the support function of the box ∏ [-b_i, b_i].
 
     Args:
-        half_widths: b, [D], ≥ 0.
+        half_widths: b, [D], ≥ 0, finite.
 
     Returns:
         Support function, O(D) a call.
 
     Raises:
-        ValueError: if a half-width is negative.
+        ValueError: if `half_widths` is no vector, or has an entry that is negative or not finite;
+            of the support function, if g has not D entries.
 
     >>> box_support(jnp.array([1.0, 2.0]))(jnp.array([-3.0, 4.0]))
     Array(11., dtype=float32)
     """
-    check_range("half_widths", half_widths, 0)
+    check_vector("half_widths", half_widths)
+    check_finite_range("half_widths", half_widths)
     return Partial(_box_support, half_widths)
 
 
 def _box_support(half_widths, g):
+    check_point("g", g, half_widths.size)
     return jnp.sum(half_widths * abs(g))
 
 
@@ -152,22 +158,25 @@ def ellipsoid_support(semi_axes: Float[Array, " dim"]) -> Support:
     """Return g ↦ (Σ r_i² g_i²)^½, the support function of {x : Σ x_i²/r_i² ≤ 1}.
 
     Args:
-        semi_axes: r, [D], ≥ 0.
+        semi_axes: r, [D], ≥ 0, finite.
 
     Returns:
         Support function, O(D) a call.
 
     Raises:
-        ValueError: if a semi-axis is negative.
+        ValueError: if `semi_axes` is no vector, or has an entry that is negative or not finite;
+            of the support function, if g has not D entries.
 
     >>> ellipsoid_support(jnp.array([1.0, 2.0]))(jnp.array([3.0, 2.0]))
     Array(5., dtype=float32)
     """
-    check_range("semi_axes", semi_axes, 0)
+    check_vector("semi_axes", semi_axes)
+    check_finite_range("semi_axes", semi_axes)
     return Partial(_ellipsoid_support, semi_axes)
 
 
 def _ellipsoid_support(semi_axes, g):
+    check_point("g", g, semi_axes.size)
     return jnp.linalg.norm(semi_axes * g)
 
 
@@ -175,18 +184,18 @@ def cross_polytope_support(radius: Float[Array, ""] | float) -> Support:
     """Return g ↦ r max|g_i|, the support function of {x : ‖x‖₁ ≤ r}.
 
     Args:
-        radius: r ≥ 0.
+        radius: r ≥ 0, finite.
 
     Returns:
         Support function, O(D) a call.
 
     Raises:
-        ValueError: if `radius` is negative.
+        ValueError: if `radius` is negative or not finite.
 
     >>> cross_polytope_support(2.0)(jnp.array([3.0, -4.0]))
     Array(8., dtype=float32)
     """
-    check_range("radius", radius, 0)
+    check_finite_range("radius", radius)
     return Partial(_cross_polytope_support, radius)
 
 
@@ -205,7 +214,8 @@ def finite_set_support(points: Float[Array, "n dim"]) -> Support:
 
     Raises:
         TypeError: if `points` is not floating.
-        ValueError: if `points` is no matrix, is empty or not finite.
+        ValueError: if `points` is no matrix, is empty or not finite; of the
+            support function, if g has not D entries.
 
     >>> finite_set_support(jnp.eye(2))(jnp.array([3.0, 4.0]))
     Array(4., dtype=float32)
@@ -217,6 +227,7 @@ def finite_set_support(points: Float[Array, "n dim"]) -> Support:
 
 
 def _finite_set_support(points, g):
+    check_point("g", g, points.shape[1])
     return jnp.max(points @ g)
 
 
@@ -226,20 +237,20 @@ def l1_l2_ball_support(
     """Return the support function of {x : ‖x‖₁ ≤ τ, ‖x‖₂ ≤ r}, g ↦ min_{λ≥0} λτ + r ‖(|g|-λ)₊‖₂.
 
     Args:
-        l1_radius: τ ≥ 0.
-        l2_radius: r ≥ 0, in the same unit.
+        l1_radius: τ ≥ 0, finite.
+        l2_radius: r ≥ 0, finite, in the same unit.
 
     Returns:
         Support function, about 40 passes of O(D) a call.
 
     Raises:
-        ValueError: if a radius is negative.
+        ValueError: if a radius is negative or not finite.
 
     >>> l1_l2_ball_support(1.0, 1.0)(jnp.array([3.0, 4.0]))  # the cross-polytope, inside the ball
     Array(4., dtype=float32)
     """
-    check_range("l1_radius", l1_radius, 0)
-    check_range("l2_radius", l2_radius, 0)
+    check_finite_range("l1_radius", l1_radius)
+    check_finite_range("l2_radius", l2_radius)
     return Partial(_l1_l2_ball_support, l1_radius, l2_radius)
 
 

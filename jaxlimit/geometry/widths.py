@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlimit._checks import check_range
 from jaxlimit.geometry._numerics import (
+    check_finite_range,
+    check_last_axis,
     chi_mean,
     excess_moments,
     increasing_root,
@@ -22,22 +23,22 @@ def gaussian_width_ball(dim: Scalar, radius: Scalar) -> Float[Array, "..."]:
     """Return the width of {x : ‖x‖₂ ≤ r}, r E‖g‖₂ = r √2 Γ((D+1)/2) / Γ(D/2).
 
     Args:
-        dim: D ≥ 0, [...].
-        radius: r ≥ 0; broadcasts.
+        dim: D ≥ 0, finite, [...].
+        radius: r ≥ 0, finite; broadcasts.
 
     Returns:
         The width, in the unit of `radius`.
 
     Raises:
-        ValueError: if an argument is negative.
+        ValueError: if an argument is negative or not finite.
 
     >>> gaussian_width_ball(3, 1.0)  # √(8/π)
     Array(1.5958, dtype=float32)
 
     Source: Vershynin (2018), Section 7.5.
     """
-    check_range("dim", dim, 0)
-    check_range("radius", radius, 0)
+    check_finite_range("dim", dim)
+    check_finite_range("radius", radius)
     return _ball(dim, radius)
 
 
@@ -50,20 +51,21 @@ def gaussian_width_box(half_widths: Float[Array, "... dim"]) -> Float[Array, "..
     """Return the width of ∏ [-b_i, b_i], √(2/π) Σ b_i; where the box is centered does not matter.
 
     Args:
-        half_widths: b, [..., D], ≥ 0.
+        half_widths: b, [..., D], ≥ 0, finite.
 
     Returns:
         The width, [...].
 
     Raises:
-        ValueError: if a half-width is negative.
+        ValueError: if `half_widths` has no entries, or one that is negative or not finite.
 
     >>> gaussian_width_box(jnp.ones(2))
     Array(1.5958, dtype=float32)
 
     Source: Vershynin (2018), Section 7.5.
     """
-    check_range("half_widths", half_widths, 0)
+    check_last_axis("half_widths", half_widths)
+    check_finite_range("half_widths", half_widths)
     return _box(half_widths)
 
 
@@ -88,14 +90,15 @@ def gaussian_width_ellipsoid(semi_axes: Float[Array, "... dim"]) -> Float[Array,
         The width, [...], to the precision of the dtype; 93 passes over `semi_axes`, O(D) memory.
 
     Raises:
-        ValueError: if a semi-axis is negative or infinite.
+        ValueError: if `semi_axes` has no entries, or one that is negative or not finite.
 
     >>> gaussian_width_ellipsoid(jnp.ones(3))  # the ball, √(8/π)
     Array(1.5958, dtype=float32)
 
     Source: derived above.
     """
-    check_range("semi_axes", semi_axes, 0, float(jnp.finfo(jnp.result_type(float, semi_axes)).max))
+    check_last_axis("semi_axes", semi_axes)
+    check_finite_range("semi_axes", semi_axes)
     return _ellipsoid(semi_axes)
 
 
@@ -125,22 +128,22 @@ def gaussian_width_cross_polytope(dim: Scalar, radius: Scalar) -> Float[Array, "
     """Return the width of {x : ‖x‖₁ ≤ r}, r E max|g_i| = r ∫₀^∞ 1 - P(|g| ≤ t)ᴰ dt, by quadrature.
 
     Args:
-        dim: D ≥ 1, [...].
-        radius: r ≥ 0; broadcasts.
+        dim: D ≥ 1, finite, [...].
+        radius: r ≥ 0, finite; broadcasts.
 
     Returns:
         The width, in the unit of `radius`; about r √(2 log D).
 
     Raises:
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is out of range or not finite.
 
     >>> gaussian_width_cross_polytope(2, 1.0)  # 2/√π
     Array(1.12838, dtype=float32)
 
     Source: Vershynin (2018), Section 7.5.
     """
-    check_range("dim", dim, 1)
-    check_range("radius", radius, 0)
+    check_finite_range("dim", dim, 1)
+    check_finite_range("radius", radius)
     return _cross_polytope(dim, radius)
 
 
@@ -169,24 +172,24 @@ def gaussian_width_l1_l2_ball(
     that is τ/r ≫ 1). Sample with `l1_l2_ball_support` for the exact width.
 
     Args:
-        dim: D ≥ 1, [...].
-        l1_radius: τ ≥ 0; broadcasts.
-        l2_radius: r ≥ 0, in the same unit; broadcasts.
+        dim: D ≥ 1, finite, [...].
+        l1_radius: τ ≥ 0, finite; broadcasts.
+        l2_radius: r ≥ 0, finite, in the same unit; broadcasts.
 
     Returns:
         The bound, in the unit of the radii.
 
     Raises:
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is out of range or not finite.
 
     >>> gaussian_width_l1_l2_ball(1000, 5.0, 1.0)
     Array(13.397, dtype=float32)
 
     Source: derived above; compare Plan and Vershynin (2013), Section 2.
     """
-    check_range("dim", dim, 1)
-    check_range("l1_radius", l1_radius, 0)
-    check_range("l2_radius", l2_radius, 0)
+    check_finite_range("dim", dim, 1)
+    check_finite_range("l1_radius", l1_radius)
+    check_finite_range("l2_radius", l2_radius)
     return _l1_l2_ball(dim, l1_radius, l2_radius)
 
 

@@ -1,12 +1,10 @@
 """A recurrence beyond its first plan, and beyond the process that began it."""
 
-import os
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
-from jaxlimit import _basis
+from jaxlimit import _basis, _files
 from jaxlimit._checks import check_count
 from jaxlimit.lanczos.state import LanczosState, check_basis, num_rows
 
@@ -52,37 +50,54 @@ def with_room(
 def save(path: Any, state: LanczosState) -> None:
     """Write a recurrence as a versioned npz, to go on with another day.
 
+    Args:
+        path: of the file, under just this name.
+        state: from `start` or `extend`.
+
     Raises:
         OSError: if the file cannot be written; one that was there before is kept whole.
+
+    >>> import pathlib, tempfile, jax.numpy as jnp
+    >>> from jaxlimit.lanczos import extend, start
+    >>> state = extend(lambda v: 2 * v, start(jnp.ones(3), num_steps=2), num_steps=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "state.npz"
+    ...     save(path, state)
+    ...     load(path).step
+    Array(1, dtype=int32)
     """
     fields: dict[str, Any] = {
-        name: np.asarray(value) for name, value in state._asdict().items() if value is not None
+        name: value for name, value in state._asdict().items() if value is not None
     }
-    fields["on_host"] = np.asarray(state.basis is not None and _basis.is_on_host(state.basis))
-    temporary = f"{path}.tmp"
-    with open(temporary, "wb") as file:
-        np.savez(file, version=FORMAT_VERSION, **fields)
-    os.replace(temporary, path)
+    on_host = state.basis is not None and _basis.is_on_host(state.basis)
+    _files.save(path, FORMAT_VERSION, on_host=on_host, **fields)
 
 
 def load(path: Any) -> LanczosState:
     """Read a recurrence that `save` wrote.
 
+    Args:
+        path: of the file.
+
+    Returns:
+        The state, its basis where it was kept: on the device or in the host's memory.
+
     Raises:
         OSError: if there is no such file.
-        ValueError: if it is no recurrence, or of another version.
+        ValueError: if it is no recurrence, of another version, or cut short.
+
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "state.npz"
+    ...     _ = path.write_bytes(b"PK")
+    ...     load(path)
+    Traceback (most recent call last):
+    ValueError: ...state.npz must be a Lanczos recurrence of format 1, got a file that ...
     """
-    with np.load(path) as file:
-        version = file.get("version", "none")
-        if int(file.get("version", -1)) != FORMAT_VERSION or "failed_step" not in file:
-            raise ValueError(
-                f"{path} must be a Lanczos recurrence of format {FORMAT_VERSION}, got {version}"
-            )
-        fields: dict[str, Any] = {"basis": None} | {
-            name: file[name] if name == "basis" else jnp.asarray(file[name])
-            for name in file.files
-            if name in LanczosState._fields
-        }
-        if fields["basis"] is not None:
-            fields["basis"] = _basis.place(fields["basis"], on_host=bool(file["on_host"]))
-    return LanczosState(**fields)
+    needed = {"on_host", *LanczosState._fields} - {"basis"}
+    found = _files.load(path, "a Lanczos recurrence", FORMAT_VERSION, needed)
+    basis, on_host = found.get("basis"), bool(found["on_host"])
+    fields = {name: jnp.asarray(found[name]) for name in needed - {"on_host"}}
+    return LanczosState(
+        **fields, basis=None if basis is None else _basis.place(basis, on_host=on_host)
+    )

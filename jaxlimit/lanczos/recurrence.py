@@ -180,6 +180,13 @@ def extend(
 
     Raises:
         ValueError: if `num_steps` < 1 or `reorthogonalize` is unknown or needs the basis.
+
+    >>> import jax.numpy as jnp
+    >>> state = start(jnp.ones(3), num_steps=3)
+    >>> for _ in range(3):
+    ...     state = extend(lambda v: jnp.arange(3.0) * v, state, num_steps=1)
+    >>> state.diagonal.round(3)
+    Array([1., 1., 1.], dtype=float32)
     """
     num_steps = check_count("num_steps", num_steps)
     check_choice("reorthogonalize", reorthogonalize, REORTHOGONALIZE)
@@ -201,7 +208,19 @@ def extend(
 
 
 def finish(state: LanczosState) -> Tridiagonalization:
-    """Read a recurrence out; the state can still be extended."""
+    """Read a recurrence out; the state can still be extended.
+
+    Args:
+        state: from `start` or `extend`.
+
+    Returns:
+        The `Tridiagonalization` so far, of the whole room: entries past `num_valid` are 0.
+
+    >>> import jax.numpy as jnp
+    >>> state = extend(lambda v: 2 * v, start(jnp.ones(3), num_steps=2), num_steps=2)
+    >>> finish(state).num_valid  # all of space is an eigenvector
+    Array(1, dtype=int32)
+    """
     last = jnp.maximum(state.num_valid - 1, 0)
     return Tridiagonalization(
         diagonal=state.diagonal,

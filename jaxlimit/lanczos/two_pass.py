@@ -12,7 +12,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from jaxlimit._checks import check_choice, check_count
+from jaxlimit._checks import check_choice, check_count, is_concrete
 from jaxlimit._host import HostMatvec
 from jaxlimit._matvec import dot, prepare
 from jaxlimit.lanczos.recurrence import extend, start
@@ -44,7 +44,9 @@ def two_pass_eigenpairs(
 
     v = Σ sⱼ qⱼ with T s = θ s, the qⱼ made a second time and added up as they come. Costs
     2·num_steps + k products and memory of k + 5 vectors; `extremal_eigenpairs` takes about half the
-    products where a basis fits, and finds multiple eigenvalues, which this cannot.
+    products where a basis fits, and finds multiple eigenvalues, which this cannot. Eager only:
+    eigenvectors of T are chosen on the host between the runs. There is no `mesh`: the vectors stay
+    whole on one device, though the products of a `matvec` may be shared by several.
 
     Args:
         matvec: H, as for `tridiagonalize`.
@@ -58,7 +60,7 @@ def two_pass_eigenpairs(
         `RitzPairs`, converged or not: see their residual norms.
 
     Raises:
-        TypeError: as `tridiagonalize`.
+        TypeError: as `tridiagonalize`, and under `jit`, `vmap` or `scan`.
         ValueError: as `tridiagonalize`, and if `which` is unknown or `num_pairs` > m.
         FloatingPointError: if a product was not finite; names the step.
 
@@ -77,6 +79,11 @@ def two_pass_eigenpairs(
     first = state.current
     matvec, _, _ = prepare(matvec, first.size, first.dtype)
     state = extend(matvec, state, num_steps=depth, reorthogonalize="none")
+    if not is_concrete(state):
+        raise TypeError(
+            "two_pass_eigenpairs chooses eigenvectors on the host and cannot run under jit, vmap "
+            "or scan: call it eagerly, or use extremal_eigenpairs"
+        )
     if int(state.failed_step) >= 0:
         raise FloatingPointError(f"matvec returned NaN or infinity at step {state.failed_step}")
     alpha, beta = (x[: int(state.num_valid)] for x in (state.diagonal, state.off_diagonal))

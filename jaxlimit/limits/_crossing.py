@@ -48,7 +48,7 @@ class Criterion(NamedTuple):
             # At most 2D, so that no ridge and no ratio divide by 0; one eigenvalue of D that
             # asks for so much is too much by itself.
             whole = jnp.maximum(share * size + c, size / (2 * measure.dim))
-            return jnp.where(size > 0, size / jnp.where(size > 0, whole, 1), 0)
+            return jnp.where(size == 0, 0, size / jnp.where(size == 0, 1, whole))
 
         estimate = trace_bracket(measure, demand)
         shifted = {name: getattr(estimate, name) - target for name in READINGS}

@@ -20,6 +20,13 @@ def ridge(radius: Any, epsilon: Any) -> Float[Array, "..."]:
 
     ∞ at R = 0 and at ε = ∞, where nothing matters; else 0 at ε = 0 and at R = ∞.
 
+    Args:
+        radius: R ≥ 0, any shape.
+        epsilon: ε ≥ 0, any shape that broadcasts with `radius`.
+
+    Returns:
+        c, of the broadcast shape.
+
     >>> ridge(2.0, 0.5)
     Array(0.25, dtype=float32)
     """
@@ -43,12 +50,23 @@ def curvature_share(
 ) -> Float[Array, "..."]:
     """Return f(λ) = λ/(λ + c) after |λ| or max(λ, 0); 0 at λ = 0 whatever c.
 
+    Args:
+        eigenvalues: λ, any shape.
+        ridge: c ≥ 0, any shape that broadcasts with `eigenvalues`.
+        negative: "abs" for |λ|, "clip" for max(λ, 0).
+
+    Returns:
+        f, in [0, 1], of the broadcast shape; NaN where λ is.
+
+    Raises:
+        ValueError: if `negative` is unknown.
+
     >>> import jax.numpy as jnp
     >>> curvature_share(jnp.array([-1.0, 0.0, 3.0]), 1.0)
     Array([0.5 , 0.  , 0.75], dtype=float32)
     """
     size = curvature_size(eigenvalues, negative)
-    return jnp.where(size > 0, size / jnp.where(size > 0, size + ridge, 1), 0)
+    return jnp.where(size == 0, 0, size / jnp.where(size == 0, 1, size + ridge))
 
 
 def check_measure(name: str, measure: SpectralMeasure) -> None:
@@ -81,7 +99,8 @@ def lower_bound(
 
     Returns:
         An `Estimate` of the broadcast shape; see `spectrum.trace_bracket` for its interval. 0 at
-        R = 0 and ε = ∞; the share of nonzero eigenvalues at ε = 0 and R = ∞.
+        R = 0 and ε = ∞; the share of nonzero eigenvalues at ε = 0 and R = ∞. NaN where the
+        measure is, which only `jit` lets through.
 
     Raises:
         TypeError: if `measure` is no `SpectralMeasure` or `epsilon` is an `Estimate`.

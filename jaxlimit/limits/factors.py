@@ -78,7 +78,7 @@ def sensitivity(
         offset: None for the published limit, else "perpendicular" or "random".
 
     Returns:
-        A `Sensitivity`, zeros where R = 0.
+        A `Sensitivity`, zeros where R = 0, NaN where the limit is.
 
     Raises:
         TypeError: as `pruning_limit`.
@@ -104,7 +104,8 @@ def _sensitivity(criterion, measure, limit, epsilon) -> Sensitivity:
     at = Crossing(limit.ratio, limit.num_kept, limit.radius**2, limit.threshold)
     rates = _crossing.slopes(criterion, measure, at, epsilon)
     by_radius = rates.square * 2 * limit.radius
-    return Sensitivity(rates.epsilon, by_radius, by_radius * limit.radius)
+    found = Sensitivity(rates.epsilon, by_radius, by_radius * limit.radius)
+    return jax.tree.map(lambda x: jnp.where(jnp.isnan(limit.ratio), jnp.nan, x), found)
 
 
 def key_factors(
@@ -130,7 +131,7 @@ def key_factors(
         where: which leaves are weights under study.
 
     Returns:
-        A `KeyFactors`.
+        A `KeyFactors`; NaN where the limit is.
 
     Raises:
         TypeError: as `pruning_limit`.
@@ -168,4 +169,4 @@ def key_factors(
 
 
 def _ratio(numerator, denominator):
-    return jnp.where(denominator > 0, numerator / jnp.where(denominator > 0, denominator, 1), 0)
+    return jnp.where(denominator == 0, 0, numerator / jnp.where(denominator == 0, 1, denominator))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxlimit._checks import check_choice
+from jaxlimit._checks import check_choice, is_finite
 from jaxlimit._weights import Where, flatten_weights, is_weight
 from jaxlimit.limits import _crossing
 from jaxlimit.limits._crossing import Criterion
@@ -28,7 +28,7 @@ class PruningLimit(NamedTuple):
         upper: its upper end.
         standard_error: the random part alone: that of the probes and, where ε came with an error
             of its own, of ε by dρ*/dε.
-        num_kept: ρ*·D.
+        num_kept: ρ*·D, -1 where ρ* is NaN.
         radius: R(ρ*), the norm of what is removed.
         threshold: magnitude of the smallest weight kept.
     """
@@ -70,12 +70,14 @@ def pruning_limit(
     Returns:
         A `PruningLimit`. It is 0 where H vanishes, all weights are 0 or ε = ∞. Any finite ε,
         however large, keeps one weight, since ρ_L > 0 (the corrected threshold is 0 from some ε
-        on). ε = 0 removes what is 0 already, or as many weights as H has zero eigenvalues.
+        on). ε = 0 removes what is 0 already, or as many weights as H has zero eigenvalues. Where
+        what raises below cannot be known under `jit`, all but `num_kept` are NaN.
 
     Raises:
         TypeError: if `measure` is no `SpectralMeasure`, or a leaf is not real floating.
-        ValueError: if the number of weights differs from the measure's, the measure or a weight is
-            not finite, `negative` is unknown, or ε is negative, NaN or not one number.
+        ValueError: if the number of weights differs from the measure's, the measure, a weight or
+            the sum of their squares is not finite, `negative` is unknown, or ε is negative, NaN or
+            not one number.
 
     >>> import jax.numpy as jnp
     >>> from jaxlimit.spectrum import exact_measure
@@ -150,7 +152,17 @@ def _checked(
             f"weights must have as many entries as the measure's operator, {measure.dim}, "
             f"got {vector.size}"
         )
+    if not is_finite(_sum_of_squares(vector)):
+        raise ValueError(
+            f"weights must have squares that {vector.dtype} can sum, got magnitudes up to "
+            f"{float(jnp.abs(vector).max()):.3g}: scale them by s and ε by s²"
+        )
     return criterion, measure, vector, jnp.asarray(epsilon, jnp.result_type(float)), epsilon_error
+
+
+def _sum_of_squares(vector: Float[Array, "D"]) -> Float[Array, ""]:
+    wide = vector.astype(jnp.promote_types(vector.dtype, jnp.float32))
+    return jnp.vdot(wide, wide)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -163,7 +175,7 @@ def _predict(criterion, measure, weights, epsilon, epsilon_error) -> PruningLimi
     ratio, radius = _crossing.differentiable(criterion, at, measure, weights, epsilon)
     # The readings' own crossings hold the error of the probes already.
     extra = 1.96 * (joint - by_probes)
-    return PruningLimit(
+    found = PruningLimit(
         ratio=ratio,
         lower=jnp.maximum(crossings.ratio[1] - extra, 0),
         upper=jnp.minimum(crossings.ratio[2] + extra, 1),
@@ -172,6 +184,17 @@ def _predict(criterion, measure, weights, epsilon, epsilon_error) -> PruningLimi
         radius=radius,
         threshold=at.threshold,
     )
+    # NaN would pass for too little curvature to keep a weight for.
+    known = _is_known(*fixed[:3])
+    found = jax.tree.map(lambda x: jnp.where(known, x, jnp.nan), found)
+    return found._replace(num_kept=jnp.where(known, at.num_kept, -1))
+
+
+def _is_known(measure, weights, epsilon):
+    read = (measure.nodes, measure.weights, measure.family_nodes, measure.family_weights)
+    finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(read)]
+    finite.append(jnp.isfinite(_sum_of_squares(weights)))
+    return jnp.stack(finite).all() & (epsilon >= 0)
 
 
 def _random_errors(criterion, at, measure, epsilon, epsilon_error):

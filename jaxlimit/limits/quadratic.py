@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxlimit._checks import check_range
+from jaxlimit._checks import check_range, is_finite
 
 
 class QuadraticLimit(NamedTuple):
@@ -42,7 +42,7 @@ def quadratic_limit(
         definite, or so near it that the factorisation fails, `refitted` is D.
 
     Raises:
-        ValueError: if the shapes do not fit, or ε is negative or NaN.
+        ValueError: if the shapes do not fit, H or a weight is not finite, or ε is negative or NaN.
 
     >>> import jax.numpy as jnp
     >>> hessian = jnp.array([[2.0, 1.0], [1.0, 2.0]])
@@ -53,6 +53,9 @@ def quadratic_limit(
         raise ValueError(
             f"hessian must be [D, D] and weights [D], got {hessian.shape} and {weights.shape}"
         )
+    for name, array in (("hessian", hessian), ("weights", weights)):
+        if not is_finite(array):
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
     check_range("epsilon", epsilon, 0)
     return _quadratic_limit(hessian, weights, jnp.asarray(epsilon))
 

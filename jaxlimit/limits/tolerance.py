@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlimit._batches import check_scalar, first_batch, group_batches
-from jaxlimit._checks import check_count, check_range
+from jaxlimit._checks import check_count, check_range, is_finite
 from jaxlimit._estimate import Estimate
 
 
@@ -29,7 +29,8 @@ def loss_tolerance(
         batch_size: whose standard deviation is taken; the paper's choice is 128.
 
     Returns:
-        ε; 0 if all examples have the same loss.
+        ε; 0 if all examples have the same loss. NaN where the loss of an example is not finite and
+        nothing can be raised under `jit`.
 
     Raises:
         TypeError: if `loss` gives no scalar.
@@ -60,7 +61,8 @@ def loss_tolerance_estimate(
         batch_size: as for `loss_tolerance`.
 
     Returns:
-        An `Estimate`, its interval value ± 1.96 standard errors, from 0 up.
+        An `Estimate`, its interval value ± 1.96 standard errors, from 0 up; NaN as
+        `loss_tolerance`.
 
     Raises:
         TypeError: as `loss_tolerance`.
@@ -79,13 +81,14 @@ def loss_tolerance_estimate(
     losses = _example_losses(loss, params, group_batches(batches), operands)
     if losses.size < 2:
         raise ValueError("batches must hold at least 2 examples to measure a spread, got 1")
-    if not bool(jnp.all(jnp.isfinite(losses))):
+    if not is_finite(losses):
         raise FloatingPointError("loss must be finite at every example, got NaN or infinity")
     square = jnp.var(losses)
     fourth = jnp.mean((losses - losses.mean()) ** 4)
     value = jnp.sqrt(square / batch_size)
     spread = jnp.sqrt(jnp.maximum(fourth - square**2, 0) / losses.size / batch_size)
-    standard_error = jnp.where(square > 0, spread / (2 * jnp.sqrt(square)), 0)
+    equal = square == 0
+    standard_error = jnp.where(equal, 0, spread / (2 * jnp.sqrt(jnp.where(equal, 1, square))))
     low = jnp.maximum(value - 1.96 * standard_error, 0)
     return Estimate(value, standard_error, low, value + 1.96 * standard_error)
 

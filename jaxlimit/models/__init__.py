@@ -44,7 +44,11 @@ _REGISTRY = {
 
 
 def names() -> tuple[str, ...]:
-    """Return the names that `create` knows."""
+    """Return the names that `create` knows.
+
+    >>> names()
+    ('fc5', 'fc12', 'alexnet', 'vgg16', 'resnet18', 'resnet50')
+    """
     return tuple(_REGISTRY)
 
 

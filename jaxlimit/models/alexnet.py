@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxlimit._checks import check_count
 from jaxlimit.models._layers import Head, check_images, he_init
 
 
@@ -20,7 +21,8 @@ class AlexNet(nn.Module):
         num_classes: number of logits.
         channels: output channels of the five convolutions.
         hidden: units of the dense layers.
-        image_size: side to which the input is resized by nearest neighbour.
+        image_size: side to which the input is resized by nearest neighbour, at least 65, of
+            which the last pool leaves one pixel.
         dropout_rate: fraction of the dense layers' inputs dropped in training.
         dtype: precision of the arithmetic; parameters stay float32.
 
@@ -41,6 +43,7 @@ class AlexNet(nn.Module):
     ) -> Float[Array, "n classes"]:
         """Return the logits of images of any size; `train` switches dropout."""
         check_images("AlexNet", images)
+        check_count("AlexNet: image_size", self.image_size, 65)
         n, _, _, c = images.shape
         x = jax.image.resize(images, (n, self.image_size, self.image_size, c), "nearest")
         x = self._conv(x.astype(self.dtype), 0, kernel_size=11, stride=4, padding=1)

@@ -21,7 +21,7 @@ def plot_rule_errors(
         rules: names, the best last.
         level: the error that is aimed at, drawn dotted.
     """
-    columns = min(len(errors), 4)
+    columns = min(len(errors), 3)
     rows = -(-len(errors) // columns)
     figure, panels = plt.subplots(
         rows, columns, figsize=(2.9 * columns, 2.7 * rows + 0.8), sharex=True, sharey=True,
@@ -35,9 +35,11 @@ def plot_rule_errors(
         axes.set_xticks(depths[::2], [str(depth) for depth in depths[::2]])
         axes.minorticks_off()
         axes.grid(alpha=0.25)
-    for axes in panels.flat[len(errors) :]:
-        axes.set_visible(False)
-    figure.supxlabel("products, one probe")
+    for i, axes in enumerate(panels.flat):
+        axes.set_visible(i < len(errors))
+        if i < len(errors) <= i + columns:
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("products, one probe")
     figure.supylabel("relative error, root mean square")
     figure.suptitle(f"Error of (1/D) tr f(H) by each rule; dotted: {level:.0%}")
     handles, labels = panels[0, 0].get_legend_handles_labels()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxlimit import _quadrature, lanczos
+from jaxlimit import _files, _quadrature, lanczos
 from jaxlimit._checks import is_concrete, is_finite
 
 FORMAT_VERSION = 1
@@ -52,23 +52,29 @@ def measure_from(tridiagonal: lanczos.Tridiagonalization, *, dim: int) -> Spectr
         tridiagonal: one result of Lanczos, or several stacked along a first axis.
         dim: D.
 
+    Returns:
+        A `SpectralMeasure` with one row a recurrence, padded with weights 0 where an invariant
+        subspace ended it. Where a product was not finite and nothing can be raised under `jit`, the
+        row is NaN.
+
     Raises:
         FloatingPointError: if a product was not finite; names the probe and the step.
+
+    >>> import jax.numpy as jnp
+    >>> result = lanczos.tridiagonalize(lambda v: jnp.arange(3.0) * v, jnp.ones(3), num_steps=3)
+    >>> measure_from(result, dim=3).nodes.round(3) + 0.0
+    Array([[0., 1., 2.]], dtype=float32)
     """
     t = tridiagonal._replace(basis=None)
     if t.diagonal.ndim == 1:
         t = jax.tree.map(lambda x: x[None], t)
-    if is_concrete(t.failed_step) and (np.asarray(t.failed_step) >= 0).any():
-        failed = np.asarray(t.failed_step)
-        raise FloatingPointError(
-            f"matvec returned NaN or infinity at Lanczos step {failed[failed >= 0][0]} "
-            f"of probe {int(np.argmax(failed >= 0))}"
-        )
-    rules = _rules(t.diagonal, t.off_diagonal, t.residual_norm, t.num_valid)
+    check_steps(t.failed_step)
+    diagonal = jnp.where(t.failed_step[:, None] >= 0, jnp.nan, t.diagonal)
+    rules = _rules(diagonal, t.off_diagonal, t.residual_norm, t.num_valid)
     return SpectralMeasure(
         nodes=rules.nodes,
         weights=rules.weights,
-        diagonal=t.diagonal,
+        diagonal=diagonal,
         off_diagonal=t.off_diagonal,
         residual_norm=t.residual_norm,
         num_valid=t.num_valid,
@@ -76,6 +82,23 @@ def measure_from(tridiagonal: lanczos.Tridiagonalization, *, dim: int) -> Spectr
         family_weights=rules.family_weights,
         dim=dim,
     )
+
+
+def check_steps(failed_step: Any, first: int = 0) -> None:
+    """Raise where a product is known to have failed in the recurrence of a probe.
+
+    Args:
+        failed_step: of each probe's recurrence, -1 where none did; traced values pass unchecked.
+        first: index of the first of these probes.
+    """
+    if not is_concrete(failed_step):
+        return
+    failed = np.atleast_1d(failed_step)
+    for index in np.flatnonzero(failed >= 0)[:1]:
+        raise FloatingPointError(
+            f"matvec returned NaN or infinity at Lanczos step {failed[index]} "
+            f"of probe {first + index}"
+        )
 
 
 def _rules(diagonal, off_diagonal, residual_norm, num_valid) -> _quadrature.Rules:
@@ -98,9 +121,13 @@ def exact_measure(eigenvalues: Float[Array, "D"]) -> SpectralMeasure:
     """Wrap a known spectrum, so that everything that takes a measure can be used on it exactly.
 
     Args:
-        eigenvalues: all D of them.
+        eigenvalues: all D of them; integers are taken to floats.
+
+    Returns:
+        A `SpectralMeasure` of one row, all weights 1/D.
 
     Raises:
+        TypeError: if they are complex.
         ValueError: if there are none, or one is not finite.
 
     >>> import jax.numpy as jnp
@@ -109,6 +136,10 @@ def exact_measure(eigenvalues: Float[Array, "D"]) -> SpectralMeasure:
     Array(5., dtype=float32)
     """
     eigenvalues = jnp.asarray(eigenvalues)
+    if jnp.iscomplexobj(eigenvalues):
+        raise TypeError(f"eigenvalues must be real, got dtype {eigenvalues.dtype}")
+    if not jnp.issubdtype(eigenvalues.dtype, jnp.floating):
+        eigenvalues = eigenvalues.astype(jnp.result_type(float))
     if eigenvalues.ndim != 1 or eigenvalues.size == 0:
         raise ValueError(f"eigenvalues must be a vector [D], got shape {eigenvalues.shape}")
     if not is_finite(eigenvalues):
@@ -161,6 +192,9 @@ def pinned_measure(tridiagonal: Any, node: float, *, dim: int | None = None) -> 
     def on_host(*arrays):
         padded = np.zeros(shape.shape, shape.dtype)
         for row, a, b, r, n in zip(padded, *map(np.asarray, arrays), strict=True):
+            if np.isnan(a).any():
+                row[:] = np.nan
+                continue
             rule = _quadrature.radau_rule(a[:n], b[: n - 1], float(r), float(node))
             row[:, : len(rule[0])] = rule
         return padded
@@ -182,6 +216,9 @@ def truncate(measure: SpectralMeasure, num_steps: int) -> SpectralMeasure:
     Args:
         measure: from Lanczos.
         num_steps: at most its own depth.
+
+    Returns:
+        A `SpectralMeasure` of that depth.
 
     Raises:
         ValueError: if the measure is exact or `num_steps` lies outside [1, its depth].
@@ -217,31 +254,50 @@ def truncate(measure: SpectralMeasure, num_steps: int) -> SpectralMeasure:
 def save(path: Any, measure: SpectralMeasure) -> None:
     """Write a measure as a versioned npz: the recurrence, or the spectrum if exact.
 
+    Args:
+        path: of the file, under just this name.
+        measure: the measure.
+
     Raises:
-        OSError: if the file cannot be written.
+        OSError: if the file cannot be written; one that was there before is kept whole.
+
+    >>> import pathlib, tempfile, jax.numpy as jnp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "measure.npz"
+    ...     save(path, exact_measure(jnp.array([1.0, 3.0])))
+    ...     load(path).nodes
+    Array([[1., 3.]], dtype=float32)
     """
     if measure.diagonal is None:
         fields = {"eigenvalues": measure.nodes}
     else:
         fields = {name: getattr(measure, name) for name in _RECURRENCE}
-    with open(path, "wb") as file:
-        np.savez(file, version=FORMAT_VERSION, dim=measure.dim, **jax.tree.map(np.asarray, fields))
+    _files.save(path, FORMAT_VERSION, dim=measure.dim, **fields)
 
 
 def load(path: Any) -> SpectralMeasure:
     """Read a measure that `save` wrote; its rules are built anew.
 
+    Args:
+        path: of the file.
+
+    Returns:
+        The `SpectralMeasure`.
+
     Raises:
         OSError: if there is no such file.
-        ValueError: if it is no measure, or of another version.
+        ValueError: if it is no measure, of another version, or cut short.
+
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "measure.npz"
+    ...     _ = path.write_bytes(b"PK")
+    ...     load(path)
+    Traceback (most recent call last):
+    ValueError: ...measure.npz must be a spectral measure of format 1, got a file that ...
     """
-    with np.load(path) as file:
-        if int(file.get("version", -1)) != FORMAT_VERSION:
-            raise ValueError(
-                f"{path} must be a spectral measure of format {FORMAT_VERSION}, "
-                f"got {file.get('version', 'none')}"
-            )
-        fields = {name: file[name] for name in file.files}
+    kinds = ({"dim", "eigenvalues"}, {"dim", *_RECURRENCE})
+    fields = _files.load(path, "a spectral measure", FORMAT_VERSION, *kinds)
     if "eigenvalues" in fields:
         return exact_measure(jnp.asarray(fields["eigenvalues"][0]))
     recurrence = {name: jnp.asarray(fields[name]) for name in _RECURRENCE}

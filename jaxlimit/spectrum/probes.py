@@ -10,6 +10,7 @@ from jaxtyping import PRNGKeyArray
 
 from jaxlimit import lanczos
 from jaxlimit._checks import check_count
+from jaxlimit._host import HostMatvec
 from jaxlimit._matvec import prepare
 from jaxlimit._mesh import takes_mesh
 from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
@@ -37,13 +38,14 @@ def spectral_measure(
     72 selectively, of three if not at all.
 
     Args:
-        matvec: H, a symmetric `Array[D] -> Array[D]`.
+        matvec: H, a symmetric `Array[D] -> Array[D]`; one that loops over data on the host
+            (`curvature.hessian_matvec_over`) is called eagerly, probe by probe.
         key: random key of the probes.
         dim: D.
         num_steps: Lanczos steps a probe, at most D.
         num_probes: independent probes.
         reorthogonalize: "full", "selective" or "none", see `lanczos.tridiagonalize`; "auto" is
-            "full" to 128 steps, "selective" deeper. The less of it, the later the bracket of
+            "full" to 256 steps, "selective" deeper. The less of it, the later the bracket of
             `trace_bracket` closes: without any at twice the depth or more.
         store: where the basis is kept, "device", "bfloat16" or "pinned_host", likewise.
         vectorize: run all probes side by side by `vmap` instead of one after the other.
@@ -52,12 +54,13 @@ def spectral_measure(
             probes then run one after the other.
 
     Returns:
-        A `SpectralMeasure` with one row a probe.
+        A `SpectralMeasure` with one row a probe; NaN where a product was not finite and nothing
+        can be raised under `jit`.
 
     Raises:
-        TypeError: if a count is no static int.
+        TypeError: if a count is no static int, or `matvec` is on vectors of another type.
         ValueError: if a count is below 1, `matvec` does not map [D] to [D], or `vectorize` is asked
-            of a basis in "pinned_host".
+            of a basis in "pinned_host" or of a product on the host.
         FloatingPointError: if a product was not finite; names the probe and the step.
         MemoryError: if the basis is larger than the device's memory; says what takes less.
 
@@ -73,7 +76,10 @@ def spectral_measure(
     matvec, dim, dtype = prepare(matvec, dim, dtype)
     num_steps = min(check_count("num_steps", num_steps), dim)
     reorthogonalize = lanczos.choose(reorthogonalize, num_steps)
-    if mesh is not None:
+    on_host = isinstance(matvec, HostMatvec)
+    if vectorize and on_host:
+        raise ValueError("vectorize must be False where matvec loops over data on the host")
+    if mesh is not None or on_host:
         settings = {"num_probes": num_probes, "reorthogonalize": reorthogonalize, "dtype": dtype}
         return run_probes(
             matvec, key, dim=dim, num_steps=num_steps, chunk=num_steps, store=store, mesh=mesh,

@@ -15,7 +15,20 @@ from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
 
 
 def probe(key: PRNGKeyArray, dim: int, dtype: Any = jnp.float32) -> Float[Array, "dim"]:
-    """Draw a vector uniformly from the unit sphere."""
+    """Draw a vector uniformly from the unit sphere.
+
+    Args:
+        key: random key.
+        dim: D.
+        dtype: real floating type of the vector.
+
+    Returns:
+        The vector [D].
+
+    >>> import jax, jax.numpy as jnp
+    >>> jnp.linalg.norm(probe(jax.random.key(0), 100)).round(4)
+    Array(1., dtype=float32)
+    """
     vector = jax.random.normal(key, (dim,), dtype)
     return vector / jnp.linalg.norm(vector)
 
@@ -23,8 +36,8 @@ def probe(key: PRNGKeyArray, dim: int, dtype: Any = jnp.float32) -> Float[Array,
 def carry(
     matvec: Any, state: LanczosState, goal: int, chunk: int, reorthogonalize: str
 ) -> LanczosState:
-    """Carry a recurrence on to the depth `goal`, in programs of `chunk` steps."""
-    while (left := goal - int(state.step)) > 0:
+    """Carry a recurrence on to the depth `goal` or a failed product, in programs of `chunk`."""
+    while (left := goal - int(state.step)) > 0 and int(state.failed_step) < 0:
         state = lanczos.extend(
             matvec, state, num_steps=min(chunk, left), reorthogonalize=reorthogonalize
         )

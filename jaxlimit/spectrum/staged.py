@@ -18,7 +18,7 @@ from jaxlimit._memory import catching_refusals
 from jaxlimit._mesh import share_of, takes_mesh
 from jaxlimit.lanczos import LanczosState
 from jaxlimit.spectrum.functions import trace_bracket
-from jaxlimit.spectrum.measure import SpectralMeasure
+from jaxlimit.spectrum.measure import SpectralMeasure, check_steps
 from jaxlimit.spectrum.recurrences import arrays, carry, identity, measure_of, probe, resume
 
 CHUNK = 32
@@ -77,10 +77,18 @@ def run_probes(
         TypeError: as `spectral_measure`.
         ValueError: as `spectral_measure`, or if the checkpoint is that of another run; says what
             differs.
-        FloatingPointError: as `spectral_measure`.
+        FloatingPointError: as `spectral_measure`, within a chunk of the failure; the checkpoint is
+            then one from before it, so that the run can go on once the operator is mended.
         OSError: if a checkpoint cannot be written; the one before it stays whole.
         MemoryError: as `spectral_measure`; a `DeviceMemoryError` if the device runs out of memory
             on the way, which carries the recurrences as they were before.
+
+    >>> import jax, jax.numpy as jnp
+    >>> measure = run_probes(
+    ...     lambda v: jnp.arange(64.0) * v, jax.random.key(0), dim=64, num_steps=64, chunk=4,
+    ...     stop=lambda measure: measure.nodes.max() > 62.9)
+    >>> measure.nodes.shape[1] in (16, 32, 64)
+    True
     """
     check_count("num_probes", num_probes)
     check_count("chunk", chunk)
@@ -119,6 +127,7 @@ def run_probes(
                 with catching_refusals(f"at step {done} of probe {i}", recurrences):
                     following = carry(matvec, state, goal, chunk, reorthogonalize)
                     recurrences[i] = jax.block_until_ready(following)
+                check_steps(recurrences[i].failed_step, i)
                 if on_progress is not None:
                     steps = done * num_probes + (i + 1) * (goal - done)
                     on_progress(stage, steps, num_steps * num_probes)
@@ -141,6 +150,7 @@ class TraceRun(NamedTuple):
     converged: bool
 
 
+@takes_mesh
 def trace_within(
     matvec: Any,
     key: PRNGKeyArray,
@@ -152,6 +162,7 @@ def trace_within(
     num_probes: int = 8,
     reorthogonalize: str = "auto",
     dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
 ) -> TraceRun:
     """Run until the interval of `trace_bracket` is as narrow as asked, or say how far it got.
 
@@ -169,6 +180,7 @@ def trace_within(
         num_probes: probes, at most.
         reorthogonalize: as for `spectral_measure`.
         dtype: floating type of the probes.
+        mesh: as for `spectral_measure`.
 
     Returns:
         A `TraceRun`.
@@ -193,18 +205,17 @@ def trace_within(
     num_steps = min(check_count("num_steps", num_steps), dim)
     reorthogonalize = lanczos.choose(reorthogonalize, num_steps)
     rows = num_probes * lanczos.num_rows(num_steps, reorthogonalize)
-    lanczos.check_basis(rows, dim, dtype)
+    lanczos.check_basis(rows, share_of(dim, mesh), dtype)
+    kept: dict[str, Any] = {"reorthogonalize": reorthogonalize, "mesh": mesh}
     keys, states = jax.random.split(key, num_probes), []
     depth, count = min(FIRST_DEPTH, num_steps), 1
     while True:
         states += [
-            lanczos.start(
-                probe(k, dim, dtype), num_steps=num_steps, reorthogonalize=reorthogonalize
-            )
+            lanczos.start(probe(k, dim, dtype), num_steps=num_steps, **kept)
             for k in keys[len(states) : count]
         ]
         states = [carry(matvec, state, depth, CHUNK, reorthogonalize) for state in states]
-        measure = measure_of(states, depth, dim)
+        measure = measure_of(states, depth, dim, mesh)
         estimate = trace_bracket(measure, f)
         width = float(estimate.upper - estimate.lower)
         converged = width <= tolerance * abs(float(estimate.value))

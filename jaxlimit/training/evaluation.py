@@ -106,7 +106,16 @@ def evaluate(
         The `Evaluation`; its `losses` are what `epsilon` is measured on.
 
     Raises:
-        ValueError: for images or labels the network cannot take.
+        TypeError: if `batch_size` is no integer.
+        ValueError: for images or labels the network cannot take, or a `batch_size` below 1.
+
+    >>> import numpy as np
+    >>> def forward(params, state, images, *, train, key):
+    ...     return images.reshape(len(images), -1) @ params, state
+    >>> images = np.array([2.0, -2.0, 1.0], np.float32).reshape(3, 1, 1, 1)
+    >>> result = evaluate(forward, np.array([[0.0, 1.0]]), {}, (images, np.array([1, 0, 0])))
+    >>> result.correct.tolist(), round(result.accuracy.item(), 3)
+    ([True, True, False], 0.667)
     """
     check_count("batch_size", batch_size)
     images, labels = check_dataset(dataset)
@@ -200,9 +209,23 @@ def distance_from_minimum(
     Returns:
         The `MinimumDistance`.
 
+    Raises:
+        TypeError: if `batch_size` is no integer.
+        ValueError: for images or labels the network cannot take, a negative `l1` or `l2`, or a
+            `batch_size` below 1.
+
     References:
         Beck (2017), First-Order Methods in Optimization, Theorem 10.7: r = 0 characterises
         stationary points.
+
+    >>> import numpy as np
+    >>> def forward(params, state, images, *, train, key):
+    ...     return images.reshape(len(images), -1) @ params, state
+    >>> dataset = np.ones((2, 1, 1, 1), np.float32), np.array([0, 1])
+    >>> at_minimum = distance_from_minimum(forward, np.zeros((1, 2)), {}, dataset, l1=0.1)
+    >>> elsewhere = distance_from_minimum(forward, np.ones((1, 2)), {}, dataset, l1=0.1)
+    >>> at_minimum.norm.item(), round(elsewhere.norm.item(), 4)  # 0.1·√2
+    (0.0, 0.1414)
     """
     check_count("batch_size", batch_size)
     check_range("l1", l1, 0)

@@ -42,6 +42,7 @@ class History:
         past: the epochs already done, as `stacked` returns them.
         on_epoch: called with the metrics of every epoch that is added.
         path: a file that gets one JSON object a line and epoch, past ones included.
+        describe: says what is left of the run where the file cannot be written.
     """
 
     def __init__(
@@ -49,25 +50,39 @@ class History:
         past: Metrics,
         on_epoch: Callable[[Metrics], None] | None,
         path: str | os.PathLike | None,
+        describe: Callable[[], str],
     ):
         self._epochs = [
             Metrics(*(values[..., epoch] for values in past)) for epoch in range(len(past.epoch))
         ]
         self._on_epoch = on_epoch
         self._path = None if path is None else Path(path)
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text("".join(map(_json_line, self._epochs)))
+        self._describe = describe
+        self._write(self._epochs, "w")
 
     def append(self, metrics: Metrics) -> None:
-        """Keep one more epoch and report it."""
+        """Keep one more epoch and report it.
+
+        Raises:
+            OSError: if the file could not be written; says what is left of the run.
+        """
         metrics = Metrics(np.int32(metrics.epoch), *map(np.float32, metrics[1:]))
         self._epochs.append(metrics)
-        if self._path is not None:
-            with self._path.open("a") as file:
-                file.write(_json_line(metrics))
+        self._write([metrics], "a")
         if self._on_epoch is not None:
             self._on_epoch(metrics)
+
+    def _write(self, epochs: list[Metrics], mode: str) -> None:
+        if self._path is None:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open(mode) as file:
+                file.writelines(map(_json_line, epochs))
+        except OSError as error:
+            raise OSError(
+                f"could not write the metrics to {self._path}; {self._describe()}: {error}"
+            ) from error
 
     def stacked(self) -> Metrics:
         """Return all epochs as arrays, the epochs along their last axis."""

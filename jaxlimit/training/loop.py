@@ -18,6 +18,7 @@ from jaxlimit import _mesh
 from jaxlimit._batches import check_like
 from jaxlimit._checkpoints import Checkpoints
 from jaxlimit._checks import check_count, check_floating_tree
+from jaxlimit._memory import catching_refusals
 from jaxlimit._mesh import takes_mesh
 from jaxlimit.training.config import TrainingConfig, learning_rates
 from jaxlimit.training.data import (
@@ -111,11 +112,14 @@ def fit(
         The `TrainingResult`.
 
     Raises:
-        ValueError: for a data set that the network or the batch size does not fit, or a
-            checkpoint of another run; says what differs.
+        ValueError: for a data set that the network or the batch size does not fit, a checkpoint
+            of another run (says what differs) or a damaged one, or `shard_params` without `mesh`.
         FloatingPointError: if the loss or a weight stops being finite; says in which epoch and
-            step. The last good checkpoint stays.
-        OSError: if a checkpoint cannot be written; the one before it stays whole.
+            step, and with several seeds for which of them. The last good checkpoint stays.
+        MemoryError: a `planning.DeviceMemoryError` if the device runs out of memory in an epoch.
+            The last checkpoint stays.
+        OSError: if a checkpoint or the metrics cannot be written; the checkpoint before it stays
+            whole.
 
     >>> import flax.linen as nn, jax, numpy as np
     >>> def forward(params, state, images, *, train, key):
@@ -131,6 +135,8 @@ def fit(
     1.0
     """
     check_count("checkpoint_every", checkpoint_every)
+    if shard_params and mesh is None:
+        raise ValueError("shard_params needs a mesh to spread the parameters over, got mesh=None")
     images, labels = check_dataset(dataset)
     rates = learning_rates(config, _num_steps(len(images), config.batch_size))
     normalization = normalization or channel_statistics(images)
@@ -153,10 +159,15 @@ def fit(
         carry, past = _resume(checkpoints, _lay_out(carry, layout), key.shape)
         if len(past.epoch) and on_resume is not None:
             on_resume(past)
-        history = History(past, on_epoch, metrics_path if jax.process_index() == 0 else None)
+        path = metrics_path if jax.process_index() == 0 else None
+        history = History(past, on_epoch, path, checkpoints.describe)
         for epoch in range(len(past.epoch) + 1, config.epochs + 1):
-            carry, losses, finite, metrics = run_epoch(carry, epoch, rates[epoch - 1])
-            _check_finite(losses, finite, epoch, config, checkpoints)
+            with catching_refusals(
+                f"in epoch {epoch} of training ({checkpoints.describe()}): "
+                "raise accumulate or lower batch_size"
+            ):
+                carry, losses, finite, metrics = run_epoch(carry, epoch, rates[epoch - 1])
+                _check_finite(losses, finite, epoch, config, checkpoints)
             history.append(metrics)
             tree = {**carry._asdict(), "history": history.stacked()._asdict()}
             checkpoints.save(epoch, tree, last=epoch == config.epochs)
@@ -241,6 +252,9 @@ def _check_finite(
     # With all losses finite, it was the update of the last step that went wrong.
     step = int(bad.any(0).argmax()) if bad.any() else steps - 1
     what = "the training loss" if bad.any() else "a weight"
+    if isinstance(config.seed, tuple):
+        seeds = [str(seed) for seed, fine in zip(config.seed, finite, strict=True) if not fine]
+        what += f" of seed {', '.join(seeds)}"
     raise FloatingPointError(
         f"{what} stopped being finite in epoch {epoch}, step {step + 1} of {steps} (learning rate "
         f"at most {config.learning_rate:g}); {checkpoints.describe()}"

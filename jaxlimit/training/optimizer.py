@@ -35,7 +35,26 @@ def soft_threshold(x: Float[Array, "..."], threshold: Any) -> Float[Array, "..."
 def sgd(
     rate: Any, momentum: Any, l1: Any, l2: Any, *, proximal: bool
 ) -> optax.GradientTransformation:
-    """Chain penalties, momentum and rate as `TrainingConfig` states them; numbers may be traced."""
+    """Chain penalties, momentum and rate as `TrainingConfig` states them; numbers may be traced.
+
+    Args:
+        rate: η of the step.
+        momentum: μ.
+        l1: strength of the l1 penalty.
+        l2: strength of the l2 penalty.
+        proximal: whether l1 acts by the soft threshold after the step, else by its subgradient.
+
+    Returns:
+        The transformation of the gradient of the data loss to an update; it needs the parameters.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"kernel": jnp.array([1.0, 0.01])}
+    >>> gradient = {"kernel": jnp.array([0.5, 0.0])}
+    >>> optimizer = sgd(0.1, 0.0, 0.2, 0.0, proximal=True)
+    >>> update, _ = optimizer.update(gradient, optimizer.init(params), params)
+    >>> optax.apply_updates(params, update)["kernel"]  # S(1 - 0.05, 0.02), S(0.01, 0.02)
+    Array([0.93, 0.  ], dtype=float32)
+    """
 
     def pull(gradient: PyTree, params: PyTree) -> PyTree:
         def one(g: Array, w: Array, on: bool) -> Array:

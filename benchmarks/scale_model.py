@@ -63,17 +63,19 @@ def network_of(name: str) -> Network:
 
 
 @cache
-def linearization(name: str) -> int:
+def linearization(name: str, product_dtype: Any = None) -> int:
     """Count the bytes that a linearisation on the images keeps."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(operator(name, LINEAR)))
+    leaves = jax.tree.leaves(operator(name, LINEAR, product_dtype))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
-def operator(name: str, mode: str) -> Any:
+def operator(name: str, mode: str, product_dtype: Any = None) -> Any:
     """Make the product's shapes: nothing of it runs."""
     loss, *rest = make_case(name, IMAGES[name])
 
     def make(params, batches, state):
-        return curvature.hessian_matvec(loss, params, batches, state, mode=mode)
+        settings = {"mode": mode, "product_dtype": product_dtype}
+        return curvature.hessian_matvec(loss, params, batches, state, **settings)
 
     return jax.eval_shape(make, *rest)
 
@@ -167,8 +169,7 @@ def projections(efficiency: float) -> dict[str, Any]:
 
 def narrow_resnet50() -> Network:
     """Count ResNet50 with the activations, as numbers of two bytes, that bfloat16 products keep."""
-    loss, params, batches, state = make_case("resnet50", IMAGES["resnet50"])
-    kept = planning.measure(loss, params, batches, state, product_dtype=jnp.bfloat16).linearization
+    kept = linearization("resnet50", jnp.bfloat16)
     return network_of("resnet50")._replace(activations=kept / 2 / IMAGES["resnet50"])
 
 

@@ -81,6 +81,8 @@ class Config:
     """Training images in the Hessian, the first so many; at most all."""
     product_dtype: Literal["float32", "bfloat16"] = "float32"
     """Operands of the Hessian's matrix products; they accumulate in float32."""
+    checkpoint_every: int = 64
+    """Lanczos steps a probe between checkpoints."""
     num_ratios: int = 200
     """Ratios in the sweep, spaced evenly in the logarithm."""
     smallest_ratio: float = 1e-4
@@ -235,6 +237,7 @@ def predict(net, config, seed, folder, stages) -> LimitEstimate:
             on_progress=stages.show,
             mesh=net.mesh,
             checkpoint_dir=unfinished,
+            checkpoint_every=config.checkpoint_every,
             **stored,
         )
     distributed.barrier("spectra")  # the others may still be reading those of an earlier run

@@ -24,7 +24,8 @@ from jaxlimit._products import narrow_products
 
 def _precise() -> AbstractContextManager:
     """Multiply in full precision where the caller has not said how."""
-    if jax.config.jax_default_matmul_precision is None:
+    config: Any = jax.config
+    if config.jax_default_matmul_precision is None:
         return jax.default_matmul_precision("highest")
     return nullcontext()
 

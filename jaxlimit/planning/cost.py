@@ -15,6 +15,12 @@ from jaxlimit.planning.memory import lanczos_bytes
 
 COST_MODES = ("linearized", "forward-over-reverse", "rematerialized")
 
+# How often weights and activations are read or written. A linearisation reads each factor, and
+# writes and reads its tangent, forward and backward. Recomputed, weights are read both ways once
+# more, activations and cotangents written and read; rematerialised, all goes forward again.
+WEIGHT_PASSES: dict[str, int] = dict(zip(COST_MODES, (6, 8, 10), strict=True))
+ACTIVATION_PASSES: dict[str, int] = dict(zip(COST_MODES, (6, 10, 14), strict=True))
+
 
 class Network(NamedTuple):
     """A network as the cost of a product sees it.
@@ -157,11 +163,9 @@ def product_cost(
     rows = lanczos.NUM_LOCKED if kind == "selective" else lanczos.num_rows(num_steps, kind)
     # The basis is read twice, for the coefficients and for the sum; a step's other vectors are few.
     vectors = (8 + 2 * rows) * 4 * dim / num_devices
-    weights = 6 * product_bytes * dim * passes
-    # A kept activation is read, and a tangent of its size written and read, forward and backward.
-    activations = 6 * product_bytes * network.activations * num_examples / num_devices
-    at_once = num_examples / num_devices / passes
-    memory = vectors + weights + activations
+    kept = product_bytes * network.activations * num_examples / num_devices
+    weights = WEIGHT_PASSES[mode] * product_bytes * dim * passes
+    memory = vectors + weights + ACTIVATION_PASSES[mode] * kept
     link = share * dim * (12 if sharded else 8)
     return Cost(
         flops=flops,
@@ -173,7 +177,7 @@ def product_cost(
         vector_bytes=lanczos_bytes(dim, 4, num_steps, reorthogonalize=kind) / num_devices,
         parameter_bytes=4 * dim / (num_devices if sharded else 1),
         whole_bytes=dim * (12 if sharded else 8),
-        activation_bytes=2 * product_bytes * network.activations * at_once,
+        activation_bytes=2 * kept / passes,
     )
 
 

@@ -140,7 +140,7 @@ def prepare(
     where: Where = is_weight,
     mesh: Mesh | None = None,
     **settings: Any,
-) -> tuple[Workload, dict[str, tuple[str, ...]]]:
+) -> tuple[Workload, dict[str, Any]]:
     """Measure what a run works on, on each device, and name the ways that its plan may choose from.
 
     Args:

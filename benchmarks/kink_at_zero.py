@@ -239,7 +239,7 @@ def pinned_trace(run: tuple, num_blocks: int, f: Callable) -> float:
     """Read the mean of f over the probes of a block off its Gauss-Radau rule with a node at 0."""
     first, diagonal, off_diagonal = run
     size = len(first)
-    matrix = block_diag(*diagonal[:num_blocks], np.zeros((size, size)))
+    matrix = np.asarray(block_diag(*diagonal[:num_blocks], np.zeros((size, size))), float)
     for i, coupling in enumerate(off_diagonal[:num_blocks]):
         below = slice((i + 1) * size, (i + 2) * size), slice(i * size, (i + 1) * size)
         matrix[below], matrix[below[::-1]] = coupling, coupling.T

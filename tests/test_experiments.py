@@ -171,7 +171,7 @@ def test_distributed_starts_a_job(script, tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert "all processes of the job" in done.stderr
+    assert "processes of the job to begin at" in done.stderr
     assert (output / "table.md").exists() == (name == "tables.py")
 
 

@@ -1,4 +1,4 @@
-"""Measure the peak memory of one product, and of Lanczos with its basis, each in its own process.
+"""Measure the peak memory of one product, and of a spectrum, each in its own process.
 
 python benchmarks/peak_memory.py
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import peers
 import tyro
 
-from jaxlimit import lanczos
+from jaxlimit import spectrum
 from jaxlimit.reporting import console, environment, write_json
 
 CASES = (
@@ -26,7 +26,7 @@ CASES = (
     "plain JAX",
     "PyHessian",
     "curvlinops",
-    "Lanczos, float32",
+    "spectrum, float32",
 )
 
 
@@ -36,7 +36,7 @@ class Config:
 
     num_images: int = 10_000
     num_steps: int = 96
-    """Room of the Lanczos basis; a few steps are taken, which need all of it."""
+    """Lanczos steps of the spectrum, with as many vectors in the basis."""
     output: Path = Path("benchmarks/results")
 
 
@@ -66,10 +66,10 @@ def measure(case: str, config: Config) -> dict[str, Any]:
         matvec = peers.matvec(problem, mode="linearized", product_dtype=dtype)
         held = {"operands": num_bytes((problem.params, problem.batch))}
         held["linearisation"] = num_bytes(matvec)
-        if case.startswith("Lanczos"):
-            state = lanczos.start(problem.vector, num_steps=config.num_steps)
-            held["basis"] = num_bytes(state.basis)
-            jax.block_until_ready(lanczos.extend(matvec, state, num_steps=2))
+        if case.startswith("spectrum"):
+            held["basis"] = config.num_steps * problem.vector.nbytes
+            key, settings = jax.random.key(0), {"dim": problem.dim, "num_steps": config.num_steps}
+            spectrum.spectral_measure(matvec, key, reorthogonalize="full", **settings)
         else:
             jax.block_until_ready(matvec(problem.vector))
     return {"before": before, "peak": peak(), "held": held}

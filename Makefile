@@ -9,7 +9,7 @@ limit: $(VENV)/.installed
 	$(BIN)/python experiments/pruning_limit.py
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow

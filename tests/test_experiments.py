@@ -54,6 +54,7 @@ def test_run_writes_its_folder_and_resumes(tmp_path, capsys):
         training_dtype="bfloat16",
         max_images=700,
         num_steps=6,
+        num_gap_steps=6,
         hessian_images=256,
         images_at_once=300,
         num_ratios=12,

@@ -108,6 +108,14 @@ def remarks() -> list[str]:
             f"{deep['seconds']['ours, bfloat16']['minimum']:.1f} s, as many products "
             f"{deep['seconds']['products, bfloat16']['minimum']:.1f} s."
         )
+    if memory := read("peak_memory"):
+        of = memory["bytes"]["spectrum, float32"]
+        held = of["held"].values()
+        said.append(
+            f"A float32 spectrum of {memory['settings']['num_steps']} steps takes "
+            f"{(of['peak'] - of['before']) / 2**30:.2f} GiB at its peak, "
+            f"{sum(held) / 2**30:.2f} of them basis, operands and linearisation."
+        )
     for dataset, name in (("digits", "digits"), ("cifar10", "CIFAR-10")):
         if precision := read(f"product_precision_{dataset}"):
             errors = precision["relative_error"]

@@ -68,8 +68,13 @@ def measure(case: str, config: Config) -> dict[str, Any]:
         held["linearisation"] = num_bytes(matvec)
         if case.startswith("spectrum"):
             held["basis"] = config.num_steps * problem.vector.nbytes
-            key, settings = jax.random.key(0), {"dim": problem.dim, "num_steps": config.num_steps}
-            spectrum.spectral_measure(matvec, key, reorthogonalize="full", **settings)
+            spectrum.spectral_measure(
+                matvec,
+                jax.random.key(0),
+                dim=problem.dim,
+                num_steps=config.num_steps,
+                reorthogonalize="full",
+            )
         else:
             jax.block_until_ready(matvec(problem.vector))
     return {"before": before, "peak": peak(), "held": held}

@@ -46,7 +46,9 @@ class Config:
 
 def default_run(config: Config) -> Path:
     """Make the run on digits, deep enough, unless it is there."""
-    settings = pruning_limit.Config(num_steps=256, output=config.output / "fc5-digits")
+    settings = pruning_limit.Config(
+        num_steps=256, tolerance=0.0, output=config.output / "fc5-digits"
+    )
     folder = settings.folder() / "seed-0"
     if not (folder / "result.json").exists():
         pruning_limit.run(settings, 0)

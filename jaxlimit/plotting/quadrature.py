@@ -24,7 +24,7 @@ def plot_rule_errors(
     columns = min(len(errors), 3)
     rows = -(-len(errors) // columns)
     figure, panels = plt.subplots(
-        rows, columns, figsize=(2.9 * columns, 2.7 * rows + 0.8), sharex=True, sharey=True,
+        rows, columns, figsize=(2.45 * columns, 2.1 * rows + 0.8), sharex=True, sharey=True,
         layout="constrained", squeeze=False,
     )  # fmt: skip
     for axes, (name, table) in zip(panels.flat, errors.items(), strict=False):

@@ -210,7 +210,9 @@ def predict(net, config, seed, folder, stages) -> LimitEstimate:
     """Predict the limit from the Hessian's spectrum, measured now or by an earlier run."""
     state = net.trained.state
     with stages.time("epsilon"):
-        epsilon = limits.loss_tolerance_estimate(*net.args, net.batches(config), state)
+        epsilon = limits.loss_tolerance_estimate(
+            *net.args, net.batches(config), state, mesh=net.mesh
+        )
     names = ("num_steps", "num_probes", "num_gap_steps", "tolerance", "hessian_images",
              "product_dtype")  # fmt: skip
     settings = {name: getattr(config, name) for name in names}
@@ -257,7 +259,7 @@ def forecast(net, config) -> SweepResult:
     weights, _ = flatten_weights(net.trained.params)
     operator = (*net.args, batches, net.trained.state)
     matvec = curvature.hessian_matvec(*operator, product_dtype=product_dtype(config), mesh=net.mesh)
-    gradient = curvature.mean_gradient(*operator)
+    gradient = curvature.mean_gradient(*operator, mesh=net.mesh)
     ratios = np.geomspace(config.smallest_ratio, 1, min(60, config.num_ratios))
     rise = jax.block_until_ready(pruning.taylor_forecast(gradient, matvec, weights, ratios))
     return SweepResult(jnp.asarray(ratios), rise, *[jnp.zeros_like(rise)] * 3)

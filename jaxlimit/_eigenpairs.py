@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jaxlimit import _mesh
 from jaxlimit._checks import check_choice, check_count, is_concrete
 from jaxlimit._matvec import (
     ALL_FINITE,
@@ -29,6 +31,7 @@ from jaxlimit._matvec import (
     prepare,
 )
 from jaxlimit._memory import check_memory
+from jaxlimit._mesh import takes_mesh
 
 WHICH = ("largest", "smallest", "both", "magnitude")
 
@@ -41,7 +44,7 @@ class Eigenpairs(NamedTuple):
 
     Attributes:
         values: vᵀHv, in the order that `which` states.
-        vectors: row i belongs to `values[i]`.
+        vectors: row i belongs to `values[i]`; on a mesh it may have zeros past its D entries.
         residual_norms: ‖Hv - λv‖ from a product made for it; an eigenvalue lies this near.
         converged: whether the residual norm is within the tolerance.
         complete: whether a last round from a fresh random vector found nothing more extreme.
@@ -58,6 +61,7 @@ class Eigenpairs(NamedTuple):
     failed_product: Int[Array, ""]
 
 
+@takes_mesh
 def extremal_eigenpairs(
     matvec: Any,
     key: PRNGKeyArray,
@@ -69,6 +73,7 @@ def extremal_eigenpairs(
     tolerance: float | None = None,
     max_products: int | None = None,
     dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
 ) -> Eigenpairs:
     """Find the eigenpairs at the ends of a symmetric operator's spectrum.
 
@@ -76,8 +81,7 @@ def extremal_eigenpairs(
     basis is filled up again until the wanted pairs have ‖Hv - λv‖ ≤ tolerance · ‖H‖. Multiple
     eigenvalues come with all their copies, at the price of a round each. Costs m products for the
     first basis, about (m - k)/2 for each restart and k at the end; memory 2 m D; reorthogonalising
-    takes 8 m D operations a product. There is no `mesh`: the bases stay whole on one device, though
-    the products of a `matvec` may be shared by several.
+    takes 8 m D operations a product.
 
     Args:
         matvec: H, a symmetric `Array[D] -> Array[D]`.
@@ -91,6 +95,7 @@ def extremal_eigenpairs(
             `dtype`. The error of a value is about (tolerance · ‖H‖)² over its gap to the others.
         max_products: where to stop, converged or not; default 50 m.
         dtype: floating type of the vectors.
+        mesh: devices that each keep a part of every vector, as for `tridiagonalize`.
 
     Returns:
         `Eigenpairs`. Pairs that have not converged by `max_products` are returned as they stand,
@@ -99,7 +104,8 @@ def extremal_eigenpairs(
 
     Raises:
         TypeError: if a count is no static int, `dtype` is not real floating, narrower than float32
-            or not that of `matvec`, or `matvec` loops over data on the host.
+            or not that of `matvec`, `mesh` is no `jax.sharding.Mesh`, or `matvec` loops over data
+            on the host.
         ValueError: if a count is out of its range, `which` is unknown, `tolerance` is not positive,
             `max_products` < m + k, or `matvec` does not map [D] to [D].
         FloatingPointError: if a product was not finite; names which.
@@ -123,9 +129,10 @@ def extremal_eigenpairs(
     if num_pairs > dim:
         raise ValueError(f"num_pairs must be at most dim = {dim}, got {num_pairs}")
     basis_size = _check_basis_size(basis_size, num_pairs, dim)
+    share = _mesh.share_of(dim, mesh)
     check_memory(
-        f"two bases of {basis_size} vectors of {dim} entries",
-        2 * basis_size * dim * dtype.itemsize,
+        f"two bases of {basis_size} vectors of {share} entries",
+        2 * basis_size * share * dtype.itemsize,
         "lower num_pairs or basis_size",
     )
     max_products = 50 * basis_size if max_products is None else max_products
@@ -134,8 +141,11 @@ def extremal_eigenpairs(
         tolerance = float(jnp.finfo(dtype).eps) ** (2 / 3)
     elif is_concrete(tolerance) and not float(tolerance) > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}")
-    settings = _Settings(dim, num_pairs, which, basis_size, dtype)
+    settings = _Settings(dim, num_pairs, which, basis_size, dtype, mesh)
     limits = jnp.asarray(tolerance, dtype), jnp.int32(min(max_products, jnp.iinfo(jnp.int32).max))
+    if mesh is not None:
+        matvec = _mesh.pad_operator(matvec, dim, _mesh.padded_size(dim, mesh))
+        key, limits = _mesh.place((key, limits), _mesh.whole(mesh))
     pairs = _extremal_eigenpairs(matvec, key, *limits, settings)
     check_products(pairs.failed_product)
     return pairs
@@ -156,6 +166,7 @@ class _Settings(NamedTuple):
     which: str
     basis_size: int
     dtype: Any
+    mesh: Mesh | None
 
 
 class _State(NamedTuple):
@@ -184,20 +195,24 @@ def _extremal_eigenpairs(
 
     def cycle(state):
         room = lambda s: (s.filled < m) & (s.failed == ALL_FINITE)  # noqa: E731
-        state = jax.lax.while_loop(room, lambda s: _expand(matvec, key, s), state)
+        state = jax.lax.while_loop(room, lambda s: _expand(matvec, key, settings, s), state)
         return _restart(key, tolerance, settings, state)
 
     state = jax.lax.while_loop(affordable, cycle, _initial(key, settings))
-    return _read_out(matvec, tolerance, settings, state)
+    pairs = _read_out(matvec, tolerance, settings, state)
+    if settings.mesh is None:
+        return pairs
+    short = _mesh.place(pairs._replace(vectors=None), _mesh.whole(settings.mesh))
+    return short._replace(vectors=_mesh.place(pairs.vectors, _mesh.split(settings.mesh, 1)))
 
 
 def _initial(key: PRNGKeyArray, settings: _Settings) -> _State:
     m, dtype = settings.basis_size, settings.dtype
-    basis = jnp.zeros((m, settings.dim), dtype)
+    basis = _mesh.zeros((m, _mesh.padded_size(settings.dim, settings.mesh)), dtype, settings.mesh)
     return _State(
         basis=basis,
         projected=jnp.zeros((m, m), dtype),
-        following=_fresh_vector(key, basis),
+        following=_fresh_vector(key, basis, settings),
         coupling=jnp.zeros((), dtype),
         filled=jnp.int32(0),
         known=jnp.full(settings.num_pairs, jnp.inf, dtype),
@@ -209,7 +224,7 @@ def _initial(key: PRNGKeyArray, settings: _Settings) -> _State:
     )
 
 
-def _expand(matvec: Partial, key: PRNGKeyArray, state: _State) -> _State:
+def _expand(matvec: Partial, key: PRNGKeyArray, settings: _Settings, state: _State) -> _State:
     """Append `following` to the basis and find the next one."""
     j, vector = state.filled, state.following
     product, size, finite = _finite_product(matvec, vector)
@@ -219,10 +234,10 @@ def _expand(matvec: Partial, key: PRNGKeyArray, state: _State) -> _State:
     scale = jnp.maximum(state.scale, size)
     norm = jnp.linalg.norm(residual)
     # What is left below the rounding of the products is no direction: the space is invariant.
-    invariant = (norm <= 16 * jnp.finfo(norm.dtype).eps * scale) | (j + 1 >= vector.size)
+    invariant = (norm <= 16 * jnp.finfo(norm.dtype).eps * scale) | (j + 1 >= settings.dim)
     following = jax.lax.cond(
         invariant,
-        lambda: _fresh_vector(jax.random.fold_in(key, 2 * state.num_products + 1), basis),
+        lambda: _fresh_vector(jax.random.fold_in(key, 2 * state.num_products + 1), basis, settings),
         lambda: residual / norm,
     )
     return state._replace(
@@ -257,7 +272,7 @@ def _restart(key: PRNGKeyArray, tolerance: Array, settings: _Settings, state: _S
     basis = dot(vectors.T * keeps[:, None], state.basis)
     following = jax.lax.cond(
         starts_afresh,
-        lambda: _fresh_vector(jax.random.fold_in(key, 2 * state.num_products), basis),
+        lambda: _fresh_vector(jax.random.fold_in(key, 2 * state.num_products), basis, settings),
         lambda: state.following,
     )
     return state._replace(
@@ -351,8 +366,12 @@ def _best_first(values: Array, which: str) -> Int[Array, "m"]:
     return jnp.asarray(ascending if which == "smallest" else ascending[::-1])
 
 
-def _fresh_vector(key: PRNGKeyArray, basis: Float[Array, "m D"]) -> Float[Array, "D"]:
-    vector = jax.random.normal(key, basis.shape[1:], basis.dtype)
+def _fresh_vector(
+    key: PRNGKeyArray, basis: Float[Array, "m D"], settings: _Settings
+) -> Float[Array, "D"]:
+    vector = jax.random.normal(key, (settings.dim,), settings.dtype)
+    if settings.mesh is not None:
+        vector = _mesh.split_vector(vector, settings.mesh)
     # Normalised in between too: where the basis is nearly full, little is left of the vector.
     for _ in range(2):
         vector, _ = _orthogonalize(vector, basis)

@@ -8,9 +8,9 @@ the one it has on one device. Vectors whose size no device count divides are pad
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial, wraps
-from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 from jaxtyping import Array
 
-from jaxlimit._batches import Group, first_batch, leading_size, mean_over
+from jaxlimit._batches import Group, first_batch, group_batches, leading_size, mean_over
 from jaxlimit._checks import is_concrete
 from jaxlimit._host import HostMatvec, check_same_dtype
 
@@ -102,9 +102,9 @@ def num_shares(mesh: Mesh) -> int:
     return mesh.shape[mesh.axis_names[0]]
 
 
-def padded_size(dim: int, mesh: Mesh) -> int:
+def padded_size(dim: int, mesh: Mesh | None) -> int:
     """Return the next multiple of the number of shares."""
-    return dim + -dim % num_shares(mesh)
+    return dim if mesh is None else dim + -dim % num_shares(mesh)
 
 
 def share_of(dim: int, mesh: Mesh | None) -> int:
@@ -135,11 +135,16 @@ def _place(array: Any, sharding: NamedSharding) -> Any:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
+def replicate(tree: Any, mesh: Mesh | None) -> Any:
+    """Give every device all of some arrays, if there is a mesh."""
+    return tree if mesh is None else place(tree, whole(mesh))
+
+
 def gather(tree: Any, mesh: Mesh | None) -> Any:
     """Return arrays that every process has all of, free to go with any others."""
     if mesh is None or not is_concrete(tree):
         return tree
-    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(place(leaf, whole(mesh)))), tree)
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(replicate(leaf, mesh))), tree)
 
 
 def zeros(shape: tuple[int, ...], dtype: Any, mesh: Mesh | None) -> Array:
@@ -161,7 +166,9 @@ def largest_axis(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     return split(mesh, int(np.argmax(lengths))) if any(lengths) else whole(mesh)
 
 
-class Shares(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Shares:
     """All examples, dealt out to the devices of a mesh; each counts once in the sum over devices.
 
     Attributes:
@@ -169,15 +176,26 @@ class Shares(NamedTuple):
             the number of devices.
         own: stacks of batches with leaves [devices, num_batches, batch, ...], the first axis split.
         common: stacks with leaves [1, batch, ...] of fewer examples than devices, which all have.
+        mesh: the devices.
     """
 
     weights: tuple[float, ...]
     own: tuple[Any, ...]
     common: tuple[Any, ...]
+    mesh: Mesh = field(metadata={"static": True})
 
-    def groups(self) -> tuple[Group, ...]:
-        """Return one device's groups, once the first axis of `own` is off."""
-        return tuple(map(Group, self.weights, self.own + self.common))
+
+def groups_of_device(weights: tuple, own: tuple, common: tuple) -> tuple[Group, ...]:
+    """Return the groups of one device from its `Shares`, the first axis of `own` off."""
+    return tuple(map(Group, weights, own + common))
+
+
+Examples = Shares | tuple[Group, ...]
+
+
+def examples_of(batches: Any, mesh: Mesh | None) -> Examples:
+    """Deal all examples out to a mesh, or group them on the one device."""
+    return group_batches(batches) if mesh is None else share_out(batches, mesh)
 
 
 def share_out(batches: Any, mesh: Mesh) -> Shares:
@@ -204,6 +222,7 @@ def share_out(batches: Any, mesh: Mesh) -> Shares:
         tuple(count / total / n for count in counts),
         place(tuple(own), split(mesh)),
         place(tuple(common), whole(mesh)),
+        mesh,
     )
 
 
@@ -232,17 +251,20 @@ def _on_host(leaves: Any) -> bool:
     return all(isinstance(leaf, np.ndarray) for leaf in leaves)
 
 
-def mean_on(mesh: Mesh, shares: Shares, of_batch: Callable, *operands: Any) -> Array:
-    """Average `of_batch(batch, *operands)` over all examples: one all-reduce of the sum."""
+def mean(examples: Examples, of_batch: Callable, *operands: Any) -> Array:
+    """Average `of_batch(batch, *operands)` over all examples: on a mesh one all-reduce."""
+    if not isinstance(examples, Shares):
+        return mean_over(examples, lambda batch: of_batch(batch, *operands))
+    mesh = examples.mesh
 
     def of_device(common: tuple, own: Any) -> Array:
         weights, rest, operands = common
-        groups = Shares(weights, _first(own), rest).groups()
-        mean = mean_over(groups, lambda batch: of_batch(batch, *operands))
-        return jax.lax.psum(mean, mesh.axis_names[0])
+        groups = groups_of_device(weights, _first(own), rest)
+        part = mean_over(groups, lambda batch: of_batch(batch, *operands))
+        return jax.lax.psum(part, mesh.axis_names[0])
 
-    common = (shares.weights, shares.common, operands)
-    return shard_map(of_device, mesh, P())(common, shares.own)
+    common = (examples.weights, examples.common, operands)
+    return shard_map(of_device, mesh, P())(common, examples.own)
 
 
 def shard_map(function: Callable, mesh: Mesh, out_specs: Any, num_split: int = 1) -> Callable:

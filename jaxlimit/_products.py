@@ -1,6 +1,7 @@
 """Change how a traced program multiplies matrices, and leave everything else as it is."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,17 @@ _INLINED = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"}
 
 # Takes a product's own function of its operands, they and its parameters; gives the result.
 Change = Callable[[Callable, list, dict], Array]
+
+
+def precise_products() -> AbstractContextManager:
+    """Multiply in the full precision of the operands, unless the caller has said how.
+
+    NVIDIA's devices would round operands of float32 to TF32; `jax.default_matmul_precision` says.
+    """
+    config: Any = jax.config
+    if config.jax_default_matmul_precision is None:
+        return jax.default_matmul_precision("highest")
+    return nullcontext()
 
 
 def change_products(program: core.ClosedJaxpr, change: Change) -> core.ClosedJaxpr:

@@ -156,7 +156,7 @@ def estimate_limit(
     params = jax.tree.map(_widen, params)
     check_deterministic(loss, params, batches, *operands)
     if epsilon is None:
-        epsilon = limits.loss_tolerance_estimate(loss, params, batches, *operands)
+        epsilon = limits.loss_tolerance_estimate(loss, params, batches, *operands, mesh=mesh)
     weights, _ = flatten_weights(params, where)
     planned = _PlannedRuns(
         (loss, params, batches, operands, where, settings | {"mesh": mesh}),

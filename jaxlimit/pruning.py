@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlimit import _magnitudes, _mesh
-from jaxlimit._batches import check_like, check_scalar, first_batch, group_batches, mean_over
+from jaxlimit._batches import check_like, check_scalar, first_batch
 from jaxlimit._checks import check_floating_tree, check_range
 from jaxlimit._memory import catching_refusals
 from jaxlimit._mesh import takes_mesh
@@ -193,20 +193,16 @@ def magnitude_sweep(
     ratios = _check_ratios(ratios)
     check_scalar(loss, params, first_batch(batches), *operands)
     weights, unflatten = flatten_weights(params, where)
-    ranks = _magnitudes.ranks(weights)
-    if mesh is None:
-        examples = group_batches(batches)
-    else:
-        examples = _mesh.share_out(batches, mesh)
-        arrays = (weights, ranks, unflatten, operands)
-        weights, ranks, unflatten, operands = _mesh.place(arrays, _mesh.whole(mesh))
+    examples = _mesh.examples_of(batches, mesh)
+    arrays = (weights, _magnitudes.ranks(weights), unflatten, operands)
+    weights, ranks, unflatten, operands = _mesh.replicate(arrays, mesh)
     # Pieces of one size, so that there is one program and progress can be told in between.
     num_pieces = -(-ratios.size // _MAX_PIECE)
     size = -(-ratios.size // num_pieces)
     padded = jnp.pad(ratios, (0, num_pieces * size - ratios.size)).reshape(num_pieces, size)
     pieces = []
     for i, piece in enumerate(padded, start=1):
-        args = (loss, mesh, weights, ranks, unflatten, examples, piece, operands)
+        args = (loss, weights, ranks, unflatten, examples, piece, operands)
         with catching_refusals("in a sweep over pruning ratios: make batches smaller"):
             pieces.append(jax.block_until_ready(_sweep(*args)))
         if on_progress is not None:
@@ -223,19 +219,15 @@ def _check_ratios(ratios: Any) -> Float[Array, "r"]:
     return ratios
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _sweep(loss, mesh, weights, ranks, unflatten, examples, ratios, operands) -> SweepResult:
+@partial(jax.jit, static_argnums=0)
+def _sweep(loss, weights, ranks, unflatten, examples, ratios, operands) -> SweepResult:
     def of_batch(batch, unflatten, pruned, operands):
         return loss(unflatten(pruned), batch, *operands)
 
     def at(ratio):
         kept = num_kept(weights.size, ratio)
         pruned = jnp.where(ranks < kept, weights, 0)
-        args = (unflatten, pruned, operands)
-        if mesh is None:
-            value = mean_over(examples, lambda batch: of_batch(batch, *args))
-        else:
-            value = _mesh.mean_on(mesh, examples, of_batch, *args)
+        value = _mesh.mean(examples, of_batch, unflatten, pruned, operands)
         radius = jnp.linalg.norm(weights - pruned)
         return SweepResult(ratio, value, kept, radius, jnp.abs(pruned).sum())
 

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxlimit
-from jaxlimit import curvature, lanczos, planning, pruning, spectrum, training
+from jaxlimit import curvature, lanczos, limits, planning, pruning, spectrum, training
 
 AUTO = Mesh(np.array(jax.devices()), ("data",))
 MESHES = {
@@ -224,6 +224,66 @@ def test_full_depth_ends_at_the_dimension_and_not_at_the_padded_one():
     np.testing.assert_allclose(ritz, np.arange(1, 11), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("which", "mesh"), [slow_on("largest", "explicit"), ("both", "three devices")]
+)
+def test_eigenpairs_on_split_vectors(which, mesh):
+    """With H + I, of which the padding must not become an eigenvector, smaller than any other."""
+    mesh = MESHES[mesh]
+    params, batch = problem()
+    one = curvature.hessian_matvec(loss, params, ragged(batch))
+    shifted = jax.tree_util.Partial(lambda matvec, v: matvec(v) + v, one)
+    many = curvature.hessian_matvec(loss, params, ragged(batch), mesh=mesh)
+    settings = {"dim": 103, "num_pairs": 4, "which": which}
+    for split, whole in ((many, one), (shifted, shifted)):
+        wanted = lanczos.extremal_eigenpairs(whole, jax.random.key(3), **settings)
+        result = lanczos.extremal_eigenpairs(split, jax.random.key(3), mesh=mesh, **settings)
+        close(result.values, wanted.values, 1e-5)
+        vectors = result.vectors[:, :103]
+        assert result.complete
+        assert not result.vectors[:, 103:].any()
+        products = jnp.stack([whole(v) for v in vectors])
+        residuals = np.linalg.norm(products - result.values[:, None] * vectors, axis=1)
+        assert residuals.max() <= 5e-5 * float(jnp.abs(wanted.values).max())
+
+
+def test_eigenpairs_in_two_passes_on_split_vectors():
+    mesh = MESHES["three devices"]
+    params, batch = problem()
+    start = jax.random.normal(jax.random.key(3), (103,))
+    one = curvature.hessian_matvec(loss, params, ragged(batch))
+    wanted = lanczos.two_pass_eigenpairs(one, start, num_steps=12, num_pairs=2)
+    many = curvature.hessian_matvec(loss, params, ragged(batch), mesh=mesh)
+    over = curvature.hessian_matvec_over(loss, params, lambda: ragged(batch, 20, 51), mesh=mesh)
+    for matvec in (many, over):
+        result = lanczos.two_pass_eigenpairs(matvec, start, num_steps=12, num_pairs=2, mesh=mesh)
+        close(result.values, wanted.values, 1e-5)
+        close(result.residual_norms, wanted.residual_norms, 1e-3)
+        assert result.vectors.sharding.spec == P(None, "data")
+
+
+def test_data_read_on_the_host_are_shared_batch_by_batch():
+    params, batch = problem()
+    vector = jax.random.normal(jax.random.key(1), (103,))
+    wanted = curvature.hessian_matvec(loss, params, ragged(batch))(vector)
+    read = lambda: ragged(batch, 20, 51)  # noqa: E731
+    for mesh in (AUTO, MESHES["three devices"]):
+        matvec = curvature.hessian_matvec_over(loss, params, read, mesh=mesh)
+        close(matvec(vector), wanted)
+
+
+def test_the_gradient_and_the_tolerance_are_those_of_one_device():
+    params, batch = problem()
+    args = (loss, params, ragged(batch, 20, 40, 50))
+    for mesh in (MESHES["explicit"], MESHES["three devices"]):
+        close(curvature.mean_gradient(*args, mesh=mesh), curvature.mean_gradient(*args))
+        np.testing.assert_allclose(
+            limits.loss_tolerance_estimate(*args, mesh=mesh),
+            limits.loss_tolerance_estimate(*args),
+            rtol=1e-5,
+        )
+
+
 def bytes_of_a_device(tree):
     arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
     shards = [array.addressable_shards for array in arrays]
@@ -241,6 +301,24 @@ def test_memory_of_vectors_and_basis_falls_as_the_number_of_devices():
         long = (state.previous, state.current, state.basis)
         sizes[n] = bytes_of_a_device(long)
     assert {n: sizes[1] / size for n, size in sizes.items()} == {1: 1, 2: 2, 4: 4, 8: 8}
+
+
+def test_memory_of_the_bases_of_eigenpairs_falls_too():
+    dim = 8 * 32768
+    operator = jax.tree_util.Partial(jnp.multiply, jnp.linspace(0, 1, dim))
+
+    def peak(n):
+        mesh = Mesh(np.array(jax.devices()[:n]), ("data",))
+
+        def run(key):
+            return lanczos.extremal_eigenpairs(operator, key, dim=dim, num_pairs=3, mesh=mesh)
+
+        return jax.jit(run).lower(jax.random.key(0)).compile().memory_analysis()
+
+    one, eight = peak(1), peak(8)
+    # Beside the 51 vectors of one device, eight need the buffer of one more.
+    assert eight.temp_size_in_bytes == pytest.approx(52 / 51 / 8 * one.temp_size_in_bytes, rel=1e-2)
+    assert eight.output_size_in_bytes == pytest.approx(one.output_size_in_bytes / 8, rel=0.02)
 
 
 def test_memory_of_sharded_weights_falls_too():

@@ -1,11 +1,6 @@
-"""The two forms of an operator, recomputed and linearised, on one device and on a mesh.
-
-Matrix products are made in the full precision of their operands, unless the caller has set
-`jax.default_matmul_precision`: NVIDIA's devices would round those of float32 to TF32 otherwise.
-"""
+"""The two forms of an operator, recomputed and linearised, on one device and on a mesh."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,15 +14,7 @@ from jaxtyping import Array
 from jaxlimit import _mesh
 from jaxlimit._batches import mean_over
 from jaxlimit._host import check_vector
-from jaxlimit._products import narrow_products
-
-
-def _precise() -> AbstractContextManager:
-    """Multiply in full precision where the caller has not said how."""
-    config: Any = jax.config
-    if config.jax_default_matmul_precision is None:
-        return jax.default_matmul_precision("highest")
-    return nullcontext()
+from jaxlimit._products import narrow_products, precise_products
 
 
 @dataclass(frozen=True)
@@ -44,7 +31,7 @@ class Recomputed:
             gradient = self.kind.gradient_map(unflatten, weights, stack, operands)
             return jax.jvp(gradient, (weights,), (vector,))[1]
 
-        with _precise():
+        with precise_products():
             return mean_over(groups, of_batch)
 
 
@@ -56,7 +43,7 @@ def _linearize(kind, product_dtype, unflatten, weights, groups, operands) -> Any
             for group in groups
         )
 
-    with _precise():
+    with precise_products():
         _, linear = jax.linearize(mean_gradient, weights)
     return linear if product_dtype is None else narrow_products(linear, weights, product_dtype)
 
@@ -76,7 +63,7 @@ class Compiled:
 
 @jax.jit
 def _apply(matvec: Partial, vector: Array) -> Array:
-    with _precise():
+    with precise_products():
         return matvec(vector)
 
 
@@ -198,7 +185,7 @@ class _Term:
         weights = common.weights
         if weights is None:
             weights = jax.lax.all_gather(own.piece, self.axis, tiled=True)[: self.dim]
-        groups = _mesh.Shares(common.shares, own.batches, common.batches).groups()
+        groups = _mesh.groups_of_device(common.shares, own.batches, common.batches)
         return common.unflatten, weights, groups, common.operands
 
     def __call__(self, common: _Common, own: _Own, vector: Array) -> Array:

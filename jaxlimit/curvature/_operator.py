@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool
 
+from jaxlimit import _mesh
 from jaxlimit._batches import check_like, group_batches, leading_size
 from jaxlimit._checks import check_choice, check_range
 from jaxlimit._host import HostMatvec
@@ -123,15 +124,22 @@ def make_host_operator(
     *,
     mask: Any = None,
     where: Where = is_weight,
+    mesh: Mesh | None = None,
 ) -> HostMatvec:
     """Make the product that reads its batches anew each time; see `hessian_matvec_over`."""
     weights, unflatten = flatten_weights(params, where)
+    unflatten, weights, operands = _mesh.replicate((unflatten, weights, operands), mesh)
 
     def product(vector):
         total, num_examples = jnp.zeros_like(vector), 0
         for batch in make_iterator():
-            total = _add_product(kind, unflatten, weights, batch, operands, vector, total)
-            num_examples += leading_size(batch)
+            size = leading_size(batch)
+            if mesh is None:
+                total = _add_product(kind, unflatten, weights, batch, operands, vector, total)
+            else:
+                form = lay_out(kind, mesh, unflatten, weights, [batch], operands, False)
+                total = total + size * form.recomputed()(vector)
+            num_examples += size
         if not num_examples:
             raise ValueError(
                 "make_iterator must return a fresh iterator over the batches each time it is "

@@ -6,10 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxlimit._batches import check_like, check_scalar, first_batch, group_batches, mean_over
+from jaxlimit import _mesh
+from jaxlimit._batches import check_like, check_scalar, first_batch
 from jaxlimit._checks import check_choice, check_floating_tree
+from jaxlimit._mesh import takes_mesh
+from jaxlimit._products import precise_products
 from jaxlimit._weights import Where, flatten_weights, is_weight
 
 HVP_MODES = (
@@ -25,7 +29,8 @@ def hvp(
 ) -> Any:
     """Multiply the Hessian of a loss with one tangent.
 
-    H v = ∂/∂t ∇L(w + t v) at t = 0. Costs about two gradients; memory as a gradient.
+    H v = ∂/∂t ∇L(w + t v) at t = 0. Costs about two gradients; memory as a gradient. Matrix
+    products as in `MatvecSettings`: without TF32, unless the caller has set a precision.
 
     Args:
         loss: `loss(params, *args)`, a scalar.
@@ -60,13 +65,14 @@ def hvp(
         return loss(params, *args)
 
     gradient = jax.grad(value)
-    if mode == "forward-over-reverse":
-        return jax.jvp(gradient, (params,), (tangent,))[1]
-    if mode == "reverse-over-forward":
-        return jax.grad(lambda p: jax.jvp(value, (p,), (tangent,))[1])(params)
-    if mode == "reverse-over-reverse":
-        return jax.vjp(gradient, params)[1](tangent)[0]
-    return _finite_difference(gradient, params, tangent)
+    with precise_products():
+        if mode == "forward-over-reverse":
+            return jax.jvp(gradient, (params,), (tangent,))[1]
+        if mode == "reverse-over-forward":
+            return jax.grad(lambda p: jax.jvp(value, (p,), (tangent,))[1])(params)
+        if mode == "reverse-over-reverse":
+            return jax.vjp(gradient, params)[1](tangent)[0]
+        return _finite_difference(gradient, params, tangent)
 
 
 def _finite_difference(gradient: Callable, params: Any, tangent: Any) -> Any:
@@ -85,8 +91,14 @@ def _norm(tree: Any) -> Array:
     return jnp.sqrt(sum(jnp.vdot(x, x) for x in jax.tree.leaves(tree)))
 
 
+@takes_mesh
 def mean_gradient(
-    loss: Callable, params: Any, batches: Any, *operands: Any, where: Where = is_weight
+    loss: Callable,
+    params: Any,
+    batches: Any,
+    *operands: Any,
+    where: Where = is_weight,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "D"]:
     """Return the gradient of the mean loss over all examples, flat, batch by batch.
 
@@ -96,6 +108,7 @@ def mean_gradient(
         batches: stacked, or a list.
         *operands: passed on to `loss`.
         where: leaves under study.
+        mesh: devices to share the examples, as for `pruning.magnitude_sweep`.
 
     Returns:
         ∇L [D].
@@ -110,12 +123,15 @@ def mean_gradient(
     """
     check_scalar(loss, params, first_batch(batches), *operands)
     weights, unflatten = flatten_weights(params, where)
-    return _gradient(loss, unflatten, weights, group_batches(batches), operands)
+    examples = _mesh.examples_of(batches, mesh)
+    at = _mesh.replicate((unflatten, weights, operands), mesh)
+    return _mesh.gather(_gradient(loss, examples, *at), mesh)
 
 
 @partial(jax.jit, static_argnums=0)
-def _gradient(loss, unflatten, weights, groups, operands):
-    def of_batch(batch):
+def _gradient(loss, examples, *at):
+    def of_batch(batch, unflatten, weights, operands):
         return jax.grad(lambda vector: loss(unflatten(vector), batch, *operands))(weights)
 
-    return mean_over(groups, of_batch)
+    with precise_products():
+        return _mesh.mean(examples, of_batch, *at)

@@ -5,6 +5,7 @@ from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
@@ -197,6 +198,7 @@ def _check_outputs(
         raise TypeError(f"{expected} for a batch of {leading_size(batch)}, got shape {shape}")
 
 
+@takes_mesh
 def hessian_matvec_over(
     loss: Callable,
     params: Any,
@@ -204,6 +206,7 @@ def hessian_matvec_over(
     *operands: Any,
     mask: Any = None,
     where: Where = is_weight,
+    mesh: Mesh | None = None,
 ) -> HostMatvec:
     """Make the Hessian product over data that do not fit in memory, read anew for each product.
 
@@ -218,6 +221,7 @@ def hessian_matvec_over(
         *operands: passed on to `loss`.
         mask: as in `MatvecSettings`.
         where: as in `MatvecSettings`.
+        mesh: devices to share the examples of each batch. Every process reads all batches.
 
     Returns:
         A `HostMatvec` from [D] to [D].
@@ -242,5 +246,5 @@ def hessian_matvec_over(
         raise ValueError("make_iterator must return an iterator over batches, got an empty one")
     check_scalar(loss, params, batch, *operands)
     return make_host_operator(
-        Hessian(loss), params, make_iterator, operands, mask=mask, where=where
+        Hessian(loss), params, make_iterator, operands, mask=mask, where=where, mesh=mesh
     )

@@ -195,7 +195,8 @@ def extend(
             f"reorthogonalize={reorthogonalize!r} needs a state with a basis, got basis None"
         )
     size, dtype = state.current.size, state.current.dtype
-    if is_concrete(state.dim) and size != state.dim:
+    is_padded = isinstance(matvec, HostMatvec) and matvec.dim == size
+    if is_concrete(state.dim) and size != state.dim and not is_padded:
         matvec, dim, _ = prepare(matvec, int(state.dim), dtype)
         matvec = _mesh.pad_operator(matvec, dim, size)
     matvec, _, _ = prepare(matvec, size, dtype)

@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from jaxlimit import _mesh
 from jaxlimit._checks import check_choice, check_count, is_concrete
 from jaxlimit._host import HostMatvec
 from jaxlimit._matvec import dot, prepare
+from jaxlimit._mesh import takes_mesh
 from jaxlimit.lanczos.recurrence import extend, start
 
 
@@ -23,7 +26,8 @@ class RitzPairs(NamedTuple):
 
     Attributes:
         values: vᵀHv, the most extreme first.
-        vectors: row i, of norm 1, belongs to `values[i]`.
+        vectors: row i, of norm 1, belongs to `values[i]`; on a mesh it may have zeros past its D
+            entries.
         residual_norms: ‖Hv - λv‖; an eigenvalue of H lies this near.
     """
 
@@ -32,6 +36,7 @@ class RitzPairs(NamedTuple):
     residual_norms: Float[Array, "k"]
 
 
+@takes_mesh
 def two_pass_eigenpairs(
     matvec: Any,
     start_vector: Float[Array, "D"],
@@ -39,14 +44,14 @@ def two_pass_eigenpairs(
     num_steps: int,
     num_pairs: int,
     which: str = "largest",
+    mesh: Mesh | None = None,
 ) -> RitzPairs:
     """Find extreme eigenpairs where no basis fits: Lanczos once for T, once more for the vectors.
 
     v = Σ sⱼ qⱼ with T s = θ s, the qⱼ made a second time and added up as they come. Costs
     2·num_steps + k products and memory of k + 5 vectors; `extremal_eigenpairs` takes about half the
     products where a basis fits, and finds multiple eigenvalues, which this cannot. Eager only:
-    eigenvectors of T are chosen on the host between the runs. There is no `mesh`: the vectors stay
-    whole on one device, though the products of a `matvec` may be shared by several.
+    eigenvectors of T are chosen on the host between the runs.
 
     Args:
         matvec: H, as for `tridiagonalize`.
@@ -55,6 +60,7 @@ def two_pass_eigenpairs(
         num_pairs: k ≤ m. Eigenvalues nearer than √ε‖H‖ to each other count as one, since without
             reorthogonalisation each is found several times; fewer pairs come if T has no more.
         which: "largest", "smallest" or "magnitude".
+        mesh: devices that each keep a part of every vector, as for `tridiagonalize`.
 
     Returns:
         `RitzPairs`, converged or not: see their residual norms.
@@ -72,12 +78,13 @@ def two_pass_eigenpairs(
     Cullum, Willoughby (1985), chapter 4.
     """
     check_choice("which", which, ("largest", "smallest", "magnitude"))
-    state = start(start_vector, num_steps=num_steps, reorthogonalize="none")
+    state = start(start_vector, num_steps=num_steps, reorthogonalize="none", mesh=mesh)
     num_pairs, depth = check_count("num_pairs", num_pairs), state.diagonal.size
     if num_pairs > depth:
         raise ValueError(f"num_pairs must be at most num_steps = {depth}, got {num_pairs}")
     first = state.current
-    matvec, _, _ = prepare(matvec, first.size, first.dtype)
+    matvec, dim, _ = prepare(matvec, jnp.size(start_vector), first.dtype)
+    matvec = _mesh.pad_operator(matvec, dim, first.size)
     state = extend(matvec, state, num_steps=depth, reorthogonalize="none")
     if not is_concrete(state):
         raise TypeError(
@@ -86,9 +93,10 @@ def two_pass_eigenpairs(
         )
     if int(state.failed_step) >= 0:
         raise FloatingPointError(f"matvec returned NaN or infinity at step {state.failed_step}")
-    alpha, beta = (x[: int(state.num_valid)] for x in (state.diagonal, state.off_diagonal))
-    coefficients = _pick_distinct(np.asarray(alpha), np.asarray(beta), num_pairs, which)
-    vectors = _combine_again(matvec, first, alpha, beta, jnp.asarray(coefficients))
+    num_valid = int(state.num_valid)
+    alpha, beta = (np.asarray(x)[:num_valid] for x in (state.diagonal, state.off_diagonal))
+    coefficients = _pick_distinct(alpha, beta, num_pairs, which)
+    vectors = _combine_again(matvec, first, alpha, beta, coefficients, mesh)
     vectors /= jnp.linalg.norm(vectors, axis=1, keepdims=True)
     values, norms = _judge(matvec, vectors)
     return RitzPairs(values, vectors, norms)
@@ -117,14 +125,15 @@ def _pick_distinct(
 def _combine_again(
     matvec: Any,
     start: Float[Array, "D"],
-    diagonal: Float[Array, "m"],
-    off_diagonal: Float[Array, "m"],
-    coefficients: Float[Array, "m k"],
+    diagonal: np.ndarray,
+    off_diagonal: np.ndarray,
+    coefficients: np.ndarray,
+    mesh: Mesh | None,
 ) -> Float[Array, "k D"]:
     """Run the three-term recurrence again, its coefficients known, and sum what is wanted of it."""
-    total = jnp.zeros((coefficients.shape[1], start.size), start.dtype)
+    total = _mesh.zeros((coefficients.shape[1], start.size), start.dtype, mesh)
     carry = (jnp.zeros_like(start), start, total)
-    couplings = jnp.concatenate([jnp.zeros(1, diagonal.dtype), off_diagonal[:-1]])
+    couplings = np.append(np.zeros(1, diagonal.dtype), off_diagonal[:-1])
     steps = (diagonal, couplings, off_diagonal, coefficients)
     if isinstance(matvec, HostMatvec):
         for step in zip(*steps, strict=True):

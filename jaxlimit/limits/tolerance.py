@@ -6,15 +6,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxlimit._batches import check_scalar, first_batch, group_batches
+from jaxlimit import _mesh
+from jaxlimit._batches import check_scalar, first_batch
 from jaxlimit._checks import check_count, check_range, is_finite
 from jaxlimit._estimate import Estimate
+from jaxlimit._mesh import takes_mesh
 
 
 def loss_tolerance(
-    loss: Callable, params: Any, batches: Any, *operands: Any, batch_size: int = 128
+    loss: Callable,
+    params: Any,
+    batches: Any,
+    *operands: Any,
+    batch_size: int = 128,
+    mesh: Mesh | None = None,
 ) -> Float[Array, ""]:
     """Measure the tolerated rise of the loss: the spread of the loss of one batch.
 
@@ -27,6 +35,7 @@ def loss_tolerance(
         batches: as for `curvature.hessian_matvec`.
         *operands: passed on to `loss`.
         batch_size: whose standard deviation is taken; the paper's choice is 128.
+        mesh: devices to share the examples, as for `pruning.magnitude_sweep`.
 
     Returns:
         ε; 0 if all examples have the same loss. NaN where the loss of an example is not finite and
@@ -41,11 +50,18 @@ def loss_tolerance(
     >>> loss_tolerance(lambda w, x: jnp.mean(w * x), 1.0, jnp.array([[-1.0, 1.0]]), batch_size=4)
     Array(0.5, dtype=float32)
     """
-    return loss_tolerance_estimate(loss, params, batches, *operands, batch_size=batch_size).value
+    settings: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
+    return loss_tolerance_estimate(loss, params, batches, *operands, **settings).value
 
 
+@takes_mesh
 def loss_tolerance_estimate(
-    loss: Callable, params: Any, batches: Any, *operands: Any, batch_size: int = 128
+    loss: Callable,
+    params: Any,
+    batches: Any,
+    *operands: Any,
+    batch_size: int = 128,
+    mesh: Mesh | None = None,
 ) -> Estimate:
     """Measure the tolerated rise of the loss, with the error of having seen only these examples.
 
@@ -59,6 +75,7 @@ def loss_tolerance_estimate(
         batches: as for `loss_tolerance`.
         *operands: as for `loss_tolerance`.
         batch_size: as for `loss_tolerance`.
+        mesh: as for `loss_tolerance`.
 
     Returns:
         An `Estimate`, its interval value ± 1.96 standard errors, from 0 up; NaN as
@@ -78,7 +95,9 @@ def loss_tolerance_estimate(
     """
     check_count("batch_size", batch_size)
     check_scalar(loss, params, first_batch(batches), *operands)
-    losses = _example_losses(loss, params, group_batches(batches), operands)
+    examples = _mesh.examples_of(batches, mesh)
+    at = _mesh.replicate((params, operands), mesh)
+    losses = _mesh.gather(_example_losses(loss, examples, *at), mesh)
     if losses.size < 2:
         raise ValueError("batches must hold at least 2 examples to measure a spread, got 1")
     if not is_finite(losses):
@@ -94,12 +113,16 @@ def loss_tolerance_estimate(
 
 
 @partial(jax.jit, static_argnums=0)
-def _example_losses(loss, params, groups, operands):
+def _example_losses(loss, examples, params, operands):
     def of_example(example):
         return loss(params, jax.tree.map(lambda x: x[None], example), *operands)
 
-    of_batch = jax.vmap(of_example)
-    return jnp.concatenate([jax.lax.map(of_batch, g.batches).ravel() for g in groups])
+    of_stack = partial(jax.lax.map, jax.vmap(of_example))
+    if isinstance(examples, _mesh.Shares):  # each device's own, then those that all have
+        losses = [*map(jax.vmap(of_stack), examples.own), *map(of_stack, examples.common)]
+    else:
+        losses = [of_stack(group.batches) for group in examples]
+    return jnp.concatenate([x.ravel() for x in losses])
 
 
 def split_epsilon(epsilon: Any) -> tuple[Any, Any]:

@@ -117,8 +117,8 @@ def remarks() -> list[str]:
             f"{sum(held) / 2**30:.2f} of them basis, operands and linearisation."
         )
     for dataset, name in (("digits", "digits"), ("cifar10", "CIFAR-10")):
-        if precision := read(f"product_precision_{dataset}"):
-            errors = precision["relative_error"]
+        if precision := read(f"precision_{dataset}"):
+            errors = precision["relative_errors"]["bfloat16"]
             said.append(
                 f"bfloat16 products change λ_max, tr H and ρ* of an FC5 trained on {name} by "
                 f"{errors['largest']:+.2%}, {errors['trace']:+.2%} and {errors['ratio']:+.2%}."

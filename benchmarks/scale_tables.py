@@ -4,6 +4,7 @@ python benchmarks/scale_tables.py        # rewrites docs/scale.md between its ma
 """
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ DOCUMENT = ROOT / "docs" / "scale.md"
 USABLE = 72e9  # bytes: nine tenths of a device of 80 GB
 NAMES = {"fc5": "FC5", "resnet18": "ResNet18", "resnet50": "ResNet50"}
 MODES = {"linearized": "linearised", "forward-over-reverse": "batch by batch"}
+PRECISIONS = {"float32": "float32", "tf32": "TF32", "bfloat16": "bfloat16"}
 STORES = {
     "": "on the device",
     ", bfloat16": "in bfloat16",
@@ -47,19 +49,21 @@ def checks(result: dict[str, Any]) -> str:
     return _table(rows)
 
 
-def accuracy(precision: dict[str, Any], storage: dict[str, Any]) -> str:
+def accuracy(precisions: dict[str, dict[str, Any]], storage: dict[str, Any]) -> str:
     """Set out what precisions and places for the basis cost, a row each."""
     rows = []
-    for name, errors in precision["relative_errors"].items():
-        seconds = precision["seconds_a_product"][name]["minimum"]
-        row = _errors(errors, precision["readings"][name])
-        rows.append({"": f"{name} products, against float64"} | row | {
-            "time": f"{seconds:.3f} s a product", "vectors on the device": ""
+    for (data, precision), name in product(precisions.items(), PRECISIONS):
+        seconds = precision["seconds_a_product"].get(name)
+        row = _errors(precision["relative_errors"][name], precision["readings"][name])
+        rows.append({"": f"{data}, {PRECISIONS[name]} products, against float64"} | row | {
+            "time": f"{seconds['minimum']:.3f} s a product" if seconds else "emulated",
+            "vectors on the device": "",
         })  # fmt: skip
     for name, found in storage["results"].items():
         kind, _, store = name.partition(",")
         where = STORES[f",{store}" if store else ""]
         label = "no basis" if kind == "none" else f"{kind} reorthogonalisation, basis {where}"
+        label = f"digits, {label}"
         row = _errors(found["relative_errors"], found["reading"])
         rows.append({"": label} | row | {
             "time": f"{min(found['seconds_a_step']):.3f} s a step",
@@ -115,7 +119,10 @@ def blocks() -> dict[str, str]:
     model = read("scale_model")
     return {
         "checks": checks(model),
-        "accuracy": accuracy(read("precision_digits"), read("basis_storage_digits")),
+        "accuracy": accuracy(
+            {"digits": read("precision_digits"), "CIFAR-10": read("precision_cifar10")},
+            read("basis_storage_digits"),
+        ),
         "plans": plans(model),
     }
 

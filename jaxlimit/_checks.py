@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 
 
 def check_count(name: str, value: Any, minimum: int = 1) -> int:
@@ -61,9 +62,20 @@ def check_floating_tree(name: str, tree: Any) -> None:
     if not leaves:
         raise ValueError(f"{name} must hold at least one array, got an empty pytree")
     for path, leaf in leaves:
-        where = name + jax.tree_util.keystr(path)
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
+            where = name + jax.tree_util.keystr(path)
             raise TypeError(f"{where} must be a real floating array, got dtype {dtype}")
-        if not is_finite(leaf):
+    known = [(path, leaf) for path, leaf in leaves if is_concrete(leaf)]
+    with jax.ensure_compile_time_eval():
+        finite = np.asarray(_are_finite([leaf for _, leaf in known])) if known else ()
+    for (path, _), all_finite in zip(known, finite, strict=True):
+        if not all_finite:
+            where = name + jax.tree_util.keystr(path)
             raise ValueError(f"{where} must be finite, got NaN or infinity")
+
+
+@jax.jit
+def _are_finite(leaves: list) -> jax.Array:
+    """Whether each leaf is finite, in one program: a network has leaves of many shapes."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])

@@ -142,7 +142,9 @@ def test_lomp_dry_run_does_nothing_else(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("script", ["lomp.py --dry-run", "tables.py --collect"])
+@pytest.mark.parametrize(
+    "script", [pytest.param("lomp.py --dry-run", marks=pytest.mark.slow), "tables.py --collect"]
+)
 def test_distributed_starts_a_job(script, tmp_path):
     """A job of one process, which waits for all of itself and then does its work."""
     name, flag = script.split()

@@ -98,7 +98,9 @@ def small_network(name, width):
     return loss, params, (images, jnp.zeros((4, 16), jnp.int32)), variables
 
 
-@pytest.mark.parametrize(("name", "width"), [("fc5", 64), ("resnet18", 8)])
+@pytest.mark.parametrize(
+    ("name", "width"), [("fc5", 64), pytest.param("resnet18", 8, marks=pytest.mark.slow)]
+)
 def test_planned_linearisation_is_what_the_operator_carries(name, width):
     loss, params, batches, state = small_network(name, width)
     workload = planning.measure(loss, params, batches, state)

@@ -236,6 +236,11 @@ def distance_from_minimum(
     gradient = _mean_gradient(
         params, state, data, normalization, module=module, batch_size=min(batch_size, len(images))
     )
+    return _residual_norms(params, gradient, l1, l2)
+
+
+@jax.jit
+def _residual_norms(params: PyTree, gradient: PyTree, l1: Any, l2: Any) -> MinimumDistance:
     on = penalised(params)
     gradient = jax.tree.map(lambda g, w, p: g + p * l2 * w, gradient, params, on)
     residual = jax.tree.map(lambda w, g, p: w - soft_threshold(w - g, p * l1), params, gradient, on)

@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxlimit import _mesh
 from jaxlimit._checks import is_concrete
 from jaxlimit._matvec import dot
 
@@ -22,13 +24,12 @@ BLOCK = 8  # rows that are on the device, in the vectors' own type, at a time
 Basis = Float[Array, "b D"]
 
 
-def allocate(rows: int, like: Float[Array, "D"], store: str) -> Basis:
-    """Make a basis of zeros for vectors like one."""
-    shape = (rows, like.size)
-    if store == "bfloat16":
-        return jnp.zeros(shape, BITS)
-    if store == "device":
-        return jnp.zeros(shape, like.dtype)
+def allocate(rows: int, like: Float[Array, "D"], store: str, mesh: Mesh | None) -> Basis:
+    """Make a basis of zeros for vectors like one, which a mesh has split if there is one."""
+    shape, on_host = (rows, like.size), store == "pinned_host"
+    if mesh is not None or not on_host:
+        dtype = BITS if store == "bfloat16" else like.dtype
+        return _mesh.zeros(shape, dtype, mesh, on_host=on_host)
     # Zeros made on the host never pass through the device; traced, XLA allocates them there.
     zeros = np.zeros(shape, like.dtype) if is_concrete(like) else jnp.zeros(shape, like.dtype)
     return place(zeros, on_host=True)

@@ -147,11 +147,16 @@ def gather(tree: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(replicate(leaf, mesh))), tree)
 
 
-def zeros(shape: tuple[int, ...], dtype: Any, mesh: Mesh | None) -> Array:
-    """Make zeros, no device holding more than its part of the last axis."""
+def zeros(shape: tuple[int, ...], dtype: Any, mesh: Mesh | None, *, on_host: bool = False) -> Array:
+    """Make zeros, no device holding more than its part of the last axis, or its host for it."""
     if mesh is None:
         return jnp.zeros(shape, dtype)
-    return jnp.zeros(shape, dtype, device=split(mesh, len(shape) - 1))
+    sharding = split(mesh, len(shape) - 1)
+    if not on_host:
+        return jnp.zeros(shape, dtype, device=sharding)
+    # Made by a program, which allocates them there.
+    sharding = sharding.with_memory_kind("pinned_host")
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
 
 
 def split_vector(vector: Array, mesh: Mesh) -> Array:

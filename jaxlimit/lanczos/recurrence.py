@@ -122,8 +122,6 @@ def start(
     """
     check_choice("reorthogonalize", reorthogonalize, REORTHOGONALIZE)
     check_choice("store", store, STORES)
-    if mesh is not None and store != "device":
-        raise ValueError(f"store must be 'device' on a mesh, got {store!r}")
     start_vector = _check_start(start_vector)
     (dim,) = start_vector.shape
     num_steps = min(check_count("num_steps", num_steps), dim)
@@ -144,7 +142,7 @@ def start(
         current=current,
         diagonal=jnp.zeros(num_steps, dtype),
         off_diagonal=jnp.zeros(num_steps, dtype),
-        basis=_allocate(rows, current, store, mesh) if rows else None,
+        basis=_basis.allocate(rows, current, store, mesh) if rows else None,
         step=jnp.int32(0),
         num_valid=jnp.int32(0),
         failed_step=jnp.int32(-1),
@@ -155,12 +153,6 @@ def start(
     long = {name: getattr(state, name) for name in ("previous", "current", "basis")}
     short = _mesh.place(state._replace(**dict.fromkeys(long)), _mesh.whole(mesh))
     return short._replace(**long)
-
-
-def _allocate(rows: int, like: Array, store: str, mesh: Mesh | None) -> Array:
-    if mesh is None:
-        return _basis.allocate(rows, like, store)
-    return _mesh.zeros((rows, like.size), like.dtype, mesh)
 
 
 def extend(

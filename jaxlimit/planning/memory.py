@@ -149,11 +149,11 @@ def prepare(
         batches: likewise.
         *operands: likewise.
         where: leaves under study.
-        mesh: devices that share examples and vectors; each keeps its part of the basis itself.
+        mesh: devices that share examples and vectors; each keeps its part of the basis.
         **settings: further settings of `curvature.hessian_matvec`, which leave some modes only.
 
     Returns:
-        The `Workload` of a device, and `modes` and `stores` as `plan` takes them.
+        The `Workload` of a device, and `modes` as `plan` takes them.
 
     >>> import jax.numpy as jnp
     >>> loss = lambda w, batch: jnp.mean(jnp.tanh(batch @ w) ** 2)
@@ -162,10 +162,9 @@ def prepare(
     """
     dtype = settings.get("product_dtype")
     workload = measure(loss, params, batches, *operands, where=where, product_dtype=dtype)
-    stores = (*lanczos.STORES, "none")
     if mesh is not None:
-        workload, stores = share(workload, _mesh.num_shares(mesh)), ("device", "none")
-    return workload, {"modes": _modes(workload.linearization, **settings), "stores": stores}
+        workload = share(workload, _mesh.num_shares(mesh))
+    return workload, {"modes": _modes(workload.linearization, **settings)}
 
 
 def _modes(

@@ -102,6 +102,16 @@ def test_several_processes_give_what_one_gives(num_processes, alone, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_functions_on_two_processes_are_those_on_one(tmp_path):
+    command = [sys.executable, str(Path(__file__).with_name("process_cases.py")), free_address()]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    settings = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    processes = [subprocess.Popen([*command, i, str(tmp_path)], **settings) for i in "01"]
+    said = [process.communicate(timeout=500)[0].decode()[-3000:] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+
+
+@pytest.mark.slow
 def test_a_process_that_comes_late_is_waited_for(alone, tmp_path):
     result = run(tmp_path, 2, delay=8)
     assert "waiting up to 120 s for all 2 processes" in (tmp_path / "log-0.txt").read_text()

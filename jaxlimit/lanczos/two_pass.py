@@ -162,7 +162,8 @@ def _again(product: Array, carry: tuple, step: tuple) -> tuple:
 def _judge(matvec: Any, vectors: Float[Array, "k D"]) -> tuple[Array, Array]:
     """Return vᵀHv and ‖Hv - (vᵀHv) v‖ of each vector, from a product made for it."""
     pairs = []
-    for vector in vectors:
+    for i in range(len(vectors)):
+        vector = vectors[i]  # arrays of several processes cannot be iterated over
         product = matvec(vector)
         value = dot(vector, product)
         pairs.append((value, jnp.linalg.norm(product - value * vector)))

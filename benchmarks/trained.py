@@ -11,7 +11,7 @@ from jaxlimit import datasets, flatten_weights, limits, models, training
 
 CONFIGS = {
     "digits": training.TrainingConfig(epochs=400, learning_rate=0.05, schedule="cosine", l1=3e-4),
-    "cifar10": training.TrainingConfig(epochs=200, learning_rate=0.05, schedule="cosine", l1=2e-4),
+    "cifar10": training.TrainingConfig(epochs=20, learning_rate=0.05, schedule="cosine", l1=2e-4),
 }
 
 

@@ -143,9 +143,8 @@ def extremal_eigenpairs(
         raise ValueError(f"tolerance must be positive, got {tolerance}")
     settings = _Settings(dim, num_pairs, which, basis_size, dtype, mesh)
     limits = jnp.asarray(tolerance, dtype), jnp.int32(min(max_products, jnp.iinfo(jnp.int32).max))
-    if mesh is not None:
-        matvec = _mesh.pad_operator(matvec, dim, _mesh.padded_size(dim, mesh))
-        key, limits = _mesh.place((key, limits), _mesh.whole(mesh))
+    matvec = _mesh.pad_operator(matvec, dim, _mesh.padded_size(dim, mesh))
+    key, limits = _mesh.replicate((key, limits), mesh)
     pairs = _extremal_eigenpairs(matvec, key, *limits, settings)
     check_products(pairs.failed_product)
     return pairs
@@ -202,7 +201,7 @@ def _extremal_eigenpairs(
     pairs = _read_out(matvec, tolerance, settings, state)
     if settings.mesh is None:
         return pairs
-    short = _mesh.place(pairs._replace(vectors=None), _mesh.whole(settings.mesh))
+    short = _mesh.replicate(pairs._replace(vectors=None), settings.mesh)
     return short._replace(vectors=_mesh.place(pairs.vectors, _mesh.split(settings.mesh, 1)))
 
 

@@ -167,7 +167,7 @@ def lay_out(
         pieces = _mesh.split_vector(weights, mesh).reshape(_mesh.num_shares(mesh), -1)
         whole, piece = None, _mesh.place(pieces, _mesh.split(mesh))
     common = _Common(unflatten, whole, operands, shares.weights, shares.common)
-    common = _mesh.place(common, _mesh.whole(mesh))
+    common = _mesh.replicate(common, mesh)
     own = _Own(piece, shares.own)
     return _OnMesh(kind, mesh, weights.size, weights.dtype, common, own)
 

@@ -151,7 +151,7 @@ def start(
     if mesh is None:
         return state
     long = {name: getattr(state, name) for name in ("previous", "current", "basis")}
-    short = _mesh.place(state._replace(**dict.fromkeys(long)), _mesh.whole(mesh))
+    short = _mesh.replicate(state._replace(**dict.fromkeys(long)), mesh)
     return short._replace(**long)
 
 

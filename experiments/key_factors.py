@@ -121,23 +121,24 @@ def prune_in_rounds(config: Config) -> dict[str, Any]:
     run = settings(config)[0][2]
 
     def step(name: str, net: pruning_limit.Net, ratio: float, epochs: int) -> tuple:
-        with stages.time("retraining"):
-            after, row = prune_once(net, ratio, epochs, run)
         folder = config.output / f"{name}-{epochs}-epochs"
         folder.mkdir(parents=True, exist_ok=True)
-        return after, row | {"after": summarise(analyse(after, run, folder, stages))}
+        with Stages() as stages:
+            with stages.time("retraining"):
+                after, row = prune_once(net, ratio, epochs, run)
+            return after, row | {"after": summarise(analyse(after, run, folder, stages))}
 
     with Stages() as stages:
         dense = before = pruning_limit.train(run, 0, run.folder() / "seed-0", stages)
-        gradual, one_shot, name = [], [], "gradual"
-        for done, ratio in enumerate(config.ratios, 1):
-            # Named by all that made it, for what is found in a folder is taken for its own.
-            name += f"-{ratio:g}"
-            before, row = step(name, before, ratio, config.retrain_epochs)
-            gradual.append(row)
-            if done > 1:  # the first round is a single shot itself
-                _, row = step(f"one_shot-{ratio:g}", dense, ratio, done * config.retrain_epochs)
-            one_shot.append(row)
+    gradual, one_shot, name = [], [], "gradual"
+    for done, ratio in enumerate(config.ratios, 1):
+        # Named by all that made it, for what is found in a folder is taken for its own.
+        name += f"-{ratio:g}"
+        before, row = step(name, before, ratio, config.retrain_epochs)
+        gradual.append(row)
+        if done > 1:  # the first round is a single shot itself
+            _, row = step(f"one_shot-{ratio:g}", dense, ratio, done * config.retrain_epochs)
+        one_shot.append(row)
     return {"dense": score(dense), "gradual": gradual, "one_shot": one_shot}
 
 

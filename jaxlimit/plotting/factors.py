@@ -38,6 +38,7 @@ def plot_factors(rows: Sequence[Row], base: dict[str, Any], *, title: str) -> Fi
             below.plot(relative, style, color=NEUTRAL, markersize=5, label=label)
         below.set_xticks(range(len(series)), [f"{row['value']:g}" for row in series])
         below.set(xlabel=name.replace("_", " "), yscale="log")
+        above.set_xlim(-0.2, len(series) - 0.8)
         below.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         below.yaxis.set_major_formatter("{x:g}")
         below.yaxis.set_minor_formatter(NullFormatter())

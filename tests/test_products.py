@@ -24,7 +24,12 @@ from curvature_problems import (
 from jax.extend import core
 
 from jaxlimit import curvature
-from jaxlimit._products import change_products, highest_precision, product_dtypes
+from jaxlimit._products import (
+    canonical_convolutions,
+    change_products,
+    highest_precision,
+    product_dtypes,
+)
 
 # --- full precision ---------------------------------------------------------------------------
 
@@ -132,3 +137,74 @@ def test_products_are_changed_inside_loops_branches_and_calls(wrap):
     assert str(precise).count("Precision.HIGHEST") == 2
     (result,) = core.jaxpr_as_fun(precise)(jnp.ones(3))
     np.testing.assert_array_equal(result, functions[wrap](jnp.ones(3)))
+
+
+# --- convolutions in loops ----------------------------------------------------------------------
+
+
+def convolutions(program):
+    """The dimension numbers of all convolutions, also within loops."""
+    return re.findall(r"lhs_spec=\(([^)]*)\), rhs_spec=\(([^)]*)\), out_spec=\(([^)]*)\)", program)
+
+
+@pytest.mark.parametrize("mode", [*MODES, "bfloat16"])
+def test_convolutions_of_a_product_have_their_channels_last(mode):
+    """As XLA's CPU backend needs them within loops, where it does not reorder them itself."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {"kernel": jax.random.normal(keys[0], (3, 2, 2, 4))}
+    images = jax.random.normal(keys[1], (2, 3, 9, 8, 2))
+
+    def strided(params, images):
+        convolved = jax.lax.conv_general_dilated(
+            images, params["kernel"], (2, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jnp.mean(jnp.tanh(convolved) ** 2)
+
+    settings = {"product_dtype": jnp.bfloat16} if mode == "bfloat16" else {"mode": mode}
+    matvec = curvature.hessian_matvec(strided, params, images, **settings)
+    vector = jax.random.normal(keys[2], (48,))
+    found = convolutions(str(program_of(matvec, vector)))
+    assert found
+    assert set(found) == {("0, 3, 1, 2", "3, 2, 0, 1", "0, 3, 1, 2")}
+    whole = lambda w: strided({"kernel": w.reshape(3, 2, 2, 4)}, images.reshape(6, 9, 8, 2))  # noqa: E731
+    wanted = jax.hessian(whole)(params["kernel"].ravel()) @ vector
+    error = np.linalg.norm(matvec(vector) - wanted) / np.linalg.norm(wanted)
+    assert error < (2e-2 if mode == "bfloat16" else 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "settings"),
+    [
+        (("NHWC", "HWIO", "NHWC"), {"rhs_dilation": (2, 1)}),
+        (("NCHW", "OIHW", "NHWC"), {"lhs_dilation": (1, 2)}),
+        (("HWCN", "IHWO", "CHNW"), {"feature_group_count": 2}),
+    ],
+)
+def test_any_convolution_and_its_derivatives_stay_what_they_were(numbers, settings):
+    sizes = {
+        "N": 2,
+        "C": 4,
+        "H": 9,
+        "W": 8,
+        "I": 4 // settings.get("feature_group_count", 1),
+        "O": 6,
+    }
+    keys = jax.random.split(jax.random.key(0))
+    images = jax.random.normal(keys[0], [sizes[axis] for axis in numbers[0]])
+    kernel = jax.random.normal(keys[1], [(sizes | {"H": 3, "W": 2})[a] for a in numbers[1]])
+
+    def convolve(kernel, images):
+        settings_of = {"dimension_numbers": numbers, **settings}
+        padding = ((1, 0), (0, 2))
+        convolved = jax.lax.conv_general_dilated(images, kernel, (2, 1), padding, **settings_of)
+        return jnp.sum(jnp.sin(convolved)), convolved
+
+    gradient = jax.value_and_grad(convolve, argnums=(0, 1), has_aux=True)
+    changed = canonical_convolutions(gradient)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
+        jax.jit(changed)(kernel, images),
+        gradient(kernel, images),
+    )
+    found = convolutions(str(jax.make_jaxpr(changed)(kernel, images)))
+    assert set(found) == {("0, 3, 1, 2", "3, 2, 0, 1", "0, 3, 1, 2")}

@@ -14,7 +14,12 @@ from jaxtyping import Array
 from jaxlimit import _mesh
 from jaxlimit._batches import mean_over
 from jaxlimit._host import check_vector
-from jaxlimit._products import narrow_products, precise_products
+from jaxlimit._products import (
+    canonical_convolutions,
+    canonical_linear,
+    narrow_products,
+    precise_products,
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Recomputed:
             return jax.jvp(gradient, (weights,), (vector,))[1]
 
         with precise_products():
-            return mean_over(groups, of_batch)
+            return mean_over(groups, canonical_convolutions(of_batch))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -45,7 +50,9 @@ def _linearize(kind, product_dtype, unflatten, weights, groups, operands) -> Any
 
     with precise_products():
         _, linear = jax.linearize(mean_gradient, weights)
-    return linear if product_dtype is None else narrow_products(linear, weights, product_dtype)
+    if product_dtype is not None:
+        linear = narrow_products(linear, weights, product_dtype)
+    return canonical_linear(linear, weights)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from jaxlimit._checks import check_count, check_range
+from jaxlimit._products import canonical_convolutions
 from jaxlimit.training.data import Normalization, check_dataset, normalize
 from jaxlimit.training.network import check_labels, forward, score
 from jaxlimit.training.optimizer import penalised, soft_threshold
@@ -268,7 +269,8 @@ def _mean_gradient(
         return counts @ score(module, params, state, batch, normalization, train=False)[0] / num
 
     def add_batch(total: PyTree, xs: tuple[Array, Array]) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, total, jax.grad(batch_loss)(params, *xs)), None
+        gradient = canonical_convolutions(jax.grad(batch_loss))(params, *xs)
+        return jax.tree.map(jnp.add, total, gradient), None
 
     rows = _batch_rows(num, batch_size)
     counts = (jnp.arange(rows.size) < num).reshape(rows.shape).astype(jnp.float32)

@@ -20,6 +20,7 @@ from jaxlimit._checkpoints import Checkpoints
 from jaxlimit._checks import check_count, check_floating_tree
 from jaxlimit._memory import catching_refusals
 from jaxlimit._mesh import takes_mesh
+from jaxlimit._products import canonical_convolutions
 from jaxlimit.training.config import TrainingConfig, learning_rates
 from jaxlimit.training.data import (
     Normalization,
@@ -382,9 +383,8 @@ def _batch_gradient(
 
     def add_slice(total: tuple, xs: tuple) -> tuple[tuple, tuple[Array, Array]]:
         state, gradients = total
-        (loss, (state, accuracy)), gradient = jax.value_and_grad(slice_loss, has_aux=True)(
-            carry.params, state, *xs
-        )
+        score_and_gradient = canonical_convolutions(jax.value_and_grad(slice_loss, has_aux=True))
+        (loss, (state, accuracy)), gradient = score_and_gradient(carry.params, state, *xs)
         return (state, jax.tree.map(jnp.add, gradients, gradient)), (loss, accuracy)
 
     # A scan of one slice compiles to no loop at all, so the common case costs nothing.

@@ -1,4 +1,7 @@
-"""Time an epoch of FC5 training: `training.fit` against a plain loop over host batches.
+"""Time an epoch of training: `training.fit` against a plain loop over host batches.
+
+python benchmarks/training_throughput.py                                    # FC5 on CIFAR-10
+python benchmarks/training_throughput.py --model resnet18 --num-images 512
 
 The plain loop is what most JAX tutorials show: NumPy draws and normalises each batch on the host,
 and a jitted optax step, called once a batch, updates the network. Both train the same network on
@@ -26,6 +29,7 @@ from jaxlimit.reporting import console, environment, write_json
 class Args:
     """Settings of the comparison."""
 
+    model: str = "fc5"
     num_epochs: int = 5
     """Epochs timed on each side, after one of each to compile."""
     num_images: int | None = None
@@ -35,7 +39,7 @@ class Args:
     augment: bool = False
     """Let `fit` crop and flip."""
     l1: float = 5e-5
-    output: Path = Path("benchmarks/results/training_throughput.json")
+    output: Path = Path("benchmarks/results")
 
 
 def load(args: Args) -> tuple[np.ndarray, np.ndarray]:
@@ -52,29 +56,33 @@ def make_plain_epoch(network, images, labels, config, normalization):
     """Return a function that trains one epoch by the plain loop and returns its mean loss."""
     optimizer = optax.sgd(config.learning_rate, config.momentum)
     mean, std = (np.asarray(value, np.float32) for value in normalization)
-    params = network.init(jax.random.key(config.seed), jnp.zeros((1, *images.shape[1:])))["params"]
+    state = dict(network.init(jax.random.key(config.seed), jnp.zeros((1, *images.shape[1:]))))
+    params = state.pop("params")
     opt_state = optimizer.init(params)
     rng = np.random.default_rng(config.seed)
 
     @jax.jit
-    def step(params, opt_state, batch, labels):
+    def step(params, state, opt_state, batch, labels):
         def objective(params):
-            logits = network.apply({"params": params}, batch, train=True)
+            logits, after = network.apply(
+                {"params": params, **state}, batch, train=True, mutable=list(state)
+            )
             data = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-            return data + config.l1 * sum(jnp.abs(w).sum() for w in jax.tree.leaves(params)), data
+            penalty = config.l1 * sum(jnp.abs(w).sum() for w in jax.tree.leaves(params))
+            return data + penalty, (data, dict(after))
 
-        gradient, loss = jax.grad(objective, has_aux=True)(params)
+        gradient, (loss, state) = jax.grad(objective, has_aux=True)(params)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, loss
+        return optax.apply_updates(params, updates), state, opt_state, loss
 
     def epoch() -> float:
-        nonlocal params, opt_state
+        nonlocal params, state, opt_state
         order = rng.permutation(len(images))
         losses = []
         for start in range(0, len(images) - config.batch_size + 1, config.batch_size):
             rows = order[start : start + config.batch_size]
             batch = (images[rows].astype(np.float32) - mean) / std
-            params, opt_state, loss = step(params, opt_state, batch, labels[rows])
+            params, state, opt_state, loss = step(params, state, opt_state, batch, labels[rows])
             losses.append(loss)
         return float(jnp.stack(losses).mean())
 
@@ -84,7 +92,7 @@ def make_plain_epoch(network, images, labels, config, normalization):
 def compare(args: Args) -> dict:
     """Let the two take turns: `fit` calls back after each of its epochs, and the plain one runs."""
     images, labels = load(args)
-    network = models.create("fc5", num_classes=10)
+    network = models.create(args.model, num_classes=10)
     config = training.TrainingConfig(
         epochs=args.num_epochs + 1, learning_rate=0.01, l1=args.l1, augment=args.augment
     )
@@ -120,7 +128,8 @@ def compare(args: Args) -> dict:
 
 def main(args: Args) -> None:
     result = compare(args)
-    write_json(args.output, result)
+    name = "training_throughput" + ("" if args.model == "fc5" else f"_{args.model}")
+    write_json(args.output / f"{name}.json", result)
     ratio = result["ratio"]
     console.print(f"plain/fit: minimum {ratio['minimum']:.2f}, median {ratio['median']:.2f}")
 

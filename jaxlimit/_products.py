@@ -46,7 +46,8 @@ def canonical_convolutions(function: Callable) -> Callable:
     """Let a function that runs in a loop convolve fast on a CPU; elsewhere it is left as it is.
 
     XLA's CPU backend has a fast convolution for channels last, and brings others into that order,
-    but not within loops: there the gradient of a kernel took 40 times as long.
+    but not within loops, where the gradient of a kernel takes tens of times as long
+    (`benchmarks/convolutions_in_loops.py`).
     """
     if jax.default_backend() != "cpu":
         return function

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxlimit._checks import check_floating_tree
+from jaxlimit._products import canonical_convolutions
 
 
 class Group(NamedTuple):
@@ -109,6 +110,7 @@ def mean_over(groups: tuple[Group, ...], of_batch: Callable[[Any], Array]) -> Ar
 
     One batch at a time, so memory is that of one batch.
     """
+    of_batch = canonical_convolutions(of_batch)
 
     def of_group(group: Group) -> Array:
         def add(total, batch):

@@ -15,7 +15,6 @@ from jaxlimit import _mesh
 from jaxlimit._batches import mean_over
 from jaxlimit._host import check_vector
 from jaxlimit._products import (
-    canonical_convolutions,
     canonical_linear,
     narrow_products,
     precise_products,
@@ -37,7 +36,7 @@ class Recomputed:
             return jax.jvp(gradient, (weights,), (vector,))[1]
 
         with precise_products():
-            return mean_over(groups, canonical_convolutions(of_batch))
+            return mean_over(groups, of_batch)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -13,7 +13,7 @@ from jaxlimit import _mesh
 from jaxlimit._batches import check_like, check_scalar, first_batch
 from jaxlimit._checks import check_choice, check_floating_tree
 from jaxlimit._mesh import takes_mesh
-from jaxlimit._products import canonical_convolutions, precise_products
+from jaxlimit._products import precise_products
 from jaxlimit._weights import Where, flatten_weights, is_weight
 
 HVP_MODES = (
@@ -134,4 +134,4 @@ def _gradient(loss, examples, *at):
         return jax.grad(lambda vector: loss(unflatten(vector), batch, *operands))(weights)
 
     with precise_products():
-        return _mesh.mean(examples, canonical_convolutions(of_batch), *at)
+        return _mesh.mean(examples, of_batch, *at)

@@ -14,6 +14,7 @@ from jaxlimit._batches import check_scalar, first_batch
 from jaxlimit._checks import check_count, check_range, is_finite
 from jaxlimit._estimate import Estimate
 from jaxlimit._mesh import takes_mesh
+from jaxlimit._products import canonical_convolutions
 
 
 def loss_tolerance(
@@ -117,7 +118,7 @@ def _example_losses(loss, examples, params, operands):
     def of_example(example):
         return loss(params, jax.tree.map(lambda x: x[None], example), *operands)
 
-    of_stack = partial(jax.lax.map, jax.vmap(of_example))
+    of_stack = partial(jax.lax.map, canonical_convolutions(jax.vmap(of_example)))
     if isinstance(examples, _mesh.Shares):  # each device's own, then those that all have
         losses = [*map(jax.vmap(of_stack), examples.own), *map(of_stack, examples.common)]
     else:

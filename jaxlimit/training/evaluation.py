@@ -148,7 +148,7 @@ def _examples(
         batch = images[rows], labels[rows]
         return score(module, params, state, batch, normalization, train=False)[:2]
 
-    results = jax.lax.map(one_batch, _batch_rows(len(images), batch_size))
+    results = jax.lax.map(canonical_convolutions(one_batch), _batch_rows(len(images), batch_size))
     losses, correct = (result.reshape(-1)[: len(images)] for result in results)
     return losses, correct
 

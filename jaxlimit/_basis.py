@@ -47,9 +47,14 @@ def is_on_host(basis: Basis) -> bool:
 
 def pad(basis: Basis, rows: int) -> Basis:
     """Append rows of zeros, in the memory that the basis is in."""
-    if is_on_host(basis):
+    if not is_on_host(basis):
+        return jnp.pad(basis, ((0, rows), (0, 0)))
+    mesh = _mesh.mesh_of(basis)
+    if mesh is None:
         return place(np.pad(np.asarray(basis), ((0, rows), (0, 0))), on_host=True)
-    return jnp.pad(basis, ((0, rows), (0, 0)))
+    zeros = _mesh.zeros((basis.shape[0] + rows, basis.shape[1]), basis.dtype, mesh, on_host=True)
+    update = jax.jit(jax.lax.dynamic_update_slice, out_shardings=zeros.sharding, donate_argnums=0)
+    return update(zeros, basis, (0, 0))
 
 
 def is_stored(basis: Basis, dtype: Any) -> bool:

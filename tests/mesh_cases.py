@@ -166,11 +166,18 @@ def test_a_basis_kept_in_less_is_split_too(store, reorthogonalize, mesh):
     # Steps near D = 103 and a basis in bfloat16 make the most of rounding.
     close(result.diagonal[:40], wanted.diagonal[:40], 1e-4 if store == "bfloat16" else 1e-5)
     state = lanczos.start(start, mesh=mesh, **settings)
+    state = lanczos.extend(many, state, num_steps=2, reorthogonalize=reorthogonalize)
     kind = "pinned_host" if store == "pinned_host" else "device"
     assert state.basis.sharding.memory_kind == kind
     share = state.basis.addressable_shards[0].data
     assert share.shape[1] == state.current.size // mesh.shape["data"]
     assert share.dtype.itemsize == (2 if store == "bfloat16" else 4)
+    more = lanczos.with_room(state, 10**6, reorthogonalize=reorthogonalize)
+    assert more.diagonal.size == 103
+    assert more.basis.sharding == state.basis.sharding
+    before, after = np.asarray(state.basis), np.asarray(more.basis)
+    np.testing.assert_array_equal(after[: len(before)], before)
+    assert not after[len(before) :].any()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxlimit import _basis, _files
-from jaxlimit._checks import check_count
+from jaxlimit._checks import check_count, is_concrete
 from jaxlimit.lanczos.state import LanczosState, check_basis, num_rows
 
 FORMAT_VERSION = 1
@@ -31,7 +31,9 @@ def with_room(
     (2,)
     """
     room = state.diagonal.shape[0]
-    added = max(min(check_count("num_steps", num_steps), state.current.size) - room, 0)
+    # On a mesh `current` is longer than D.
+    dim = int(state.dim) if is_concrete(state.dim) else state.current.size
+    added = max(min(check_count("num_steps", num_steps), dim) - room, 0)
     basis = state.basis
     if basis is not None:
         rows = [num_rows(depth, reorthogonalize) for depth in (room, room + added)]

@@ -177,7 +177,11 @@ def test_a_wide_interval_says_what_to_raise(network, estimate):
 
     assert "most of it from the Lanczos depth: raise num_steps" in reasons_of(0.1, 0.01)
     assert "most of it from the probes: raise num_probes" in reasons_of(0.1, 0.045)
-    assert "interval" not in reasons_of(0.005, 0.001)
+    assert "the interval is" not in reasons_of(0.005, 0.001)
+    gap = estimate.gap
+    assert f"Δ goes from {gap.lower:.3g} to {gap.upper:.3g}: raise num_gap_steps" in reasons_of(
+        0, 0
+    )
 
 
 def linear(params, batch):
@@ -194,6 +198,7 @@ def quadratic(params, batch):
         (linear, jnp.ones(5), 0.1, "the Hessian vanishes"),
         (quadratic, jnp.ones(5), jnp.inf, "so large that all weights may go"),
         (quadratic, jnp.ones(5), 1e6, "so large that all weights may go"),
+        (lambda params, _: params @ params / 2, jnp.ones(100), 51.0, "published bound is 0.38 all"),
         (quadratic, jnp.zeros(5), 0.1, "all weights are 0 already"),
         (quadratic, jnp.ones(5), 0.0, "no weight may go"),
     ],

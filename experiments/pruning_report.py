@@ -30,7 +30,7 @@ def report(net, estimate, rise, sweeps, config) -> dict[str, Any]:
     at = jnp.argmin(jnp.abs(accuracy.ratios - by_loss))
     baseline = {
         "support": float(pruning.support_fraction(net.trained.params)),
-        "taylor": float(pruning.empirical_limit(rise, 0.0, epsilon)),
+        "taylor": float(pruning.empirical_limit(rise, 0.0, epsilon, interpolate=True)),
     }
     return {
         "dim": estimate.dim,

@@ -234,7 +234,9 @@ def _sweep(loss, weights, ranks, unflatten, examples, ratios, operands) -> Sweep
     return jax.lax.map(at, ratios)
 
 
-def empirical_limit(sweep: SweepResult, dense_loss: Any, epsilon: Any) -> Float[Array, ""]:
+def empirical_limit(
+    sweep: SweepResult, dense_loss: Any, epsilon: Any, *, interpolate: bool = False
+) -> Float[Array, ""]:
     """Read the empirical limit off a sweep.
 
     The smallest ρ of the sweep with L(w^k) ≤ L(w*) + ε at it and at every larger ρ of the sweep;
@@ -244,6 +246,8 @@ def empirical_limit(sweep: SweepResult, dense_loss: Any, epsilon: Any) -> Float[
         sweep: from `magnitude_sweep`.
         dense_loss: L(w*).
         epsilon: ε, tolerated increase, at least 0.
+        interpolate: where a smooth curve, such as a forecast, passes L(w*) + ε: on the line
+            between that ratio and the next smaller one of the sweep.
 
     Raises:
         ValueError: if `epsilon` is negative or NaN, or `dense_loss` is not finite.
@@ -253,12 +257,21 @@ def empirical_limit(sweep: SweepResult, dense_loss: Any, epsilon: Any) -> Float[
     ...                     *[jnp.zeros(4)] * 3)
     >>> empirical_limit(sweep, 0.9, 0.2)
     Array(0.4, dtype=float32)
+    >>> empirical_limit(sweep, 0.9, 0.2, interpolate=True).round(3)
+    Array(0.381, dtype=float32)
     """
     check_range("epsilon", epsilon, 0)
     check_floating_tree("dense_loss", jnp.asarray(dense_loss, jnp.result_type(float)))
     passes = jnp.isfinite(sweep.losses) & (sweep.losses <= dense_loss + epsilon)
     worst = jnp.max(sweep.ratios, where=~passes, initial=-jnp.inf)
-    return jnp.min(sweep.ratios, where=sweep.ratios > worst, initial=1.0)
+    limit = jnp.min(sweep.ratios, where=sweep.ratios > worst, initial=1.0)
+    if not interpolate:
+        return limit
+    low, high = (sweep.losses[jnp.argmax(sweep.ratios == ratio)] for ratio in (worst, limit))
+    share = (low - dense_loss - epsilon) / (low - high)
+    between = jnp.isfinite(worst) & jnp.isfinite(share) & (limit > worst)
+    known = between & jnp.any(sweep.ratios == limit)
+    return jnp.where(known, worst + share * (limit - worst), limit)
 
 
 def support_fraction(

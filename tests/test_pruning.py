@@ -203,6 +203,21 @@ def test_the_empirical_limit(ratios, losses, limit):
     assert float(found) == np.float32(limit)
 
 
+@pytest.mark.parametrize(
+    ("losses", "limit"),
+    [
+        ([3.0, 2.1, 1.0, 0.0], 0.5 - 0.1 * 0.1 / 1.1),
+        ([1.0, 1.1, 1.0, 0.9], 0.2),
+        ([3.0, 2.0, math.inf, 1.0], 0.8),
+        ([0.0, 2.0, 2.0, 2.0], 1.0),
+    ],
+)
+def test_a_smooth_curve_passes_between_two_ratios(losses, limit):
+    sweep = sweep_of([0.2, 0.4, 0.5, 0.8], losses)
+    found = pruning.empirical_limit(sweep, 1.0, 0.1, interpolate=True)
+    assert float(found) == pytest.approx(limit, rel=1e-6)
+
+
 losses = st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, math.nan, math.inf]), min_size=5, max_size=5)
 limit_of = jax.jit(pruning.empirical_limit)
 

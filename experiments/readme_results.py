@@ -21,9 +21,14 @@ def percent(value: float) -> str:
     return f"{100 * value:.3g} %"
 
 
-def interval(limit: dict) -> str:
+def interval(value: float, lower: float, upper: float) -> str:
+    """Show a ratio with its interval in per cent."""
+    return f"{percent(value)} [{percent(lower)}, {percent(upper)}]"
+
+
+def limit(result: dict) -> str:
     """Show a predicted limit with its interval."""
-    return f"{percent(limit['ratio'])} [{percent(limit['lower'])}, {percent(limit['upper'])}]"
+    return interval(*(result[name] for name in ("ratio", "lower", "upper")))
 
 
 ROWS = {
@@ -33,10 +38,10 @@ ROWS = {
     ),
     "weights D; ε": lambda r: f"{r['dim']:,}; {r['epsilon']:.3g}",
     "Hessian images, Lanczos depth": lambda r: f"{r['hessian_images']:,}, {r['depth']}",
-    "**predicted ρ\\***, 95 % interval": lambda r: f"**{interval(r['prediction'])}**",
-    "with λ < 0 taken for flat": lambda r: interval(r["clipped"]),
-    "corrected threshold": lambda r: interval(r["corrected"]),
-    "gap Δ": lambda r: percent(r["gap"]),
+    "**predicted ρ\\***, 95 % interval": lambda r: f"**{limit(r['prediction'])}**",
+    "with λ < 0 taken for flat": lambda r: limit(r["clipped"]),
+    "corrected threshold": lambda r: limit(r["corrected"]),
+    "gap Δ": lambda r: interval(r["gap"], *r["gap_interval"]),
     "**measured**, by training loss": lambda r: f"**{percent(r['measured']['by_loss'])}**",
     "with the l1 term in the loss": lambda r: percent(r["measured"]["by_loss_with_l1"]),
     "by test accuracy, 1 point tolerated": lambda r: percent(r["measured"]["by_accuracy"]),

@@ -708,10 +708,28 @@ def test_quadratic_limit_by_weights_of_equal_curvature():
     assert found.refitted.tolist() == found.one_shot.tolist() == [3, 3, 2, 1, 0]
 
 
-def test_quadratic_limit_keeps_all_where_there_is_no_factorisation():
+def test_quadratic_limit_of_a_singular_hessian():
+    """Of H = BᵀB the least rise is that of a least-squares fit of the columns that go."""
+    factor = np.random.default_rng(0).normal(size=(5, 12))
+    weights = np.arange(12.0, 0.0, -1)
+    rises = [
+        np.linalg.norm(factor @ weights - factor[:, :k] @ np.linalg.lstsq(
+            factor[:, :k], factor @ weights, rcond=None)[0]) ** 2 / 2
+        for k in range(12)
+    ]  # fmt: skip
+    with jax.enable_x64(True):
+        hessian = jnp.asarray(factor.T @ factor)
+        for k in range(1, 6):
+            epsilon = (max(rises[k], 0.01) + rises[k - 1]) / 2
+            assert limits.quadratic_limit(hessian, jnp.asarray(weights), epsilon).refitted == k
+    found = limits.quadratic_limit(jnp.ones((3, 3)), jnp.array([3.0, 2.0, 1.0]), 0.1)
+    assert (found.refitted, found.one_shot) == (1, 3)
+
+
+def test_quadratic_limit_without_a_least_rise():
     hessian = jnp.diag(jnp.array([1.0, -1.0, 1.0]))
     found = limits.quadratic_limit(hessian, jnp.arange(1.0, 4.0), 0.5)
-    assert found.refitted == 3
+    assert found.refitted == found.one_shot == 1
 
 
 @pytest.mark.parametrize(

@@ -30,16 +30,17 @@ def quadratic_limit(
 
     With the weights in falling order of magnitude and H = LLᵀ, zᵀ = w*ᵀL, the least rise of the
     loss over all w with none but the first k weights nonzero is ½ Σ_{i > k} z_i²: one Cholesky
-    factorisation, O(D³), serves every k and every ε.
+    factorisation, O(D³), serves every k and every ε. Where H is singular, a ridge of D eps ‖H‖ is
+    added to it, which raises the losses by at most half of that times ‖w*‖².
 
     Args:
-        hessian: H, positive definite.
+        hessian: H, positive semi-definite.
         weights: w*.
         epsilon: ε ≥ 0, any shape.
 
     Returns:
-        A `QuadraticLimit`, counts in [0, D] of the shape of `epsilon`. Where H is not positive
-        definite, or so near it that the factorisation fails, `refitted` is D.
+        A `QuadraticLimit`, counts in [0, D] of the shape of `epsilon`. Where H has negative
+        eigenvalues, so that there is no least rise, `refitted` is `one_shot`.
 
     Raises:
         ValueError: if the shapes do not fit, H or a weight is not finite, or ε is negative or NaN.
@@ -64,10 +65,14 @@ def quadratic_limit(
 def _quadratic_limit(hessian: Array, weights: Array, epsilon: Array) -> QuadraticLimit:
     order = jnp.argsort(jnp.abs(weights), descending=True, stable=True)
     w, H = weights[order], hessian[order[:, None], order]
-    refitted = (jnp.linalg.cholesky(H).T @ w) ** 2
+    ridge = w.size * jnp.finfo(H.dtype).eps * jnp.linalg.norm(H) * jnp.eye(w.size, dtype=H.dtype)
+    L = jnp.linalg.cholesky(H)
+    L = jax.lax.cond(jnp.isfinite(L).all(), lambda: L, lambda: jnp.linalg.cholesky(H + ridge))
+    refitted = _fewest((L.T @ w) ** 2, epsilon)
     # Each weight removed brings its own curvature and its ties to those removed before it.
     one_shot = w * (jnp.diag(H) * w + 2 * jnp.triu(H, 1) @ w)
-    return QuadraticLimit(_fewest(refitted, epsilon), _fewest(one_shot, epsilon))
+    one_shot = _fewest(one_shot, epsilon)
+    return QuadraticLimit(jnp.minimum(refitted, one_shot), one_shot)
 
 
 def _fewest(shares: Array, epsilon: Array) -> Int[Array, "..."]:

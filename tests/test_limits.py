@@ -604,6 +604,15 @@ def test_loss_tolerance_under_jit_says_by_nan_that_it_is_unknown():
     assert all(jnp.isnan(x) for x in measure(1.0, losses))
 
 
+def test_memory_stays_below_four_floats_a_weight():
+    dim = 25_000_000
+    measure = dataclasses.replace(exact_measure(jnp.geomspace(1e-6, 1.0, 64)), dim=dim)
+    weights = jax.ShapeDtypeStruct((dim,), jnp.float32)
+    compiled = jax.jit(limits.pruning_limit).lower(measure, weights, jnp.float32(0.01)).compile()
+    memory = compiled.memory_analysis()
+    assert memory.argument_size_in_bytes + memory.temp_size_in_bytes < 4 * 4 * dim
+
+
 def test_weights_whose_squares_overflow_are_refused():
     measure, weights = good()
     with pytest.raises(ValueError, match=r"squares that float32 can sum, .* up to 1e\+30: scale"):

@@ -123,8 +123,8 @@ def collect(row: Row, config: Config) -> None:
         for path in sorted((config.runs / name).glob("seed-*/result.json")):
             try:
                 result = read_result(path, row, setting)
-            except (ValueError, TypeError) as error:
-                console.print(f"left out {path}: {error}")
+            except (KeyError, TypeError, ValueError) as error:
+                console.print(f"left out {path}: {type(error).__name__}: {error}")
                 continue
             write_json(config.results / name / path.parent.name / "result.json", thinned(result))
 
@@ -132,6 +132,8 @@ def collect(row: Row, config: Config) -> None:
 def read_result(path: Path, row: Row, setting: str) -> dict[str, Any]:
     """Read a result, and refuse one of a network that was trained in another way."""
     result = json.loads(path.read_text())
+    for quantity in QUANTITIES.values():
+        float(quantity(result))
     made = build(pruning_limit.Config, result["config"], "its config").network()
     asked = row.config(setting, result["seed"]).network()
     other = [f"{k} {v!r}, not {asked[k]!r}" for k, v in made.items() if v != asked[k]]
@@ -293,11 +295,11 @@ def notes(cells: list[Cell]) -> Iterator[str]:
     """Say of each run what makes its numbers uncertain, as the run itself has it."""
     for cell in cells:
         for result in cell.results:
-            low, high = (100 * result["prediction"][end] for end in ("lower", "upper"))
+            low, high = (100 * float(result["prediction"][end]) for end in ("lower", "upper"))
             made = [f"theory between {low:.3g} and {high:.3g}", f"Lanczos depth {result['depth']}",
                     f"{result['hessian_images']:,} images in H"]  # fmt: skip
             for name, value in result.get("speed", {}).items():
-                made.append(f"{value:,.3g} {name.replace('_per_second', ' a second')}")
+                made.append(f"{float(value):,.3g} {name.replace('_per_second', ' a second')}")
             lines = [f"- {reason}" for reason in result["reasons"]]
             yield "\n".join(
                 [f"{cell.row.name}, {cell.setting}, seed {result['seed']} ({', '.join(made)}):",

@@ -182,6 +182,27 @@ def test_results_of_another_setting_are_left_out(config, capsys):
     assert (len(sweep["ratios"]), sweep["ratios"][0], sweep["ratios"][-1]) == (40, 0, 199)
 
 
+def test_a_result_without_numbers_costs_no_other_its_place(config, capsys):
+    row, nan = tables.read_rows()[0], float("nan")
+    folder = config.runs / "fc5-cifar10-paper"
+    lost = made_up(row.config("paper", 1), 1, theory=nan)
+    lost["prediction"] |= {"lower": "nan", "upper": "nan"}
+    short = made_up(row.config("paper", 2), 2)
+    short.pop("corrected")  # as an older result
+    made = [made_up(row.config("paper", 0), 0), lost, short, {}]
+    for seed, result in enumerate(made):
+        write_json(folder / f"seed-{seed}" / "result.json", result)
+    tables.main(dataclasses.replace(config, collect=True))
+    line = lines_of(config.results)["fc5-cifar10", "paper"]
+    assert (line["seeds"], line["theory, mean"], line["measured, mean"]) == ("2", "nan", "1.05")
+    text = (config.results / "table.md").read_text()
+    assert "seed 0 (theory between 1 and 3," in text
+    assert "seed 1 (theory between nan and nan," in text
+    said = "".join(capsys.readouterr().out.split())
+    assert f"leftout{folder}/seed-2/result.json:KeyError:'corrected'" in said
+    assert f"leftout{folder}/seed-3/result.json:KeyError:" in said
+
+
 def test_committed_tables_come_from_the_committed_results(tmp_path):
     committed = tables.Config().results
     config = tables.Config(results=tmp_path / "tables", runs=committed)

@@ -119,14 +119,19 @@ def run(row: Row, setting: str, seed: int, config: Config) -> None:
 def collect(row: Row, config: Config) -> None:
     """Keep a thinned copy of every result of a row, if it was made with the row's setting."""
     for setting in SETTINGS:
-        name = f"{row.name}-{setting}"
-        for path in sorted((config.runs / name).glob("seed-*/result.json")):
-            try:
-                result = read_result(path, row, setting)
-            except (KeyError, TypeError, ValueError) as error:
-                console.print(f"left out {path}: {type(error).__name__}: {error}")
-                continue
-            write_json(config.results / name / path.parent.name / "result.json", thinned(result))
+        for path, result in read_results(config.runs, row, setting).items():
+            write_json(config.results / path.relative_to(config.runs), thinned(result))
+
+
+def read_results(folder: Path, row: Row, setting: str) -> dict[Path, dict[str, Any]]:
+    """Read the results of one setting of a row, and say which are left out and why."""
+    results = {}
+    for path in sorted((folder / f"{row.name}-{setting}").glob("seed-*/result.json")):
+        try:
+            results[path] = read_result(path, row, setting)
+        except (KeyError, TypeError, ValueError) as error:
+            console.print(f"left out {path}: {type(error).__name__}: {error}")
+    return results
 
 
 def read_result(path: Path, row: Row, setting: str) -> dict[str, Any]:
@@ -197,11 +202,10 @@ class Cell(NamedTuple):
 
 
 def read_cell(row: Row, setting: str, config: Config) -> Cell:
-    """Read what has been collected."""
-    folder = config.results / f"{row.name}-{setting}"
-    paths = sorted(folder.glob("seed-*/result.json"))
-    results = [json.loads(path.read_text()) for path in paths]
-    return Cell(row, setting, results, [str(p.relative_to(config.results)) for p in paths])
+    """Read what has been collected and is still of the row's setting."""
+    results = read_results(config.results, row, setting)
+    paths = [str(path.relative_to(config.results)) for path in results]
+    return Cell(row, setting, list(results.values()), paths)
 
 
 def shown(value: tuple[float, float | None] | None) -> str:

@@ -182,6 +182,19 @@ def test_results_of_another_setting_are_left_out(config, capsys):
     assert (len(sweep["ratios"]), sweep["ratios"][0], sweep["ratios"][-1]) == (40, 0, 199)
 
 
+def test_collected_results_of_an_older_setting_are_left_out(config, capsys):
+    row = tables.read_rows()[0]
+    for seed, more in ((0, {"l1": 1.0, "epochs": 3}), (1, {})):
+        made = made_up(row.config("annealed", seed, **more), seed)
+        write_json(config.results / "fc5-cifar10-annealed" / f"seed-{seed}" / "result.json", made)
+    tables.main(dataclasses.replace(config, collect=True))
+    line = lines_of(config.results)["fc5-cifar10", "annealed"]
+    assert line["results"] == "fc5-cifar10-annealed/seed-1/result.json"
+    said = "".join(capsys.readouterr().out.split())
+    assert f"leftout{config.results}/fc5-cifar10-annealed/seed-0/result.json:" in said
+    assert "epochs3,not200;l11.0,not0.0002" in said
+
+
 def test_a_result_without_numbers_costs_no_other_its_place(config, capsys):
     row, nan = tables.read_rows()[0], float("nan")
     folder = config.runs / "fc5-cifar10-paper"

@@ -117,7 +117,7 @@ def run(row: Row, setting: str, seed: int, config: Config) -> None:
 
 
 def collect(row: Row, config: Config) -> None:
-    """Keep a thinned copy of every result of a row, if it was made with the row's setting."""
+    """Keep a thinned copy of every result of a row made with its setting, whatever the depth."""
     for setting in SETTINGS:
         for path, result in read_results(config.runs, row, setting).items():
             write_json(config.results / path.relative_to(config.runs), thinned(result))
@@ -135,16 +135,25 @@ def read_results(folder: Path, row: Row, setting: str) -> dict[Path, dict[str, A
 
 
 def read_result(path: Path, row: Row, setting: str) -> dict[str, Any]:
-    """Read a result, and refuse one of a network that was trained in another way."""
+    """Read a result, and refuse one of another training, or of another limit of the same network.
+
+    How deep its Lanczos recurrences went is free: the notes tell it.
+    """
     result = json.loads(path.read_text())
     for quantity in QUANTITIES.values():
         float(quantity(result))
-    made = build(pruning_limit.Config, result["config"], "its config").network()
-    asked = row.config(setting, result["seed"]).network()
+    made = decisive(build(pruning_limit.Config, result["config"], "its config"))
+    asked = decisive(row.config(setting, result["seed"]))
     other = [f"{k} {v!r}, not {asked[k]!r}" for k, v in made.items() if v != asked[k]]
     if other:
         raise ValueError(f"made with another setting: {'; '.join(other)}")
     return result
+
+
+def decisive(config: pruning_limit.Config) -> dict[str, Any]:
+    """Select what decides what is predicted and measured, of any one seed."""
+    names = ("hessian_images", "smallest_ratio", "accuracy_tolerance")
+    return config.network() | {name: getattr(config, name) for name in names}
 
 
 def thinned(result: dict[str, Any], num_points: int = 40) -> dict[str, Any]:

@@ -182,6 +182,25 @@ def test_results_of_another_setting_are_left_out(config, capsys):
     assert (len(sweep["ratios"]), sweep["ratios"][0], sweep["ratios"][-1]) == (40, 0, 199)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("hessian_images", 16, False),
+        ("smallest_ratio", 0.1, False),
+        ("accuracy_tolerance", 0.5, False),
+        ("num_steps", 4, True),
+        ("num_gap_steps", 4, True),
+        ("tolerance", 0.0, True),
+    ],
+)
+def test_a_result_may_be_of_another_depth_but_not_of_another_limit(config, name, value, kept):
+    row = tables.read_rows()[0]
+    made = made_up(row.config("paper", 1, **{name: value}), 1)
+    write_json(config.runs / "fc5-cifar10-paper" / "seed-1" / "result.json", made)
+    tables.collect(row, config)
+    assert any(config.results.rglob("result.json")) == kept
+
+
 def test_collected_results_of_an_older_setting_are_left_out(config, capsys):
     row = tables.read_rows()[0]
     for seed, more in ((0, {"l1": 1.0, "epochs": 3}), (1, {})):

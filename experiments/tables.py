@@ -108,9 +108,10 @@ def run(row: Row, setting: str, seed: int, config: Config) -> None:
     wanted = row.config(setting, seed, output=output, data_dir=config.data_dir,
                         distributed=config.distributed)  # fmt: skip
     path = output / f"seed-{seed}" / "result.json"
-    found = json.loads(path.read_text())["config"] if path.exists() else None
+    found = json.loads(path.read_text()).get("config") if path.exists() else None
+    defaults = plain(pruning_limit.Config())  # older results lack newer flags
     places = dict.fromkeys(("output", "data_dir", "seeds", "distributed"))
-    if found is not None and found | places == plain(wanted) | places:
+    if found and defaults | found | places == plain(wanted) | places:
         console.print(f"{path} is there already")
     else:
         pruning_report.show(pruning_limit.run(wanted, seed), path.parent)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -160,6 +161,24 @@ def test_one_failure_loses_no_other_run_and_nothing_is_run_twice(config, runner,
     tables.main(dataclasses.replace(config, rows=("fc5",)))
     assert not runner
     assert capsys.readouterr().out.count("is there already") == 3
+
+
+def test_the_committed_runs_are_those_of_their_rows(config, runner, capsys):
+    shutil.copytree(tables.Config().results, config.runs)
+    for row in tables.read_rows():
+        for setting in tables.SETTINGS:
+            if (config.runs / f"{row.name}-{setting}").exists():
+                tables.run(row, setting, 0, config)
+    assert not runner
+    results = list(config.runs.rglob("result.json"))
+    assert capsys.readouterr().out.count("is there already") == len(results) > 0
+
+
+@pytest.mark.parametrize("lacking", [{}, {"config": {}}, {"config": {"no_flag": 1}}])
+def test_a_run_without_its_settings_is_done_again(config, runner, lacking):
+    write_json(config.runs / "fc5-cifar10-paper" / "seed-0" / "result.json", lacking)
+    tables.run(tables.read_rows()[0], "paper", 0, config)
+    assert len(runner) == 1
 
 
 def test_results_of_another_setting_are_left_out(config, capsys):

@@ -17,6 +17,7 @@ def report(net, estimate, rise, sweeps, config) -> dict[str, Any]:
     negated = accuracy._replace(losses=-accuracy.losses)
     by_accuracy = pruning.empirical_limit(negated, -accuracy.losses[-1], config.accuracy_tolerance)
     by_loss = pruning.empirical_limit(loss, loss.losses[-1], epsilon)
+    edges = (*at_edge("by loss", by_loss, loss), *at_edge("by accuracy", by_accuracy, accuracy))
     distance = training.distance_from_minimum(
         net.module,
         net.trained.params,
@@ -62,7 +63,7 @@ def report(net, estimate, rise, sweeps, config) -> dict[str, Any]:
         | {"final_learning_rate": net.trained.history.learning_rate[-1]},
         "dense": {"loss": loss.losses[-1], "accuracy": accuracy.losses[-1]},
         "pruned_accuracy": accuracy.losses[at],
-        "reasons": estimate.reasons + repeated(float(estimate.prediction.ratio), baseline),
+        "reasons": estimate.reasons + repeated(float(estimate.prediction.ratio), baseline) + edges,
         "sweep": {
             "loss": {"ratios": loss.ratios, "values": loss.losses, "radii": loss.radii},
             "accuracy": {"ratios": accuracy.ratios, "values": accuracy.losses},
@@ -97,6 +98,16 @@ def repeated(prediction: float, baseline: dict[str, float]) -> tuple[str, ...]:
             "so that any prediction would come out near it"
         )
     return tuple(reasons)
+
+
+def at_edge(name: str, limit, sweep) -> tuple[str, ...]:
+    """Say where a limit is no more than an end of its sweep."""
+    if limit == 1:
+        return (f"the least pruned network of the sweep fails {name}: the measured limit is 1",)
+    if limit == sweep.ratios[0]:
+        end = f"{100 * float(limit):.3g} %"
+        return (f"every ratio of the sweep passes {name}: the measured limit is at most {end}",)
+    return ()
 
 
 def draw(folder, estimate, sweeps, result, config) -> None:

@@ -7,7 +7,9 @@ import shutil
 import statistics
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
+import jax.numpy as jnp
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
@@ -15,8 +17,10 @@ pytest.importorskip("rich")
 pytest.importorskip("tyro")
 
 import pruning_limit
+import pruning_report
 import tables
 
+from jaxlimit.pruning import SweepResult
 from jaxlimit.reporting import plain, write_json
 
 
@@ -64,7 +68,7 @@ def runner(monkeypatch):
         return result
 
     monkeypatch.setattr(pruning_limit, "run", run)
-    monkeypatch.setattr(tables.pruning_report, "show", lambda result, folder: None)
+    monkeypatch.setattr(pruning_report, "show", lambda result, folder: None)
     return ran
 
 
@@ -287,3 +291,28 @@ def test_a_failure_ends_a_job_of_several_processes(config, runner):
         tables.main(config)
     assert runner[-1][0] == "fc12"
     assert len(runner) == 4
+
+
+@pytest.mark.parametrize(
+    ("losses", "accuracies", "where", "limit"),
+    [
+        ([0.9, 0.6, 0.5, 0.5], [0.1, 0.7, 0.8, 0.8], None, None),
+        ([0.5, 0.4, 0.6, 0.5], [0.8, 0.9, 0.8, 0.8], "every ratio of the sweep passes",
+         "at most 0.01 %"),
+        ([0.5, 0.9, 0.9, 0.5], [0.8, 0.1, 0.1, 0.8], "the least pruned network of the sweep fails",
+         "1"),
+    ],
+)  # fmt: skip
+def test_a_limit_at_an_end_of_its_sweep_is_told(monkeypatch, losses, accuracies, where, limit):
+    monkeypatch.setattr(pruning_report, "training", MagicMock())
+    net, estimate = MagicMock(), MagicMock(epsilon=0.1, reasons=())
+    net.trained.params = jnp.ones(3)
+    ratios = jnp.array([1e-4, 0.01, 0.1, 1.0])
+    loss, accuracy = (
+        SweepResult(ratios, jnp.array(values), *[0 * ratios] * 3) for values in (losses, accuracies)
+    )
+    sweeps = pruning_limit.Sweeps(loss, accuracy)
+    result = pruning_report.report(net, estimate, loss, sweeps, pruning_limit.Config())
+    said = [reason for reason in result["reasons"] if "measured limit" in reason]
+    names = ("loss", "accuracy") if where else ()
+    assert said == [f"{where} by {name}: the measured limit is {limit}" for name in names]

@@ -73,7 +73,11 @@ def report(net, estimate, rise, sweeps, config) -> dict[str, Any]:
 
 
 def speed(net, estimate, seconds) -> dict[str, float]:
-    """Tell the speeds of what this run did itself, compilation counted."""
+    """Tell the speeds of training and of the spectra, compilation counted; none of what was known.
+
+    Only this run's epochs count, but all products of a spectrum: too many a second are told where
+    an earlier run had taken some of them.
+    """
     epochs = len(net.trained.history.epoch) - net.trained.resumed_from
     measures = (estimate.measure, estimate.removed_measure)
     done = {

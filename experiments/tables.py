@@ -22,7 +22,7 @@ import pruning_limit
 import pruning_report
 import tyro
 
-from jaxlimit import distributed, plotting
+from jaxlimit import distributed, models, plotting
 from jaxlimit.plotting import MeanAndDeviation, TableRow
 from jaxlimit.reporting import build, console, markdown_table, plain, write_json
 
@@ -78,13 +78,29 @@ class Row(NamedTuple):
 
 
 def read_row(path: Path) -> Row:
-    """Read a row and check every setting of it."""
-    common = tomllib.loads(path.read_text())
-    place, published = common.pop("place"), common.pop("published")
-    row = Row(path.stem, place, published, common, {s: common.pop(s) for s in SETTINGS})
-    for setting in SETTINGS:
-        row.config(setting, 0).network()
+    """Read a row and check every setting of it, with what its seeds add and without."""
+    try:
+        common = tomllib.loads(path.read_text())
+        place, published = common.pop("place"), common.pop("published")
+        row = Row(path.stem, place, published, common, {s: common.pop(s) for s in SETTINGS})
+        for setting, values in row.settings.items():
+            own = re.findall(r"seed-(\d+)", " ".join(values))
+            for seed in (-1, *map(int, own)):  # -1 never has its own
+                check(row.config(setting, seed))
+    except (KeyError, TypeError, ValueError) as error:
+        error.add_note(f"in {path}")
+        raise
     return row
+
+
+def check(config: pruning_limit.Config) -> None:
+    """Raise now what a run would raise, some of it after the training."""
+    config.network()
+    models.create(config.model, num_classes=2)
+    for name in ("num_steps", "num_probes", "num_gap_steps", "images_at_once", "hessian_images",
+                 "checkpoint_every", "num_ratios"):  # fmt: skip
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
 
 
 def read_rows(folder: Path = HERE / "rows") -> list[Row]:

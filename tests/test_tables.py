@@ -120,6 +120,11 @@ def test_rows_are_those_of_the_paper_with_its_settings():
         ("l1 = 2e-4", 'l1 = "2e-4"', TypeError, "annealed: l1 must be float, got '2e-4'"),
         ('"cosine"', '"cosin"', TypeError, "schedule must be .*cosine.*, got 'cosin'"),
         ("learning_rate = 0.05", "learning_rate = -1", ValueError, "learning_rate"),
+        ("[smoke]", "[smok]", KeyError, "smoke"),
+        ("place = 1", "place 1", ValueError, "Expected '='"),
+        ('"fc5"', '"fc55"', ValueError, "fc55.*fc5"),
+        ("num_steps = 256", "num_steps = -3", ValueError, "num_steps must be at least 1, got -3"),
+        ("seed-0 = {", "seed-1 = { num_step = 1,", ValueError, "unknown setting 'num_step'"),
     ],
 )
 def test_a_wrong_row_file_is_refused(tmp_path, old, new, error, says):
@@ -127,7 +132,7 @@ def test_a_wrong_row_file_is_refused(tmp_path, old, new, error, says):
     assert old in text
     path = tmp_path / "fc5-cifar10.toml"
     path.write_text(text.replace(old, new))
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=f"(?s){says}.*\nin {path}"):
         tables.read_row(path)
 
 

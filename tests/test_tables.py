@@ -92,15 +92,18 @@ def test_rows_are_those_of_the_paper_with_its_settings():
         "resnet18-tiny_imagenet-half", "resnet50-tiny_imagenet-half",
     ]  # fmt: skip
     trained = {
-        name: (c.epochs, c.learning_rate, c.schedule, c.warmup_epochs, c.l1)
-        for name, c in ((name, row.config("paper", 0)) for name, row in rows.items())
+        "fc5": (0.01, "constant", 0, 5e-5),
+        "fc12": (0.01, "constant", 0, 5e-5),
+        "alexnet": (0.01, "multi-step", 0, 3e-5),
+        "vgg16": (0.01, "constant", 0, 1e-4),
+        "resnet18": (0.1, "cosine", 5, 5e-5),
+        "resnet50": (0.1, "cosine", 5, 2e-5),
     }
-    assert trained["fc5-cifar10"] == trained["fc12-cifar10"] == (200, 0.01, "constant", 0, 5e-5)
-    assert trained["alexnet-cifar10"] == (200, 0.01, "multi-step", 0, 3e-5)
-    assert trained["vgg16-cifar10"][4] == 1e-4
-    assert trained["resnet18-tiny_imagenet-half"] == (200, 0.1, "cosine", 5, 5e-5)
-    assert trained["resnet50-cifar100"] == (200, 0.1, "cosine", 5, 2e-5)
     for row in rows.values():
+        c = row.config("paper", 0)
+        assert (c.learning_rate, c.schedule, c.warmup_epochs, c.l1) == trained[c.model]
+        assert row.name == f"{c.model}-{c.dataset}".replace("/", "-")
+        assert (c.epochs, c.batch_size, row.common["batch_size"]) == (200, 128, 128)
         assert row.config("annealed", 1).schedule == "cosine"
         assert row.config("smoke", 0).max_images <= 256
         assert set(row.published) == {"theory", "measured", "gap"}

@@ -37,7 +37,8 @@ class LimitEstimate(NamedTuple):
         clipped: the same with max(λ, 0).
         corrected: the threshold of random subspaces perpendicular to their offset, with |λ|.
         upper_bound: ρ_U at the prediction, from the Hessian of the removed weights.
-        gap: Δ = ρ_U - ρ_L there.
+        gap: Δ = ρ_U - ρ_L there. Its interval and that of ρ_U are those of the run on the removed
+            weights alone, at ρ* and ε as they are.
         trace_bound: the bound of ρ_L by tr|H| at the prediction.
         sensitivity: what the prediction makes of a change of ε or of the weights.
         factors: weight magnitude and flatness at the prediction.

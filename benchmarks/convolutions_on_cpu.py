@@ -3,8 +3,8 @@
 python benchmarks/convolutions_on_cpu.py
 
 All that trains and multiplies here runs in loops, where XLA's CPU backend does not bring a
-convolution's axes into the order that its fast program takes; and for images smaller than the
-kernel it does not take that program anywhere (`jaxlimit/_products.py`).
+convolution's axes into the order that its fast program takes. For images smaller than the
+kernel, and the gradient of a kernel of 1x1, it is slow anywhere (`jaxlimit/_products.py`).
 """
 
 import dataclasses
@@ -19,18 +19,24 @@ from jaxlimit.reporting import console, environment, markdown_table, time_in_tur
 
 
 class Layer(NamedTuple):
-    """A convolution of 3x3 that keeps the channels."""
+    """A convolution with a square kernel."""
 
     images: int
     pixels: int
     channels: int
+    kernel: int
+    out: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Compare the three on the first layers of a ResNet18 and on the last ones of a VGG16."""
+    """Compare the three on early layers of ResNet18 and ResNet50, and on the last ones of VGG16."""
 
-    layers: tuple[Layer, ...] = (Layer(16, 32, 64), Layer(128, 2, 512))
+    layers: tuple[Layer, ...] = (
+        Layer(16, 32, 64, 3, 64),
+        Layer(16, 32, 64, 1, 256),
+        Layer(128, 2, 512, 3, 512),
+    )
     repeats: int = 5
     output: Path = Path("benchmarks/results")
 
@@ -46,9 +52,10 @@ def square(kernel: jax.Array, images: jax.Array) -> jax.Array:
 def times_of(layer: Layer, repeats: int) -> dict[str, Any]:
     """Time the gradient of kernel and images three ways, in turns."""
     keys = jax.random.split(jax.random.key(0))
-    num_images, pixels, channels = layer
-    kernel = jax.random.normal(keys[0], (3, 3, channels, channels))
-    images = jax.random.normal(keys[1], (1, num_images, pixels, pixels, channels))
+    kernel = jax.random.normal(keys[0], (layer.kernel, layer.kernel, layer.channels, layer.out))
+    images = jax.random.normal(
+        keys[1], (1, layer.images, layer.pixels, layer.pixels, layer.channels)
+    )
     gradient = jax.grad(square, argnums=(0, 1))
 
     def in_loop(gradient):
@@ -82,7 +89,7 @@ def main(config: Config) -> None:
         "environment": environment(),
     }
     write_json(config.output / "convolutions_on_cpu.json", result)
-    name_of = "{images} images, {pixels} pixels, {channels} channels".format
+    name_of = "{images} images of {pixels}x{pixels}, {kernel}x{kernel}, {channels} to {out}".format
     columns = {"layer": [name_of(**row["layer"]) for row in rows]}
     for way in rows[0]["seconds"]:
         columns[way] = [

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 
 CONVOLUTION = "conv_general_dilated"
-MOST_TAPS = 64  # of a kernel that is taken apart, each a slice in the program
+MOST_POSITIONS = 64  # of a convolution that is taken apart, each a product in the program
 PRODUCTS = {"dot_general", CONVOLUTION}
 _INLINED = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"}
 
@@ -48,8 +49,9 @@ def canonical_convolutions(function: Callable) -> Callable:
     """Let a function that runs in a loop convolve fast on a CPU; elsewhere it is left as it is.
 
     XLA's CPU backend has a fast convolution for channels last, and brings others into that order,
-    but not within loops, where the gradient of a kernel takes tens of times as long; nor does it
-    take the fast one for images smaller than the kernel (`benchmarks/convolutions_on_cpu.py`).
+    but not within loops, where the gradient of a kernel takes tens of times as long. It is slow
+    everywhere with images smaller than the kernel, and where the result has one pixel, as the
+    gradient of a kernel of 1x1 has (`benchmarks/convolutions_on_cpu.py`).
     """
     if jax.default_backend() != "cpu":
         return function
@@ -65,7 +67,7 @@ def canonical_convolutions(function: Callable) -> Callable:
 
 
 def _canonical(product: Callable, operands: list, params: dict) -> Array:
-    """Convolve with the channels last, and images smaller than the kernel by a matrix product."""
+    """Convolve with the channels last, or by matrix products where that is the faster."""
     if "window_strides" not in params:
         return product(*operands, **params)
     (batch, channel, *space), (out, into, *taps), result = params["dimension_numbers"]
@@ -73,37 +75,49 @@ def _canonical(product: Callable, operands: list, params: dict) -> Array:
     kernel = jnp.transpose(operands[1], (*taps, into, out))
     last = images.ndim - 1
     order = (0, last, *range(1, last))
-    sizes = kernel.shape[: last - 1]
-    smaller = np.less(images.shape[1:last], sizes).any() and np.prod(sizes) <= MOST_TAPS
-    if smaller and params["feature_group_count"] == params["batch_group_count"] == 1:
-        convolved = _as_matrix_product(images, kernel, params)
+    numbers = jax.lax.ConvDimensionNumbers(order, (last, last - 1, *range(last - 1)), order)
+    convolve = partial(product, **params | {"dimension_numbers": numbers})
+    positions = np.prod(jax.eval_shape(convolve, images, kernel).shape[1:last])
+    smaller = np.less(images.shape[1:last], kernel.shape[: last - 1]).any()
+    if (
+        (positions == 1 or smaller)
+        and positions <= MOST_POSITIONS
+        and params["feature_group_count"] == params["batch_group_count"] == 1
+    ):
+        convolved = _by_position(images, kernel, params)
     else:
-        numbers = jax.lax.ConvDimensionNumbers(order, (last, last - 1, *range(last - 1)), order)
-        convolved = product(images, kernel, **params | {"dimension_numbers": numbers})
+        convolved = convolve(images, kernel)
     return jnp.transpose(convolved, [order[result.index(axis)] for axis in range(images.ndim)])
 
 
-def _as_matrix_product(images: Array, kernel: Array, params: dict) -> Array:
-    """Convolve images [n, ..., in] with a kernel [..., in, out]: patches times taps."""
+def _by_position(images: Array, kernel: Array, params: dict) -> Array:
+    """Convolve images [n, ..., in] with a kernel [..., in, out]: a product a place of the result.
+
+    The gradient of a kernel of 1x1 is one such product, of all pixels.
+    """
     steps = zip(params["padding"], params["lhs_dilation"], strict=True)
     edges = [(0, 0, 0), *((low, high, step - 1) for (low, high), step in steps), (0, 0, 0)]
     images = jax.lax.pad(images, jnp.zeros((), images.dtype), edges)
     num, *sizes, channels = images.shape
     reach, stride = (np.array(params[name]) for name in ("rhs_dilation", "window_strides"))
-    starts = np.argwhere(np.ones(kernel.shape[:-2])) * reach
-    ends = starts + sizes - starts[-1]
-    seen = [
-        jax.lax.slice(images, (0, *start, 0), (num, *end, channels), (1, *stride, 1))
-        for start, end in zip(starts, ends, strict=True)
-    ]
-    taps = kernel.reshape(-1, kernel.shape[-1])
-    return jax.lax.dot_general(
-        jnp.concatenate(seen, -1),
-        taps,
-        (((images.ndim - 1,), (0,)), ((), ())),
+    seen = reach * (np.array(kernel.shape[:-2]) - 1) + 1
+    counts = (sizes - seen) // stride + 1
+    multiply = partial(
+        jax.lax.dot_general,
+        rhs=kernel.reshape(-1, kernel.shape[-1]),
+        dimension_numbers=(((1,), (0,)), ((), ())),
         precision=params["precision"],
         preferred_element_type=params["preferred_element_type"],
     )
+    products = [
+        multiply(
+            jax.lax.slice(
+                images, (0, *place, 0), (num, *(place + seen), channels), (1, *reach, 1)
+            ).reshape(num, -1)
+        )
+        for place in np.argwhere(np.ones(counts)) * stride
+    ]
+    return jnp.stack(products, 1).reshape(num, *counts, -1)
 
 
 def _convolves(jaxpr: core.Jaxpr) -> bool:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,16 @@ from jaxlimit._checks import check_floating_tree
 
 Where = Callable[[str, Any], bool]
 
+_NORM = re.compile(r"norm|(^|_)bn(\d|_|$)")
+
 
 def is_weight(name: str, leaf: Any) -> bool:
-    """Select every kernel and bias: all leaves but BatchNorm's scale and shift.
+    """Select every kernel and bias: all leaves but the scale and shift of normalisation layers.
+
+    Names tell them, in either case: a leaf is left out if its name, or that of the layer that holds
+    it, contains `norm` or the word `bn`, as do `BatchNorm_0`, `LayerNorm_1`, `norm1`, `bn_init` and
+    `conv_bn`. Blocks further up do not count, so that `ConvNorm_0/Conv_0/kernel` is a weight. A
+    place in a list, as in `norms/0/scale`, and the `value` that ends a path of NNX are passed over.
 
     Args:
         name: the leaf's path, such as `Dense_0/kernel`.
@@ -26,11 +34,13 @@ def is_weight(name: str, leaf: Any) -> bool:
     >>> is_weight("Dense_0/kernel", None), is_weight("BatchNorm_0/bias", None)
     (True, False)
     """
-    return not any("batchnorm" in part.lower().replace("_", "") for part in name.split("/"))
+    path = name.lower().removesuffix("/value").split("/")
+    layer_and_leaf = [part for part in path if not part.isdigit()][-2:]
+    return not any(map(_NORM.search, layer_and_leaf))
 
 
 def every_leaf(name: str, leaf: Any) -> bool:
-    """Select all leaves, BatchNorm's scale and shift among them.
+    """Select all leaves, the scale and shift of normalisation layers among them.
 
     >>> every_leaf("BatchNorm_0/bias", None)
     True

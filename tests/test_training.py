@@ -266,17 +266,18 @@ def test_proximal_training_ends_at_the_l1_minimum(data):
     assert distance.norm < 1e-5
 
 
-def test_penalties_spare_batch_norm():
+@pytest.mark.parametrize("name", ["BatchNorm_0", "norm", "bn_init"])
+def test_penalties_spare_normalisation(name):
     params = {
         "Conv_0": {"kernel": jnp.array([0.5, -2.0])},
-        "BatchNorm_0": {"scale": jnp.array([1.0]), "bias": jnp.array([0.3])},
+        name: {"scale": jnp.array([1.0]), "bias": jnp.array([0.3])},
     }
     zeros = jax.tree.map(jnp.zeros_like, params)
     for proximal in (False, True):
         optimizer = training.sgd(0.1, 0.0, 1.0, 0.0, proximal=proximal)
         updates, _ = optimizer.update(zeros, optimizer.init(params), params)
         np.testing.assert_allclose(updates["Conv_0"]["kernel"], [-0.1, 0.1], rtol=1e-5)
-        assert_same_bits(updates["BatchNorm_0"], zeros["BatchNorm_0"])
+        assert_same_bits(updates[name], zeros[name])
 
 
 def test_batch_norm_statistics_follow_the_batches(data):

@@ -51,7 +51,7 @@ def check_sweep(loss, params, examples, batches, *operands):
 class LinenNet(nn.Module):
     @nn.compact
     def __call__(self, x, *, train=False):
-        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(3)(x))
+        x = nn.BatchNorm(use_running_average=not train, name="bn_init")(nn.Dense(3)(x))
         return nn.Dense(CLASSES)(nn.tanh(x))
 
 
@@ -72,12 +72,12 @@ def test_linen_module_with_batch_statistics(batches):
 class NNXNet(nnx.Module):
     def __init__(self, rngs):
         self.hidden = nnx.Linear(FEATURES, 3, rngs=rngs)
-        self.batch_norm = nnx.BatchNorm(3, rngs=rngs)
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
         self.head = nnx.Linear(3, CLASSES, rngs=rngs)
 
     def __call__(self, x):
-        return self.head(self.dropout(nnx.tanh(self.batch_norm(self.hidden(x)))))
+        return self.head(self.dropout(nnx.tanh(self.norm(self.hidden(x)))))
 
 
 def test_nnx_model(batches):

@@ -75,10 +75,21 @@ def test_the_way_back_is_linear_with_a_transpose_that_flattens():
         ("BatchNorm_3/scale", False),
         ("block/batch_norm/bias", False),
         ("ConvNorm_0/BatchNorm_0/bias", False),
-        ("LayerNorm_0/scale", True),
+        ("ConvNorm_0/Conv_0/bias", True),
+        ("ConvNorm_0/Conv_0/kernel", True),
+        ("pre_norm/attention/value/kernel/value", True),
+        ("LayerNorm_0/scale", False),
+        ("block/norm1/bias", False),
+        ("norm/scale/value", False),
+        ("norms/0/bias/value", False),
+        ("bn/scale", False),
+        ("bn_init/scale", False),
+        ("layer2/conv_bn1/bias", False),
+        ("bnb/kernel", True),
+        ("subnet/bias", True),
     ],
 )
-def test_the_default_selector_leaves_batch_norm_out(name, studied):
+def test_the_default_selector_leaves_normalisation_out(name, studied):
     assert curvature.is_weight(name, None) is studied
     assert curvature.every_leaf(name, None) is True
 

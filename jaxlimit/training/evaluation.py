@@ -191,7 +191,8 @@ def distance_from_minimum(
 
         r = w - S(w - ∇L(w) - l2·w, l1),    S(x, t) = sign(x)·max(|x| - t, 0),
 
-    with L the mean data loss in evaluation mode; leaves without a penalty take l1 = l2 = 0. On a
+    with L the mean data loss in evaluation mode; leaves without a penalty, the scale and bias of
+    layers named as normalisation (`curvature.is_weight`), take l1 = l2 = 0. On a
     weight far from 0, r is ∇L + l1·sign(w) + l2·w; on one at 0 it is what |∇L| exceeds l1 by; a
     small weight whose pull towards 0 outweighs its gradient counts with its own size.
 

@@ -80,9 +80,11 @@ def fit(
 ) -> TrainingResult:
     """Train a network by SGD with momentum on mean cross-entropy + l1·‖w‖₁ + ½·l2·‖w‖₂².
 
-    `TrainingConfig` states the step. Every epoch is one run of one compiled program. With a
-    `checkpoint_dir`, a run that is asked for again goes on from its newest checkpoint and ends,
-    on the same machine, with the same bits as one that was never interrupted.
+    `TrainingConfig` states the step. The penalties act on the leaves that `curvature.is_weight`
+    selects, all but the scale and bias of layers named as normalisation. Every epoch is one
+    run of one compiled program. With a `checkpoint_dir`, a run that is asked for again goes on from
+    its newest checkpoint and ends, on the same machine, with the same bits as one that was never
+    interrupted.
 
     Cost: three forward passes' worth of arithmetic a step, twice that with a `sam_radius`; memory
     for three copies of the parameters, the training images as they came, and the activations of a

@@ -11,7 +11,7 @@ from jaxlimit._weights import is_weight
 
 
 def penalised(params: PyTree) -> PyTree:
-    """Mark the leaves on which the penalties act: all but BatchNorm's scale and bias.
+    """Mark the leaves on which the penalties act: those that `curvature.is_weight` selects.
 
     >>> penalised({"Dense_0": {"bias": 0.0}, "BatchNorm_0": {"bias": 0.0}})
     {'BatchNorm_0': {'bias': False}, 'Dense_0': {'bias': True}}

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import re
@@ -94,6 +95,18 @@ def assert_close(tree, other, **tolerance):
 def test_config_names_the_field_at_fault(settings, error, says):
     with pytest.raises(error, match=says):
         config(**settings)
+
+
+def test_numbers_of_numpy_become_python_numbers():
+    counts = {"epochs": 4, "batch_size": 8, "accumulate": 2, "warmup_epochs": 1, "seed": 3}
+    numbers = {"learning_rate": 0.5, "momentum": 0.25, "l1": 0, "l2": 1, "decay": 1}
+    given = {name: np.int64(value) for name, value in counts.items()}
+    given |= {name: np.float32(value) for name, value in numbers.items()} | {"l2": np.int32(1)}
+    made = config(**given)
+    assert made == config(**counts, **numbers)
+    for name in (*counts, *numbers):
+        assert type(getattr(made, name)) is (int if name in counts else float), name
+    json.dumps(dataclasses.asdict(made))
 
 
 def test_schedules_against_closed_forms():

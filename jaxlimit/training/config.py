@@ -80,13 +80,14 @@ class TrainingConfig:
     seed: int | tuple[int, ...] = 0
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "accumulate"):
-            check_count(name, getattr(self, name))
-        check_count("warmup_epochs", self.warmup_epochs, 0)
+        # Python's own numbers in place of NumPy's, which a checkpoint's JSON does not take.
+        for name in ("epochs", "batch_size", "accumulate", "warmup_epochs"):
+            count = check_count(name, getattr(self, name), 0 if name == "warmup_epochs" else 1)
+            object.__setattr__(self, name, count)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("l1_method", self.l1_method, L1_METHODS)
         for name in ("learning_rate", "momentum", "l1", "l2", "decay", "sam_radius"):
-            _check_finite(name, getattr(self, name))
+            object.__setattr__(self, name, _check_finite(name, getattr(self, name)))
         check_range("learning_rate", self.learning_rate, 0, open_low=True)
         check_range("decay", self.decay, 0, 1, open_low=True)
         if self.momentum >= 1:
@@ -124,14 +125,15 @@ class TrainingConfig:
                 raise ValueError(f"seed must hold distinct integers, got {self.seed!r}")
             object.__setattr__(self, "seed", seeds)
         else:
-            check_count("seed", self.seed, 0)
+            object.__setattr__(self, "seed", check_count("seed", self.seed, 0))
 
 
-def _check_finite(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
+def _check_finite(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be finite and not negative, got {value}")
+    return float(value)
 
 
 def learning_rates(

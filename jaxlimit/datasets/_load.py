@@ -15,6 +15,8 @@ from jaxlimit._checks import check_count
 
 _NUM_DIGITS_TRAIN = 1437
 _NAMES = ("digits", "cifar10", "cifar100", "tiny_imagenet")
+_CONFIGS = ("tiny_imagenet/full", "tiny_imagenet/half")
+_FORM = re.compile(r"\w+(/[\w.+-]+)?")
 _HOW_TO_GET_TINY_IMAGENET = (
     "Download http://cs231n.stanford.edu/tiny-imagenet-200.zip, then:\n"
     "  python -m jaxlimit.datasets.tiny_imagenet tiny-imagenet-200.zip --data-dir DIR --config full"
@@ -93,8 +95,6 @@ def load(name: str, split: str, data_dir: str | os.PathLike | None = None) -> Da
         raise TypeError(f"name must be a str, got {name!r}")
     if name == "digits":
         return _load_digits(split)
-    if not re.fullmatch(r"\w+(/[\w.+-]+)?", name):
-        raise ValueError(f"name must look like 'name' or 'name/config', got {name!r}")
     return Dataset(*_require("jaxlimit.datasets._records").read_split(_find(name, data_dir), split))
 
 
@@ -113,10 +113,10 @@ def _find(name: str, data_dir: str | os.PathLike | None) -> Path:
     places = _places(data_dir)
     base, _, config = name.partition("/")
     folders = [Path(place).expanduser() for place in places.values() if place]
-    for folder in folders:
+    for folder in folders if _FORM.fullmatch(name) else []:
         if found := records.find_folder(folder, base, config or None):
             return found
-    _check_known(base, folders)
+    _check_known(name, folders)
     looked = [f"  {what}: {place or 'not given'}" for what, place in places.items()]
     there = sorted({f"{base}/{c}" for f in folders for c in records.find_configs(f, base) if c})
     how = _HOW_TO_GET_TINY_IMAGENET if base == "tiny_imagenet" else records.how_to_get(name)
@@ -137,16 +137,22 @@ def _places(data_dir: str | os.PathLike | None) -> dict[str, str | os.PathLike |
 
 def _check_known(name: str, folders: list[Path]) -> None:
     """Raise with the nearest names unless `name` is one that data could be had for."""
-    tfds = _require("tensorflow_datasets")
-    known = {*_NAMES, *tfds.list_builders(with_community_datasets=False)}
-    known |= {path.name for folder in folders for path in folder.glob("[!.]*/")}
-    if name in known:
+    tfds, records = map(_require, ("tensorflow_datasets", "jaxlimit.datasets._records"))
+    known = {*_NAMES, *_CONFIGS, *tfds.list_builders(with_community_datasets=False)}
+    for path in (path for folder in folders for path in folder.glob("[!.]*/")):
+        configs = records.find_configs(path.parent, path.name)
+        known |= {path.name, *(f"{path.name}/{config}" for config in configs if config)}
+    # Which configs the other sets of TFDS have is not known here.
+    base = name.partition("/")[0]
+    if name in known or (_FORM.fullmatch(name) and base in known and base not in _NAMES):
         return
-    near = difflib.get_close_matches(name, sorted(known), n=3)
+    asked = name.lower().replace("-", "_").strip()
+    near = difflib.get_close_matches(asked, sorted(known), n=3)
     meant = f"did you mean {' or '.join(map(repr, near))}?" if near else "nothing comes near it."
     raise ValueError(
         f"unknown data set {name!r}; {meant} "
-        f"There are {', '.join(_NAMES)}, and the image sets of TFDS by their names there."
+        f"There are {', '.join(_NAMES)}, and the image sets of TFDS by their names there, "
+        "'name' or 'name/config'."
     )
 
 

@@ -389,7 +389,17 @@ def test_sets_of_another_kind_are_refused(tmp_path, changes, message):
         datasets.load("grey", "whole", tmp_path)
 
 
-NUM_LARGE = 253  # one class with more training images than `half` takes
+# In place of 500, 250 and 50 images a class.
+NUM_FULL, NUM_HALF, NUM_VALIDATION = 3, 2, 1
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    counts = {"full": NUM_FULL, "half": NUM_HALF}
+    assert tiny_imagenet._IMAGES_PER_CLASS == {"full": 500, "half": 250}
+    assert tiny_imagenet._VALIDATION_IMAGES_PER_CLASS == 50
+    monkeypatch.setattr(tiny_imagenet, "_IMAGES_PER_CLASS", counts)
+    monkeypatch.setattr(tiny_imagenet, "_VALIDATION_IMAGES_PER_CLASS", NUM_VALIDATION)
 
 
 @pytest.fixture(scope="module")
@@ -406,7 +416,7 @@ def tiny_folder(tmp_path_factory):
 
     annotations = []
     for order, label in enumerate(classes):
-        names = [f"{label}_{i}.JPEG" for i in range(NUM_LARGE if order == 0 else 2)]
+        names = [f"{label}_{i}.JPEG" for i in range(8, 8 + NUM_FULL)]
         for index, name in enumerate(names):
             write(top / "train" / label / "images" / name, index)
         boxes = "".join(f"{name}\t0\t0\t63\t63\n" for name in names)
@@ -441,7 +451,7 @@ def expected_tiny(tiny_folder, per_class):
     return np.array(rows)
 
 
-def test_tiny_imagenet_zip_and_folder_prepare_alike(tiny_folder, tmp_path, capsys):
+def test_tiny_imagenet_zip_and_folder_prepare_alike(tiny_folder, few_images, tmp_path, capsys):
     top, classes = tiny_folder
     archive = zipped(top, tmp_path / "tiny-imagenet-200.zip")
     folder = tiny_imagenet.prepare(top, tmp_path / "a", "half")
@@ -449,22 +459,23 @@ def test_tiny_imagenet_zip_and_folder_prepare_alike(tiny_folder, tmp_path, capsy
     assert "tiny_imagenet/half/1.0.0" in capsys.readouterr().out
     first = datasets.load("tiny_imagenet/half", "train", tmp_path / "a")
     for found in (datasets.load("tiny_imagenet", "train", tmp_path / "b"), first):
-        assert (found.images.shape, found.num_classes) == ((250 + 2 * 199, 64, 64, 3), 200)
+        assert (found.images.shape, found.num_classes) == ((NUM_HALF * 200, 64, 64, 3), 200)
         rows = np.concatenate(
             [found.labels[:, None], found.images[:, ::16, ::16].reshape(len(found.labels), -1)], 1
         )
         rows, expected = (
-            table[np.lexsort(table.T[::-1])] for table in (rows, expected_tiny(tiny_folder, 250))
+            table[np.lexsort(table.T[::-1])]
+            for table in (rows, expected_tiny(tiny_folder, NUM_HALF))
         )
         np.testing.assert_array_equal(rows[:, 0], expected[:, 0])
         assert abs(rows - expected).max() <= 2
     assert (folder / "label.labels.txt").read_text().split() == sorted(classes)
 
 
-def test_tiny_imagenet_full_and_validation(tiny_folder, tmp_path):
+def test_tiny_imagenet_full_and_validation(tiny_folder, few_images, tmp_path):
     top, classes = tiny_folder
     tiny_imagenet.prepare(top.parent, tmp_path, "full")
-    assert len(datasets.load("tiny_imagenet/full", "train", tmp_path).images) == NUM_LARGE + 2 * 199
+    assert len(datasets.load("tiny_imagenet/full", "train", tmp_path).images) == NUM_FULL * 200
     images, labels, _ = datasets.load("tiny_imagenet", "validation", tmp_path)
     np.testing.assert_array_equal(np.sort(labels), np.arange(200))
     for order in (0, 1):
@@ -474,12 +485,36 @@ def test_tiny_imagenet_full_and_validation(tiny_folder, tmp_path):
         assert abs(np.asarray(picture.convert("RGB"), int) - images[index]).max() <= 2
     tiny_imagenet.prepare(top, tmp_path, "half")
     bare = datasets.load("tiny_imagenet", "train", tmp_path)
-    assert len(bare.images) == NUM_LARGE + 2 * 199, "with both prepared, the bare name is full"
+    assert len(bare.images) == NUM_FULL * 200, "with both prepared, the bare name is full"
 
 
-def test_damaged_tiny_imagenet_is_refused(own_tiny_folder, tiny_folder, tmp_path, capsys):
+@pytest.mark.parametrize("config", ["full", "half"])
+def test_half_copied_lists_of_tiny_imagenet_are_refused(
+    own_tiny_folder, tiny_folder, few_images, tmp_path, config
+):
     wnid = tiny_folder[1][5]
-    image = own_tiny_folder / "train" / wnid / "images" / f"{wnid}_1.JPEG"
+    boxes = own_tiny_folder / "train" / wnid / f"{wnid}_boxes.txt"
+    rows = boxes.read_text().splitlines(keepends=True)
+    annotations = own_tiny_folder / "val" / "val_annotations.txt"
+    for left in ([], rows[:2], [rows[0], *rows[:2]], [*rows, rows[0].replace("_8", "_7")]):
+        boxes.write_text("".join(left))
+        says = rf"{boxes.name} names {len(set(left))} images of class {wnid}, expected {NUM_FULL}"
+        with pytest.raises(ValueError, match=says):
+            tiny_imagenet.prepare(own_tiny_folder, tmp_path / "data", config)
+    boxes.write_text("".join(rows))
+    rows = annotations.read_text().splitlines(keepends=True)
+    annotations.write_text("".join(rows[:7]))
+    with pytest.raises(ValueError, match=rf"{annotations.name} names 0 images .* expected 1"):
+        tiny_imagenet.prepare(own_tiny_folder, tmp_path / "data", config)
+    annotations.write_text("".join(rows))
+    tiny_imagenet.prepare(own_tiny_folder, tmp_path / "data", config)
+
+
+def test_damaged_tiny_imagenet_is_refused(
+    own_tiny_folder, tiny_folder, few_images, tmp_path, capsys
+):
+    wnid = tiny_folder[1][5]
+    image = own_tiny_folder / "train" / wnid / "images" / f"{wnid}_8.JPEG"
     data = tmp_path / "data"
     whole = image.read_bytes()
     image.write_bytes(whole[:-200])

@@ -7,6 +7,7 @@ import argparse
 import os
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 _NUM_CLASSES = 200
-_IMAGES_PER_CLASS = {"full": None, "half": 250}
+_IMAGES_PER_CLASS = {"full": 500, "half": 250}
+_VALIDATION_IMAGES_PER_CLASS = 50
 _Read = Callable[[str], bytes]
 
 
@@ -107,16 +109,18 @@ def _reader(source: Path) -> _Read:
     return read
 
 
-def _training_labels(read: _Read, classes: list[str], per_class: int | None) -> dict[str, str]:
+def _training_labels(read: _Read, classes: list[str], per_class: int) -> dict[str, str]:
     """Return the class of each training image to be used, by the image's name.
 
     The box lists name every image, so one that was lost in unpacking does not go unseen.
     """
     labels = {}
     for label in classes:
-        rows = read(f"train/{label}/{label}_boxes.txt").decode().splitlines()
-        names = sorted((row.split("\t")[0] for row in rows), key=_number)
-        labels |= {f"train/{label}/images/{name}": label for name in names[:per_class]}
+        boxes = f"train/{label}/{label}_boxes.txt"
+        names = {row.split("\t")[0] for row in read(boxes).decode().splitlines()}
+        _check_whole(boxes, label, len(names), _IMAGES_PER_CLASS["full"])
+        used = sorted(names, key=_number)[:per_class]
+        labels |= {f"train/{label}/images/{name}": label for name in used}
     return labels
 
 
@@ -125,13 +129,21 @@ def _number(name: str) -> int:
 
 
 def _validation_labels(read: _Read, classes: list[str]) -> dict[str, str]:
-    labels = {}
-    for row in read("val/val_annotations.txt").decode().splitlines():
+    annotations, labels = "val/val_annotations.txt", {}
+    for row in read(annotations).decode().splitlines():
         name, label, *_ = [*row.split("\t"), ""]
         if label not in classes:
-            raise ValueError(f"val/val_annotations.txt has a row without a known class: {row!r}")
+            raise ValueError(f"{annotations} has a row without a known class: {row!r}")
         labels[f"val/images/{name}"] = label
+    found = Counter(labels.values())
+    for label in classes:
+        _check_whole(annotations, label, found[label], _VALIDATION_IMAGES_PER_CLASS)
     return labels
+
+
+def _check_whole(file: str, label: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise ValueError(f"{file} names {found} images of class {label}, expected {expected}")
 
 
 def _read_image(read: _Read, name: str) -> bytes:

@@ -264,6 +264,16 @@ def test_damaged_metadata_is_named(own_cifar100):
         datasets.load("cifar100", "train", data)
 
 
+def test_damaged_default_config_is_named(own_cifar100):
+    data, folder = own_cifar100
+    note = folder.parent / ".config" / "metadata.json"
+    note.parent.mkdir(exist_ok=True)
+    for left in ('{"default_conf', "[]"):
+        note.write_text(left)
+        with pytest.raises(ValueError, match=f"{note} is damaged"):
+            datasets.load("cifar100", "train", data)
+
+
 def test_other_file_format_says_how_to_prepare(own_cifar100):
     data, folder = own_cifar100
     note = folder / "dataset_info.json"

@@ -48,7 +48,10 @@ def find_configs(data_dir: Path, name: str) -> dict[str, Path]:
 
 def _recorded_default(folder: Path) -> str | None:
     note = folder / ".config" / "metadata.json"
-    return json.loads(note.read_text()).get("default_config_name") if note.exists() else None
+    try:
+        return json.loads(note.read_text()).get("default_config_name") if note.exists() else None
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{note} is damaged: {error}") from error
 
 
 def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, int]:

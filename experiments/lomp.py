@@ -29,18 +29,32 @@ class Config(pruning_limit.Config):
     finetune_rate: float = 0.01
     """First learning rate of the fine-tuning, which takes it to 0 by a cosine, without l1."""
 
+    def finetuning(self, seed: int) -> training.TrainingConfig:
+        """Select what the fine-tuning is told."""
+        return training.TrainingConfig(
+            epochs=self.finetune_epochs,
+            learning_rate=self.finetune_rate,
+            schedule="cosine",
+            batch_size=self.batch_size,
+            augment=self.augment,
+            seed=seed,
+        )
+
 
 def main(config: Config) -> None:
     """Run the first seed and write its figures."""
     if config.dry_run:
         pruning_limit.print_plan(config)
         return
+    if not config.ratios or not all(0 <= ratio <= 1 for ratio in config.ratios):
+        raise ValueError(f"ratios must lie in [0, 1], at least one, got {config.ratios}")
     seed = config.seeds[0]
+    finetune = config.finetuning(seed)
     folder = config.folder() / f"seed-{seed}"
     with Stages() as stages:
         net = pruning_limit.train(config, seed, folder, stages)
         with stages.time("pruning"):
-            rows = prune(net, config, seed, stages)
+            rows = prune(net, config.ratios, finetune, stages)
     dense = accuracy(net, net.trained)
     path = folder / "result.json"
     known = json.loads(path.read_text()) if path.exists() else None
@@ -63,23 +77,16 @@ def main(config: Config) -> None:
     console.print(f"written to {folder}")
 
 
-def prune(net, config, seed, stages) -> list[dict[str, float]]:
+def prune(net, ratios, finetune, stages) -> list[dict[str, float]]:
     """Prune at each ratio, with and without fine-tuning; return the test accuracies."""
-    finetune = training.TrainingConfig(
-        epochs=config.finetune_epochs,
-        learning_rate=config.finetune_rate,
-        schedule="cosine",
-        augment=config.augment,
-        seed=seed,
-    )
     rows = []
-    for ratio in np.sort(config.ratios).tolist():
+    for ratio in np.sort(ratios).tolist():
         one_shot, tuned = (
             accuracy(net, lomp.prune(net.module, net.train, net.trained, ratio, finetune=how))
             for how in (None, finetune)
         )
         rows.append({"ratio": ratio, "one_shot": one_shot, "fine_tuned": tuned})
-        stages.show("pruning", len(rows), len(config.ratios))
+        stages.show("pruning", len(rows), len(ratios))
     return rows
 
 

@@ -27,6 +27,7 @@ class Checkpoints:
         identity: what makes this run itself, as JSON; a checkpoint of another is refused.
         unit: what the run counts.
         defaults: what an older checkpoint, whose identity lacks these entries, was made with.
+        optional: how entries begin that are compared only where both identities have them.
     """
 
     def __init__(
@@ -37,12 +38,13 @@ class Checkpoints:
         *,
         unit: str,
         defaults: dict | None = None,
+        optional: tuple[str, ...] = (),
     ):
         self.directory = None if directory is None else Path(directory).absolute()
         self.every, self.unit, self.saved = every, unit, 0
         if self.directory is None:
             return
-        self._defaults = defaults or {}
+        self._defaults, self._optional = defaults or {}, optional
         self._identity = json.loads(json.dumps(identity()))
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -127,9 +129,10 @@ class Checkpoints:
 
     def _check_identity(self, found: dict) -> None:
         wanted, found = _flat(self._identity), _flat(self._defaults) | _flat(found)
+        lone = {name for name in wanted.keys() ^ found.keys() if name.startswith(self._optional)}
         different = [
             f"{name}: checkpoint {found.get(name)!r}, this run {wanted.get(name)!r}"
-            for name in sorted(wanted.keys() | found.keys())
+            for name in sorted((wanted.keys() | found.keys()) - lone)
             if wanted.get(name) != found.get(name)
         ]
         if different:

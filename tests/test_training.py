@@ -3,6 +3,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import flax.linen as nn
@@ -17,7 +19,7 @@ from sklearn.datasets import load_digits
 from jaxlimit import training
 from jaxlimit._checkpoints import digests
 from jaxlimit._memory import DeviceMemoryError
-from jaxlimit.training import TrainingConfig, loop
+from jaxlimit.training import TrainingConfig, identity, loop
 
 
 class Net(nn.Module):
@@ -594,6 +596,67 @@ def test_checkpoint_of_another_run_is_refused_with_the_difference(data, tmp_path
         with pytest.raises(ValueError, match=f"checkpoint_dir.*another run.*{says}"):
             training.fit(module, dataset, settings, **run)
     assert run["metrics_path"].read_text() == metrics
+
+
+def activated(activation):
+    def net(params, state, images, *, train, key):
+        return linear(params, state, activation(images), train=train, key=key)
+
+    return net
+
+
+def test_checkpoint_of_another_function_of_one_name_is_refused(data, tmp_path, monkeypatch):
+    start = {"kernel": np.zeros((16, 3), np.float32), "bias": np.zeros(3, np.float32)}
+    run = {"params": start, "checkpoint_dir": tmp_path}
+    nothing = activated(lambda x: 0 * x)
+    training.fit(activated(jnp.tanh), data, config(epochs=1), **run)
+    assert training.fit(activated(jnp.tanh), data, config(epochs=1), **run).resumed_from == 1
+    with pytest.raises(ValueError, match=r"differs in program of JAX .*: checkpoint \d+, this run"):
+        training.fit(nothing, data, config(epochs=1), **run)
+    # Of other versions, or of a checkpoint that has no such entry, nothing can be said.
+    monkeypatch.setattr(identity, "PROGRAM", "program of JAX 0.0.0 and Flax 0.0.0")
+    assert training.fit(nothing, data, config(epochs=1), **run).resumed_from == 1
+
+
+def test_checkpoint_from_before_programs_is_taken(data, tmp_path, monkeypatch):
+    whole = loop.run_identity
+
+    def without_program(*args, **arrays):
+        found = whole(*args, **arrays)
+        del found[identity.PROGRAM]
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "run_identity", without_program)
+        training.fit(Net(), data, config(epochs=1), checkpoint_dir=tmp_path)
+    again = training.fit(Net(), data, config(epochs=1), checkpoint_dir=tmp_path)
+    assert again.resumed_from == 1
+
+
+def test_the_identity_of_a_network_is_the_same_in_every_process():
+    code = (
+        "import jax, jax.numpy as jnp, numpy as np\n"
+        "from jaxlimit import models\n"
+        "from jaxlimit.training import TrainingConfig\n"
+        "from jaxlimit.training.identity import run_identity\n"
+        "net, images = models.create('resnet18', num_classes=3), jnp.zeros((1, 32, 32, 3))\n"
+        "state = dict(jax.eval_shape(net.init, jax.random.key(0), images))\n"
+        "params = state.pop('params')\n"
+        "@jax.checkpoint\n"
+        "def inner(params, state, images):\n"
+        "    logits = net.apply({'params': params, **state}, images) + np.arange(3.0)\n"
+        "    return jax.pure_callback(lambda x: x, logits, logits)\n"
+        "def forward(params, state, images, *, train, key=None):\n"
+        "    return inner(params, state, images), state\n"
+        "config = TrainingConfig(epochs=1, learning_rate=0.1)\n"
+        "print(run_identity(forward, config, params, (params, state, images)))"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    assert "program of JAX" in runs[0].stdout
+    assert runs[0].stdout == runs[1].stdout
 
 
 def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(data, tmp_path):

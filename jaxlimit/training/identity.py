@@ -2,31 +2,56 @@
 
 import dataclasses
 import re
+import zlib
+from functools import partial
 from typing import Any
 
+import flax
 import jax
 from jaxtyping import PyTree
 
 from jaxlimit._checkpoints import checksum
 from jaxlimit.training.config import TrainingConfig
+from jaxlimit.training.network import forward
 
 FORMAT = 1
+# Other versions write the same computation in other words.
+PROGRAM = f"program of JAX {jax.__version__} and Flax {flax.__version__}"
 # A checkpoint older than a setting was made with what is now the setting's default.
 DEFAULTS = {"config": {f.name: f.default for f in dataclasses.fields(TrainingConfig)
                        if f.default is not dataclasses.MISSING}}  # fmt: skip
 
 
-def run_identity(module: Any, config: TrainingConfig, params: PyTree, **arrays: PyTree) -> dict:
-    """Collect what makes a run itself: settings, network, and checksums of what it starts from."""
+def run_identity(
+    module: Any, config: TrainingConfig, params: PyTree, example: tuple, **arrays: PyTree
+) -> dict:
+    """Collect what makes a run itself: settings, network, and checksums of what it starts from.
+
+    The network is told by its name and by the text of its jaxpr in evaluation mode. What it does
+    in training alone does not show there, nor do the values of arrays that a function captures.
+
+    Args:
+        module: the network.
+        config: the settings.
+        params: its parameters, for their shapes.
+        example: parameters and state of one network, and images, as `forward` takes them.
+        **arrays: what the run starts from.
+    """
     shapes = {
         jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
+    jaxpr = jax.make_jaxpr(partial(forward, module, train=False))(*example)
     return {
         "format": FORMAT,
         "config": dataclasses.asdict(config),
-        # Functions show their address, which is another in every process.
-        "module": re.sub(r" at 0x[0-9a-f]+", "", repr(module)),
+        "module": _without_addresses(repr(module)),
+        PROGRAM: zlib.crc32(_without_addresses(str(jaxpr)).encode()),
         "params": shapes,
         "checksum": {name: checksum(tree) for name, tree in arrays.items()},
     }
+
+
+def _without_addresses(text: str) -> str:
+    """Drop the addresses that functions show, or JAX's X's for them: others in every process."""
+    return re.sub(r" at 0x\w+", "", text)

@@ -104,7 +104,8 @@ def fit(
         on_epoch: called with the `Metrics` of each epoch when it is done.
         on_resume: called with the `Metrics` of the epochs found in a checkpoint, if there is one.
         metrics_path: a file that gets the metrics, one JSON object a line and epoch.
-        checkpoint_dir: where this run, and no other, keeps its newest checkpoint.
+        checkpoint_dir: where this run, and no other, keeps its newest checkpoint. A function is
+            told from another of its name by its jaxpr in evaluation mode, not by arrays in it.
         checkpoint_every: epochs between checkpoints; the last epoch always makes one.
         mesh: devices to share each batch, a `jax.sharding.Mesh`: split over its first axis, the
             same steps up to the order of summation. Every device has the training images.
@@ -147,14 +148,21 @@ def fit(
     carry = _start(module, key, images, normalization, params, state, mask)
     first = jax.tree.map(lambda leaf: leaf[(0,) * key.ndim], carry)
     check_labels(module, first.params, first.state, images, labels)
+    one = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
     checkpoints = Checkpoints(
         checkpoint_dir,
         checkpoint_every,
         lambda: run_identity(
-            module, config, carry.params, data=(images, labels, normalization), start=(carry, mask)
+            module,
+            config,
+            carry.params,
+            (first.params, first.state, one),
+            data=(images, labels, normalization),
+            start=(carry, mask),
         ),
         unit="epoch",
         defaults=DEFAULTS,
+        optional=("program",),
     )
     layout = Layout(mesh, shard_params)
     run_epoch = _bind_epoch(module, config, key, images, labels, normalization, mask, layout)

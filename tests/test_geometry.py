@@ -700,6 +700,19 @@ def bad_calls():
         "project must return finite": lambda: dimension(lambda x: x * jnp.nan),
         "support must be sublinear: positively": lambda: width(lambda g: g @ g),
         "support must be sublinear: support": lambda: width(lambda g: -jnp.linalg.norm(g)),
+        # Homogeneous, and subadditive at nearly all pairs of independent dense vectors.
+        r"support must be sublinear: support\(g \+": lambda: width(
+            lambda g: jnp.median(abs(g)), dim=200
+        ),
+        r"support must be sublinear: support\(g \+ h": lambda: width(
+            lambda g: jnp.sort(abs(g))[-2]
+        ),
+        r"support must be sublinear: support\(g \+ h\)": lambda: width(
+            lambda g: jnp.sort(abs(g))[-2], dim=200
+        ),
+        r"support must be sublinear: support\(g \+ h\) <=": lambda: width(
+            lambda g: jnp.sum(jnp.sqrt(abs(g))) ** 2
+        ),
         "support must map": lambda: width(lambda g: g),
         "support must return finite": lambda: width(lambda g: jnp.inf * jnp.sum(g)),
     }

@@ -465,6 +465,8 @@ def test_l1_l2_ball_width_ends():
     np.testing.assert_allclose(wide, 2 * 20.0, rtol=1e-5)
     assert geometry.gaussian_width_l1_l2_ball(400, 0.0, 2.0) < 1e-5
     assert geometry.gaussian_width_l1_l2_ball(400, 2.0, 0.0) < 1e-8
+    point = geometry.l1_l2_ball_support(0.0, 2.0)
+    assert geometry.gaussian_width(point, jax.random.key(0), dim=200, num_samples=9).value == 0
 
 
 def test_ellipsoid_width_meets_elliptic_integral_and_ball():

@@ -272,4 +272,5 @@ def _l1_l2_ball_support(l1_radius, l2_radius, g):
 
     largest = jnp.max(sizes)
     threshold = jax.lax.stop_gradient(increasing_root(slope, jnp.zeros_like(largest), largest))
-    return threshold * l1_radius + l2_radius * jnp.linalg.norm(jnp.maximum(sizes - threshold, 0))
+    inside = threshold * l1_radius + l2_radius * jnp.linalg.norm(jnp.maximum(sizes - threshold, 0))
+    return jnp.minimum(inside, l1_radius * largest)

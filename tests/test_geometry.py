@@ -245,6 +245,10 @@ def test_ellipsoid_cone_limits():
         jnp.full(7, 2.0), 1.0, direction="random"
     )
     assert inside == 7
+    within = geometry.statistical_dimension_ellipsoid_cone(
+        jnp.array([0.0, 2.0, 2.0]), 1.0, direction=jnp.array([0.0, 1.0, 1.0])
+    )
+    assert within == 2
     flat = geometry.statistical_dimension_ellipsoid_cone(jnp.full(7, jnp.inf), 1.0)
     assert flat == 7
     point = geometry.statistical_dimension_ellipsoid_cone(jnp.zeros(7), 1.0, direction="random")
@@ -568,18 +572,24 @@ def test_closed_forms_in_every_dtype_jitted_and_vmapped(name):
     np.testing.assert_allclose(np.float64(half), exact, rtol=0.01)
 
 
-def test_root_based_forms_differentiate_implicitly():
-    axes = jnp.geomspace(0.1, 5.0, 30)
+def test_ellipsoid_forms_differentiate_at_any_semi_axes():
+    cone = geometry.statistical_dimension_ellipsoid_cone
     forms = [
-        partial(geometry.statistical_dimension_ellipsoid_cone, direction="random"),
+        cone,
+        partial(cone, direction="random"),
+        lambda axes, distance: cone(axes, distance, direction=jnp.arange(axes.size)),
         geometry.ellipsoid_section_threshold,
     ]
     with jax.enable_x64(True):
-        for form in forms:
-            function = partial(form, jnp.asarray(axes, jnp.float64))
-            slope = jax.grad(function)(2.0)
-            difference = (function(2.0 + 1e-4) - function(2.0 - 1e-4)) / 2e-4
-            np.testing.assert_allclose(slope, difference, rtol=1e-6)
+        spectra = jnp.geomspace(0.1, 5.0, 30), jnp.array([0.1, 1, jnp.inf]), jnp.array([0.0, 1, 2])
+        for form, axes, distance in itertools.product(forms, spectra, (1.0, 1.2)):
+            by_axes, slope = jax.grad(form, (0, 1))(axes, distance)
+            change = form(axes, distance + 1e-5) - form(axes, distance - 1e-5)
+            np.testing.assert_allclose(slope, change / 2e-5, rtol=1e-6)
+            # Functions of r/R alone, so that by Euler's theorem Σ r_i ∂/∂r_i + R ∂/∂R = 0.
+            inner = (axes > 0) & jnp.isfinite(axes)
+            np.testing.assert_array_equal(by_axes[~inner], 0)
+            np.testing.assert_allclose(axes[inner] @ by_axes[inner], -distance * slope, rtol=1e-9)
 
 
 def test_monte_carlo_runs_under_jit_and_over_keys():

@@ -1,7 +1,7 @@
 """The cone of an ellipsoid seen from outside, and where random affine sections start to meet it.
 
-Everything rests on y_i = r_i²/R², the squared semi-axes in units of the squared viewing distance.
-An infinite semi-axis (a flat direction, Hessian eigenvalue 0) is welcome and counts 1.
+Everything rests on the shares r_i²/(R²+r_i²) of the squared semi-axes beside the squared viewing
+distance. An infinite semi-axis (a flat direction, Hessian eigenvalue 0) is welcome and counts 1.
 """
 
 import jax.numpy as jnp
@@ -44,6 +44,14 @@ def _direction_weights(direction: str | Vector, dim: int) -> Array | float:
     return (direction / jnp.linalg.norm(direction, axis=-1, keepdims=True)) ** 2
 
 
+def _shares(semi_axes: Array, distance: Array) -> tuple[Array, Array]:
+    """Return r²/(R²+r²) and R²/(R²+r²), smooth where r is 0 or infinite."""
+    distance = distance[..., None]
+    near = semi_axes <= distance
+    square = (jnp.where(near, semi_axes, distance) / jnp.where(near, distance, semi_axes)) ** 2
+    return jnp.where(near, square, 1) / (1 + square), jnp.where(near, 1, square) / (1 + square)
+
+
 def statistical_dimension_ellipsoid_cone(
     semi_axes: Vector, distance: Scalar, *, direction: str | Vector = "thin"
 ) -> Float[Array, "..."]:
@@ -70,8 +78,9 @@ def statistical_dimension_ellipsoid_cone(
           (0.03 on a tenth)
 
     Its error is O(1) where δ and D - δ are large, and may be O(√D) for one random direction; seen
-    from the inside (Σ p_i R²/r_i² ≤ 1) the cone is the whole space and δ = D. For the exact cone
-    of a moderate D, sample with `ellipsoid_cone_projection`.
+    from the inside (Σ p_i R²/r_i² ≤ 1) the cone is the whole space and δ = D, or where some r_i = 0
+    the space of the others. For the exact cone of a moderate D, sample with
+    `ellipsoid_cone_projection`.
 
     Derivation: project g on the polar cone {z : (Σ r_i² z_i²)^½ ≤ ⟨x₀, z⟩}. Stationarity gives
     z = (I + μA²)⁻¹(g + μ⟨x₀, z⟩x₀), A = diag(r); as quadratic forms in g concentrate, μ settles at
@@ -106,17 +115,16 @@ def statistical_dimension_ellipsoid_cone(
 
 @widened
 def _cone_dimension(semi_axes: Array, distance: Array, weights: Array | None = None) -> Array:
-    ratios = (semi_axes / distance[..., None]) ** 2
-    shrink = jnp.ones(ratios.shape[:-1], ratios.dtype)
-    if weights is not None:
-        shrink = jnp.broadcast_to(shrink, jnp.broadcast_shapes(shrink.shape, weights.shape[:-1]))
+    inner, outer = _shares(semi_axes, distance)
+    if weights is None:
+        return inner.sum(-1)
 
-        def deficit(shrink):
-            return 1 - (weights / (shrink[..., None] + ratios)).sum(-1)
+    def deficit(shrink):
+        return 1 - (weights * outer / (shrink[..., None] * outer + inner)).sum(-1)
 
-        shrink = increasing_root(deficit, jnp.zeros_like(shrink), shrink)
-    tiny = jnp.finfo(ratios.dtype).tiny
-    return (1 / (1 + shrink[..., None] / jnp.maximum(ratios, tiny))).sum(-1)
+    zero = jnp.zeros(jnp.broadcast_shapes(inner.shape, weights.shape)[:-1], inner.dtype)
+    spread = increasing_root(deficit, zero, zero + 1)[..., None] * outer + inner
+    return (inner / jnp.where(spread > 0, spread, 1)).sum(-1)
 
 
 def ellipsoid_section_threshold(semi_axes: Vector, distance: Scalar) -> Float[Array, "..."]:
@@ -156,12 +164,11 @@ def ellipsoid_section_threshold(semi_axes: Vector, distance: Scalar) -> Float[Ar
 
 @widened
 def _section_threshold(semi_axes: Array, distance: Array) -> Array:
-    # R²/(R²+r²), bounded where r is 0 or infinite.
-    outward = 1 / (1 + (semi_axes / distance[..., None]) ** 2)
+    inner, outer = _shares(semi_axes, distance)
 
     def deficit(share):
         share = share[..., None]
-        return ((1 - 2 * outward) / (share * outward + (1 - share) * (1 - outward))).sum(-1)
+        return ((inner - outer) / (share * outer + (1 - share) * inner)).sum(-1)
 
-    zero = jnp.zeros(outward.shape[:-1], outward.dtype)
-    return outward.shape[-1] * increasing_root(deficit, zero, zero + 1)
+    zero = jnp.zeros(inner.shape[:-1], inner.dtype)
+    return inner.shape[-1] * increasing_root(deficit, zero, zero + 1)

@@ -255,6 +255,20 @@ def test_ellipsoid_cone_limits():
     np.testing.assert_allclose(point, 0, atol=1e-30)
 
 
+@pytest.mark.parametrize("unit", [1e-30, 1e30])
+def test_ellipsoid_cone_knows_no_unit(unit):
+    """Squares of 1e30 are beyond float32, those of 1e-30 are 0."""
+    cone = geometry.statistical_dimension_ellipsoid_cone
+    axes, view, point = jnp.array([0.1, 1.0, 2.0]), jnp.array([1.0, 2.0, 2.0]), jnp.arange(3.0)
+    aimed = partial(cone, axes, 1.5)
+    slope = jax.grad(lambda view: aimed(direction=view))
+    np.testing.assert_allclose(aimed(direction=unit * view), aimed(direction=view), rtol=1e-6)
+    np.testing.assert_allclose(unit * slope(unit * view), slope(view), rtol=1e-5)
+    scaled = geometry.ellipsoid_cone_projection(unit * axes, unit * view)
+    expected = geometry.ellipsoid_cone_projection(axes, view)(point)
+    np.testing.assert_allclose(scaled(point), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_ellipsoid_section_threshold_meets_exact_linear_algebra():
     """Nested random k-planes x₀ + V at distance R: the first on which the quadratic is below 1."""
     axes, distance, trials = np.r_[np.geomspace(0.1, 4, 60), np.full(12, 30.0)], 1.5, 100

@@ -4,6 +4,7 @@ Everything rests on the shares r_i²/(R²+r_i²) of the squared semi-axes beside
 distance. An infinite semi-axis (a flat direction, Hessian eigenvalue 0) is welcome and counts 1.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -27,11 +28,11 @@ def _check_view(semi_axes: Vector, distance: Scalar) -> None:
     check_finite_range("distance", distance, open_low=True)
 
 
-def _direction_weights(direction: str | Vector, dim: int) -> Array | float:
-    """Return the squared direction cosines of the viewpoint."""
+def _check_direction(direction: str | Vector, dim: int) -> None:
+    """Raise unless `direction` is a known name or vectors, none of them 0, with `dim` entries."""
     if isinstance(direction, str):
         check_choice("direction", direction, ("thin", "random"))
-        return 1 / dim
+        return
     if jnp.ndim(direction) < 1 or jnp.shape(direction)[-1] != dim:
         raise ValueError(
             f"direction must be 'thin', 'random' or a vector with {dim} entries, "
@@ -41,7 +42,6 @@ def _direction_weights(direction: str | Vector, dim: int) -> Array | float:
         norm = np.linalg.norm(np.asarray(direction, np.float64), axis=-1)
         if not (np.isfinite(norm) & (norm > 0)).all():
             raise ValueError(f"direction must be finite and not zero, got {direction}")
-    return (direction / jnp.linalg.norm(direction, axis=-1, keepdims=True)) ** 2
 
 
 def _shares(semi_axes: Array, distance: Array) -> tuple[Array, Array]:
@@ -107,17 +107,22 @@ def statistical_dimension_ellipsoid_cone(
     Source: Zhang, Zhang, Sun and Liu (2024) for "thin"; the rest is derived above.
     """
     _check_view(semi_axes, distance)
-    weights = _direction_weights(direction, jnp.shape(semi_axes)[-1])
-    if isinstance(direction, str) and direction == "thin":
-        return _cone_dimension(semi_axes, distance)
-    return _cone_dimension(semi_axes, distance, weights)
+    _check_direction(direction, jnp.shape(semi_axes)[-1])
+    if not isinstance(direction, str):
+        return _cone_dimension(semi_axes, distance, direction)
+    if direction == "random":
+        return _cone_dimension(semi_axes, distance, jnp.ones_like(semi_axes))
+    return _cone_dimension(semi_axes, distance)
 
 
 @widened
-def _cone_dimension(semi_axes: Array, distance: Array, weights: Array | None = None) -> Array:
+def _cone_dimension(semi_axes: Array, distance: Array, direction: Array | None = None) -> Array:
     inner, outer = _shares(semi_axes, distance)
-    if weights is None:
+    if direction is None:
         return inner.sum(-1)
+    largest = jax.lax.stop_gradient(jnp.max(abs(direction), -1, keepdims=True))
+    weights = (direction / largest) ** 2
+    weights = weights / weights.sum(-1, keepdims=True)
 
     def deficit(shrink):
         return 1 - (weights * outer / (shrink[..., None] * outer + inner)).sum(-1)

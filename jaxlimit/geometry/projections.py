@@ -325,7 +325,7 @@ def ellipsoid_cone_projection(
             f"got shapes {jnp.shape(semi_axes)} and {jnp.shape(viewpoint)}"
         )
     check_range("semi_axes", semi_axes, 0)
-    scale = jnp.linalg.norm(viewpoint)
+    scale = jnp.max(abs(viewpoint))
     semi_axes, viewpoint = jnp.asarray(semi_axes) / scale, jnp.asarray(viewpoint) / scale
     values, vectors = jnp.linalg.eigh(jnp.diag(semi_axes**2) - jnp.outer(viewpoint, viewpoint))
     if is_concrete(values) and not bool(values[0] < 0):

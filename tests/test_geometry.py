@@ -132,6 +132,14 @@ def test_circular_cone_asymptotic_is_its_limit():
     assert abs(gaps[2]) < 1e-4
 
 
+def test_psd_cone_up_to_the_end_of_the_dtype():
+    got = geometry.statistical_dimension_psd_cone(jnp.float16(300))
+    assert got.dtype == jnp.float16
+    assert got == jnp.float16(22575)
+    assert geometry.statistical_dimension_psd_cone(4095) == 4095 * 1024
+    np.testing.assert_allclose(geometry.statistical_dimension_psd_cone(3e19), 2.25e38, rtol=1e-6)
+
+
 # --- l1 descent cones -----------------------------------------------------------------------------
 
 

@@ -73,7 +73,7 @@ def statistical_dimension_psd_cone(n: Scalar) -> Float[Array, "..."]:
         n: number of rows of the matrices, ≥ 0.
 
     Returns:
-        n(n+1)/4, exactly.
+        n(n+1)/4, exactly where the dtype holds it.
 
     Raises:
         ValueError: if n is negative or not finite.
@@ -84,8 +84,13 @@ def statistical_dimension_psd_cone(n: Scalar) -> Float[Array, "..."]:
     Source: Amelunxen, Lotz, McCoy and Tropp (2014), Proposition 3.2.
     """
     check_finite_range("n", n)
-    n = jnp.asarray(n, jnp.result_type(float, n))
-    return n * (n + 1) / 4
+    return _psd_cone(n)
+
+
+@widened
+def _psd_cone(n: Array) -> Array:
+    # n (n+1) may overflow, and XLA would compute n/2 (n+1)/2 by way of it.
+    return n * (n / 4 + 1 / 4)
 
 
 def check_circular(dim: Scalar, half_angle: Scalar) -> None:

@@ -412,6 +412,15 @@ def test_kinematic_band_ends():
     assert high[1] < 10
 
 
+def test_kinematic_band_differentiates_at_its_ends():
+    """From inside the range, as there is nothing beyond."""
+    with jax.enable_x64(True):
+        for end, inward in ((0.0, 1e-6), (50.0, -1e-6)):
+            band = np.array(geometry.kinematic_band(jnp.array([end, end + inward]), 50.0, 0.9))
+            slopes = jax.jacrev(geometry.kinematic_band)(end, 50.0, 0.9)
+            np.testing.assert_allclose(slopes, (band[:, 1] - band[:, 0]) / inward, atol=1e-4)
+
+
 # --- Gaussian widths ------------------------------------------------------------------------------
 
 

@@ -244,11 +244,16 @@ def _theorem_band(delta: Array, dim: Array, confidence: Array) -> tuple[Array, A
 @widened
 def _refined_band(delta: Array, dim: Array, confidence: Array) -> tuple[Array, Array]:
     log_odds = -jnp.log1p(-confidence)
-    polar = jnp.maximum(dim - delta, 0)
+    polar = jnp.where(delta > dim, 0, dim - delta)
 
     def bernstein(mean):
         return 2 / 3 * log_odds + jnp.sqrt((2 / 3 * log_odds) ** 2 + 4 * mean * log_odds)
 
-    below = jnp.minimum(bernstein(delta), 2 * jnp.sqrt(polar * log_odds))
-    above = jnp.minimum(bernstein(polar), 2 * jnp.sqrt(delta * log_odds))
+    def gaussian(mean):
+        # Of infinite slope at 0, where the other bound reaches the end of the range as well.
+        none = mean == 0
+        return jnp.where(none, jnp.inf, 2 * jnp.sqrt(jnp.where(none, 1, mean) * log_odds))
+
+    below = jnp.minimum(bernstein(delta), gaussian(polar))
+    above = jnp.minimum(bernstein(polar), gaussian(delta))
     return jnp.clip(polar - below, 0, dim), jnp.clip(polar + above, 0, dim)

@@ -331,6 +331,19 @@ def test_intrinsic_volumes_of_ray_and_half_space():
     np.testing.assert_allclose(ends[1], [0, 0, 0, 0.5, 0.5], atol=1e-6)
 
 
+@pytest.mark.parametrize("dim", [2, 3, 4, 9])
+def test_circular_cones_differentiate_at_any_angle(dim):
+    functions = [
+        partial(geometry.statistical_dimension_circular_cone, dim),
+        partial(geometry.intrinsic_volumes_circular_cone, dim=dim),
+    ]
+    with jax.enable_x64(True):
+        ends = ((0.0, 1e-7), (0.6, 1e-7), (jnp.pi / 2, -1e-7))
+        for function, (angle, inward) in itertools.product(functions, ends):
+            expected = (function(angle + inward) - function(angle)) / inward
+            np.testing.assert_allclose(jax.jacrev(function)(angle), expected, atol=1e-5)
+
+
 def test_intrinsic_volumes_stay_accurate_in_float32_at_large_dim():
     dim = 10**5
     orthant = geometry.intrinsic_volumes_orthant(dim=dim)

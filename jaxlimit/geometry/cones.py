@@ -111,7 +111,8 @@ def latitude_mass(
     """
     reach = jnp.minimum(np.pi / 2, 9 / jnp.sqrt(dim - 1))
     low = jnp.clip(low, -reach, None)
-    high = jnp.minimum(jnp.clip(high, None, np.pi / 2), jnp.maximum(low, 0) + reach)
+    end = jax.lax.stop_gradient(jnp.maximum(low, 0) + reach)
+    high = jnp.where(high > end, end, high)
 
     def integrand(latitude):
         # Near the equator log cos t as log1p(-sin² t) / 2, for there cos t rounds to 1.

@@ -96,10 +96,17 @@ def _circular_cone(angle: Array, orders: Array) -> Array:
     last = latitude_mass(size, np.pi / 2 - angle, np.pi / 2) / total
     # Γ(x+½)/Γ(x) is a chi mean, so v_{j+1} / v_j needs no log-gamma.
     means = chi_mean(orders)
-    slope = jnp.log(jnp.sin(angle)) - jnp.log(jnp.maximum(jnp.cos(angle), 0))
+    slope = _log(jnp.sin(angle)) - _log(jnp.cos(angle))
     between = _from_log_ratios(slope[..., None] + jnp.log(means[::-1] / means))
     between = between * (1 - first - last)[..., None]
     return jnp.concatenate([first[..., None], between, last[..., None]], -1)
+
+
+def _log(size: Array) -> Array:
+    """Return the logarithm, at 0 as at the root of the least number: finite, and its slope too."""
+    value = jax.lax.stop_gradient(size)
+    least = float(jnp.finfo(size.dtype).tiny) ** 0.5
+    return jnp.log(jnp.maximum(value, least) + (size - value))
 
 
 @jax.jit

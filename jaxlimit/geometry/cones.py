@@ -190,7 +190,7 @@ def statistical_dimension_l1_descent_cone(dim: Scalar, num_nonzero: Scalar) -> F
             s = D it is a half-space, for which this gives D and the truth is D - 1/2.
 
     Returns:
-        min J, differentiable in both arguments.
+        min J, differentiable in both arguments but at s = 0, where 0 stands for an infinite slope.
 
     Raises:
         ValueError: if an argument is out of range or not finite.

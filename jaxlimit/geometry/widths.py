@@ -88,6 +88,7 @@ def gaussian_width_ellipsoid(semi_axes: Float[Array, "... dim"]) -> Float[Array,
 
     Returns:
         The width, [...], to the precision of the dtype; 93 passes over `semi_axes`, O(D) memory.
+        Like a norm it has no derivative where all semi-axes are 0, and gives NaN for one there.
 
     Raises:
         ValueError: if `semi_axes` has no entries, or one that is negative or not finite.

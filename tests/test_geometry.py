@@ -561,7 +561,7 @@ def test_ball_width_keeps_precision_from_0_to_a_billion():
 
 
 def closed_forms():
-    """Every closed form as a function of one large dimension."""
+    """Every closed form of arrays as a function of one large dimension."""
     return {
         "subspace": geometry.statistical_dimension_subspace,
         "orthant": geometry.statistical_dimension_orthant,
@@ -588,6 +588,16 @@ def closed_forms():
         ),
         "ellipsoid's width": lambda d: geometry.gaussian_width_ellipsoid(
             d[..., None] ** jnp.linspace(-1, 1, 50, dtype=d.dtype)
+        ),
+        "volumes of subspaces": lambda d: geometry.intrinsic_volumes_subspace(
+            jnp.round(d**0.1), dim=8
+        ),
+        "volumes of circular cones": lambda d: geometry.intrinsic_volumes_circular_cone(
+            d**-0.05, dim=4
+        ),
+        "kinematic formula": lambda d: geometry.kinematic_probability(
+            geometry.intrinsic_volumes_circular_cone(d**-0.05, dim=4),
+            geometry.intrinsic_volumes_circular_cone(d**-0.1, dim=4),
         ),
         "band": lambda d: jnp.stack(geometry.kinematic_band(d / 100, d, 0.9), -1),
         "band by Theorem I": lambda d: jnp.stack(

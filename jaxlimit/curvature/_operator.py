@@ -32,8 +32,8 @@ class MatvecSettings(TypedDict, total=False):
         mask: which of the selected weights are under study, True = studied: a pytree like
             `params` or a flat array [D], boolean and concrete. Vectors then have sum(mask) entries.
         where: `where(name, leaf)` selects the leaves under study, the others are constants.
-            Default: everything but BatchNorm's scale and shift (`is_weight`); `every_leaf` takes
-            those in.
+            Default: everything but the scale and shift of normalisation layers (`is_weight`);
+            `every_leaf` takes those in.
         mode: "linearized" keeps what the linear part needs of the primal pass, over all examples
             at once, and never computes it again; "forward-over-reverse" recomputes it for each
             product, batch by batch; "auto" (default) linearises where that takes at most

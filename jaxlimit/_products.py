@@ -101,7 +101,7 @@ def _by_position(images: Array, kernel: Array, params: dict) -> Array:
     num, *sizes, channels = images.shape
     reach, stride = (np.array(params[name]) for name in ("rhs_dilation", "window_strides"))
     seen = reach * (np.array(kernel.shape[:-2]) - 1) + 1
-    counts = (sizes - seen) // stride + 1
+    counts = ((sizes - seen) // stride + 1).tolist()
     multiply = partial(
         jax.lax.dot_general,
         rhs=kernel.reshape(-1, kernel.shape[-1]),
@@ -115,7 +115,7 @@ def _by_position(images: Array, kernel: Array, params: dict) -> Array:
                 images, (0, *place, 0), (num, *(place + seen), channels), (1, *reach, 1)
             ).reshape(num, -1)
         )
-        for place in np.argwhere(np.ones(counts)) * stride
+        for place in np.array([*np.ndindex(*counts)]) * stride
     ]
     return jnp.stack(products, 1).reshape(num, *counts, -1)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import socket
 import subprocess
@@ -134,6 +135,29 @@ def test_lomp_writes_beside_the_run_and_resumes(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(lomp.distributed, "is_first", lambda: False)
     lomp.main(dataclasses.replace(config, ratios=(1.0,)))
     assert not (folder / "lomp.json").exists()
+
+
+def test_fine_tuning_takes_the_batch_size_of_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(pruning_limit.models, "create", lambda *_, **__: Small())
+    settings = {"epochs": 1, "max_images": 32, "batch_size": 16, "finetune_epochs": 1}
+    lomp.main(lomp.Config(ratios=(0.5,), output=tmp_path, **settings))
+    [row] = json.loads((tmp_path / "seed-0" / "lomp.json").read_text())["rows"]
+    assert row["ratio"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"ratios": (0.1, 1.5)}, r"ratios must lie in \[0, 1\], at least one, got \(0.1, 1.5\)"),
+        ({"ratios": (math.nan,)}, "ratios must lie in"),
+        ({"ratios": ()}, "ratios must lie in"),
+        ({"finetune_epochs": 0}, "epochs must be at least 1"),
+    ],
+)
+def test_bad_settings_are_refused_before_training(tmp_path, monkeypatch, settings, says):
+    monkeypatch.setattr(pruning_limit, "train", lambda *_: pytest.fail("it was trained"))
+    with pytest.raises(ValueError, match=says):
+        lomp.main(lomp.Config(output=tmp_path, **settings))
 
 
 def test_lomp_dry_run_does_nothing_else(tmp_path, capsys):

@@ -31,7 +31,7 @@ def quadratic_limit(
     With the weights in falling order of magnitude and H = LLᵀ, zᵀ = w*ᵀL, the least rise of the
     loss over all w with none but the first k weights nonzero is ½ Σ_{i > k} z_i²: one Cholesky
     factorisation, O(D³), serves every k and every ε. Where H is singular, a ridge of D eps ‖H‖ is
-    added to it, which raises the losses by at most half of that times ‖w*‖².
+    added to it, which raises a loss by at most half of that times the least ‖w - w*‖² of a refit.
 
     Args:
         hessian: H, positive semi-definite.

@@ -46,7 +46,7 @@ def prune(
         trained: from `training.fit` with l1, of one seed.
         ratio: fraction of the weights kept, in [0, 1].
         finetune: how to train on, of one seed; None leaves the weights as they are.
-        where: which leaves are weights under study.
+        where: which leaves are weights under study, and the penalties of `finetune` act on.
 
     Returns:
         A `PrunedNetwork`.
@@ -80,6 +80,7 @@ def prune(
         params=trained.params,
         state=trained.state,
         mask=mask,
+        where=where,
         normalization=trained.normalization,
     )
     return PrunedNetwork(result.params, result.state, mask, result.history)

@@ -295,6 +295,43 @@ def test_penalties_spare_normalisation(name):
         assert_same_bits(updates[name], zeros[name])
 
 
+@pytest.mark.parametrize("method", ["subgradient", "proximal"])
+def test_penalties_act_where_they_are_told_to(data, method):
+    """A penalty on the bias alone, of weight 0 on the kernel, has closed forms of one step."""
+    start = {"kernel": np.full((16, 3), 0.01, np.float32), "bias": np.ones(3, np.float32)}
+    settings = {"epochs": 1, "batch_size": 44, "l1_method": method}
+
+    def step(l1, **how):
+        return training.fit(linear, data, config(l1=l1, **settings), params=start, **how)
+
+    free = step(0.0)
+    of_bias = step(0.5, where=lambda name, leaf: name == "bias" and leaf.ndim == 1)
+    # Two programs, of which the one without l1 on the kernel rounds in another order.
+    assert_close(of_bias.params["kernel"], free.params["kernel"], rtol=1e-6, atol=1e-8)
+    drawn = 0.1 * 0.5 * (10 if method == "proximal" else 1)  # η·l1, over 1-μ if proximal
+    np.testing.assert_allclose(of_bias.params["bias"], free.params["bias"] - drawn, rtol=1e-5)
+    added = of_bias.history.loss[-1] - of_bias.history.data_loss[-1]
+    np.testing.assert_allclose(added, 0.5 * of_bias.params["bias"].sum(), rtol=1e-4)
+
+    far = {"normalization": free.normalization, "l1": 0.5}
+    at = (linear, start, {}, data)
+    nothing, everything = (
+        training.distance_from_minimum(*at, where=lambda name, leaf, on=on: on, **far)
+        for on in (False, True)
+    )
+    assert_close(nothing.norm, nothing.gradient_norm, rtol=1e-6)
+    assert_close(everything, training.distance_from_minimum(*at, **far), rtol=1e-6)
+
+
+def test_checkpoint_of_other_penalties_is_refused(data, tmp_path):
+    run = {"checkpoint_dir": tmp_path}
+    training.fit(Net(), data, config(epochs=1, seed=(0, 1)), **run)
+    with pytest.raises(ValueError, match=r"penalised\.Dense_0/bias: checkpoint True, this run F"):
+        training.fit(
+            Net(), data, config(epochs=1, seed=(0, 1)), where=lambda _, leaf: leaf.ndim > 1, **run
+        )
+
+
 def test_batch_norm_statistics_follow_the_batches(data):
     """With the rate next to 0 the inputs of BatchNorm stay, so its averages have a closed form."""
     net = Net(plain=False)

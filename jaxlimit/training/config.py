@@ -19,9 +19,9 @@ L1_METHODS = ("subgradient", "proximal")
 class TrainingConfig:
     """Set up SGD with momentum on the mean cross-entropy + l1·‖w‖₁ + ½·l2·‖w‖₂².
 
-    Both penalties act on every parameter outside the scale and bias of normalisation layers, which
-    are told by their names, as `curvature.is_weight` has it. With velocity v, rate η, momentum μ
-    and the mean gradient g of a batch, one step is
+    Both penalties act on the leaves that `fit` is told to penalise, by default every parameter
+    outside the scale and bias of normalisation layers (`curvature.is_weight`). With velocity v,
+    rate η, momentum μ and the mean gradient g of a batch, one step is
 
         subgradient   v ← μv + g + l1·sign(w) + l2·w,   w ← w - ηv
         proximal      v ← μv + g + l2·w,                w ← S(w - ηv, η·l1/(1-μ))

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from jaxlimit._checks import check_count, check_range
 from jaxlimit._products import canonical_convolutions
+from jaxlimit._weights import Where, is_weight
 from jaxlimit.training.data import Normalization, check_dataset, normalize
 from jaxlimit.training.network import check_labels, forward, score
 from jaxlimit.training.optimizer import penalised, soft_threshold
@@ -182,6 +183,7 @@ def distance_from_minimum(
     *,
     l1: float,
     l2: float = 0.0,
+    where: Where = is_weight,
     normalization: Normalization | None = None,
     batch_size: int = 1000,
 ) -> MinimumDistance:
@@ -191,8 +193,7 @@ def distance_from_minimum(
 
         r = w - S(w - ∇L(w) - l2·w, l1),    S(x, t) = sign(x)·max(|x| - t, 0),
 
-    with L the mean data loss in evaluation mode; leaves without a penalty, the scale and bias of
-    layers named as normalisation (`curvature.is_weight`), take l1 = l2 = 0. On a
+    with L the mean data loss in evaluation mode; leaves without a penalty take l1 = l2 = 0. On a
     weight far from 0, r is ∇L + l1·sign(w) + l2·w; on one at 0 it is what |∇L| exceeds l1 by; a
     small weight whose pull towards 0 outweighs its gradient counts with its own size.
 
@@ -205,6 +206,7 @@ def distance_from_minimum(
         dataset: images [n, h, w, c] and labels [n], the training set.
         l1: strength of the l1 penalty.
         l2: strength of the l2 penalty.
+        where: which leaves the penalties act on, as for `fit`.
         normalization: as `fit` returned it.
         batch_size: images at a time, bounds the memory; it need not divide n.
 
@@ -238,12 +240,14 @@ def distance_from_minimum(
     gradient = _mean_gradient(
         params, state, data, normalization, module=module, batch_size=min(batch_size, len(images))
     )
-    return _residual_norms(params, gradient, l1, l2)
+    return _residual_norms(params, gradient, l1, l2, where=where)
 
 
-@jax.jit
-def _residual_norms(params: PyTree, gradient: PyTree, l1: Any, l2: Any) -> MinimumDistance:
-    on = penalised(params)
+@functools.partial(jax.jit, static_argnames="where")
+def _residual_norms(
+    params: PyTree, gradient: PyTree, l1: Any, l2: Any, *, where: Where
+) -> MinimumDistance:
+    on = penalised(params, where)
     gradient = jax.tree.map(lambda g, w, p: g + p * l2 * w, gradient, params, on)
     residual = jax.tree.map(lambda w, g, p: w - soft_threshold(w - g, p * l1), params, gradient, on)
     norm = optax.tree.norm(residual)

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import zlib
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,12 @@ DEFAULTS = {"config": {f.name: f.default for f in dataclasses.fields(TrainingCon
 
 
 def run_identity(
-    module: Any, config: TrainingConfig, params: PyTree, example: tuple, **arrays: PyTree
+    module: Any,
+    config: TrainingConfig,
+    params: PyTree,
+    example: tuple,
+    penalised: PyTree,
+    **arrays: PyTree,
 ) -> dict:
     """Collect what makes a run itself: settings, network, and checksums of what it starts from.
 
@@ -35,20 +41,25 @@ def run_identity(
         config: the settings.
         params: its parameters, for their shapes.
         example: parameters and state of one network, and images, as `forward` takes them.
+        penalised: a tree like `params`, whether the penalties act on a leaf.
         **arrays: what the run starts from.
     """
-    shapes = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
     jaxpr = jax.make_jaxpr(partial(forward, module, train=False))(*example)
     return {
         "format": FORMAT,
         "config": dataclasses.asdict(config),
         "module": _without_addresses(repr(module)),
         PROGRAM: zlib.crc32(_without_addresses(str(jaxpr)).encode()),
-        "params": shapes,
+        "params": _by_name(params, lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"),
+        "penalised": _by_name(penalised, bool),
         "checksum": {name: checksum(tree) for name, tree in arrays.items()},
+    }
+
+
+def _by_name(tree: PyTree, tell: Callable[[Any], Any]) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tell(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 

@@ -21,6 +21,7 @@ from jaxlimit._checks import check_count, check_floating_tree
 from jaxlimit._memory import catching_refusals
 from jaxlimit._mesh import takes_mesh
 from jaxlimit._products import canonical_convolutions
+from jaxlimit._weights import Where, is_weight
 from jaxlimit.training.config import TrainingConfig, learning_rates
 from jaxlimit.training.data import (
     Normalization,
@@ -33,7 +34,7 @@ from jaxlimit.training.history import History, Metrics, empty_metrics
 from jaxlimit.training.identity import DEFAULTS, run_identity
 from jaxlimit.training.layout import Layout
 from jaxlimit.training.network import check_labels, score
-from jaxlimit.training.optimizer import climb, penalty, sgd
+from jaxlimit.training.optimizer import climb, penalised, penalty, sgd
 
 
 class TrainingResult(NamedTuple):
@@ -69,6 +70,7 @@ def fit(
     params: PyTree = None,
     state: PyTree = None,
     mask: PyTree = None,
+    where: Where = is_weight,
     normalization: Normalization | None = None,
     on_epoch: Callable[[Metrics], None] | None = None,
     on_resume: Callable[[Metrics], None] | None = None,
@@ -80,11 +82,9 @@ def fit(
 ) -> TrainingResult:
     """Train a network by SGD with momentum on mean cross-entropy + l1·‖w‖₁ + ½·l2·‖w‖₂².
 
-    `TrainingConfig` states the step. The penalties act on the leaves that `curvature.is_weight`
-    selects, all but the scale and bias of layers named as normalisation. Every epoch is one
-    run of one compiled program. With a `checkpoint_dir`, a run that is asked for again goes on from
-    its newest checkpoint and ends, on the same machine, with the same bits as one that was never
-    interrupted.
+    `TrainingConfig` states the step. Every epoch is one run of one compiled program. With a
+    `checkpoint_dir`, a run that is asked for again goes on from its newest checkpoint and ends, on
+    the same machine, with the same bits as one that was never interrupted.
 
     Cost: three forward passes' worth of arithmetic a step, twice that with a `sam_radius`; memory
     for three copies of the parameters, the training images as they came, and the activations of a
@@ -100,6 +100,8 @@ def fit(
         params: start from these; a Linen module is initialised from the seed if not given.
         state: what goes with `params`, `{}` if nothing.
         mask: pytree of booleans like the parameters; a False entry is set to 0 and stays there.
+        where: `where(name, leaf)` says which leaves the penalties act on; by default all but the
+            scale and bias of layers named as normalisation.
         normalization: of the images; measured on them if not given.
         on_epoch: called with the `Metrics` of each epoch when it is done.
         on_resume: called with the `Metrics` of the epochs found in a checkpoint, if there is one.
@@ -157,15 +159,16 @@ def fit(
             config,
             carry.params,
             (first.params, first.state, one),
+            penalised(first.params, where),
             data=(images, labels, normalization),
             start=(carry, mask),
         ),
         unit="epoch",
         defaults=DEFAULTS,
-        optional=("program",),
+        optional=("program", "penalised"),
     )
     layout = Layout(mesh, shard_params)
-    run_epoch = _bind_epoch(module, config, key, images, labels, normalization, mask, layout)
+    run_epoch = _bind_epoch(module, config, key, images, labels, normalization, mask, where, layout)
     with contextlib.closing(checkpoints):
         carry, past = _resume(checkpoints, _lay_out(carry, layout), key.shape)
         if len(past.epoch) and on_resume is not None:
@@ -280,6 +283,7 @@ def _bind_epoch(
     labels: Any,
     normalization: Normalization,
     mask: PyTree,
+    where: Where,
     layout: Layout,
 ) -> Callable:
     """Fix what all epochs share: arrays as operands, what shapes the program as static."""
@@ -290,6 +294,7 @@ def _bind_epoch(
         labels=layout.whole(jnp.asarray(labels)),
         normalization=normalization,
         mask=layout.params(mask),
+        where=where,
         layout=layout,
         strengths=(config.momentum, config.l1, config.l2),
         sam_radius=config.sam_radius or None,
@@ -303,7 +308,15 @@ def _bind_epoch(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("layout", "module", "batch_size", "accumulate", "augmented", "proximal"),
+    static_argnames=(
+        "layout",
+        "module",
+        "where",
+        "batch_size",
+        "accumulate",
+        "augmented",
+        "proximal",
+    ),
     donate_argnums=0,
 )
 def _epoch(
@@ -316,6 +329,7 @@ def _epoch(
     labels: Int[Array, " n"],
     normalization: Normalization,
     mask: PyTree,
+    where: Where,
     strengths: tuple[Any, Any, Any],
     layout: Layout,
     sam_radius: Any,
@@ -338,7 +352,7 @@ def _epoch(
         if sam_radius is not None:
             uphill = climb(carry.params, gradient, sam_radius, mask)
             gradient, *_ = gradient_at(carry._replace(params=uphill), *batch)
-        optimizer = sgd(rate, momentum, l1, l2, proximal=proximal)
+        optimizer = sgd(rate, momentum, l1, l2, proximal=proximal, where=where)
         updates, opt_state = optimizer.update(gradient, carry.opt_state, carry.params)
         if mask is not None:
             updates = jax.tree.map(lambda u, keep: jnp.where(keep, u, 0), updates, mask)
@@ -353,7 +367,7 @@ def _epoch(
         carry, (losses, accuracies) = jax.lax.scan(step, carry, (rows, keys, rates))
         finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((carry, losses))]
         data_loss = losses.mean()
-        loss = data_loss + penalty(carry.params, l1, l2)
+        loss = data_loss + penalty(carry.params, l1, l2, where=where)
         return carry, losses, jnp.all(jnp.stack(finite)), (loss, data_loss, accuracies.mean())
 
     outcome = jax.vmap(run)(carry, key) if key.ndim else run(carry, key)

@@ -7,19 +7,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from jaxlimit._weights import is_weight
+from jaxlimit._weights import Where, is_weight, selected
 
 
-def penalised(params: PyTree) -> PyTree:
-    """Mark the leaves on which the penalties act: those that `curvature.is_weight` selects.
+def penalised(params: PyTree, where: Where = is_weight) -> PyTree:
+    """Mark the leaves on which the penalties act.
 
     >>> penalised({"Dense_0": {"bias": 0.0}, "BatchNorm_0": {"bias": 0.0}})
     {'BatchNorm_0': {'bias': False}, 'Dense_0': {'bias': True}}
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: is_weight(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
-        params,
-    )
+    return jax.tree.unflatten(jax.tree.structure(params), selected(params, where))
 
 
 def soft_threshold(x: Float[Array, "..."], threshold: Any) -> Float[Array, "..."]:
@@ -33,7 +30,7 @@ def soft_threshold(x: Float[Array, "..."], threshold: Any) -> Float[Array, "..."
 
 
 def sgd(
-    rate: Any, momentum: Any, l1: Any, l2: Any, *, proximal: bool
+    rate: Any, momentum: Any, l1: Any, l2: Any, *, proximal: bool, where: Where = is_weight
 ) -> optax.GradientTransformation:
     """Chain penalties, momentum and rate as `TrainingConfig` states them; numbers may be traced.
 
@@ -43,6 +40,7 @@ def sgd(
         l1: strength of the l1 penalty.
         l2: strength of the l2 penalty.
         proximal: whether l1 acts by the soft threshold after the step, else by its subgradient.
+        where: which leaves the penalties act on.
 
     Returns:
         The transformation of the gradient of the data loss to an update; it needs the parameters.
@@ -62,7 +60,7 @@ def sgd(
                 return g
             return g + l2 * w if proximal else g + (l1 * jnp.sign(w) + l2 * w)
 
-        return jax.tree.map(one, gradient, params, penalised(params))
+        return jax.tree.map(one, gradient, params, penalised(params, where))
 
     def shrink(update: PyTree, params: PyTree) -> PyTree:
         threshold = rate * l1 / (1 - momentum)
@@ -70,7 +68,7 @@ def sgd(
             lambda u, w, on: soft_threshold(w + u, threshold) - w if on else u,
             update,
             params,
-            penalised(params),
+            penalised(params, where),
         )
 
     return optax.chain(
@@ -95,11 +93,11 @@ def climb(params: PyTree, gradient: PyTree, radius: Any, mask: PyTree = None) ->
     return jax.tree.map(lambda w, g: (w + scale * g).astype(w.dtype), params, gradient)
 
 
-def penalty(params: PyTree, l1: Any, l2: Any) -> Float[Array, ""]:
+def penalty(params: PyTree, l1: Any, l2: Any, *, where: Where = is_weight) -> Float[Array, ""]:
     """Return l1·‖w‖₁ + ½·l2·‖w‖² over the penalised leaves."""
     terms = jax.tree.map(
         lambda w, on: l1 * jnp.abs(w).sum() + 0.5 * l2 * (w**2).sum() if on else 0.0,
         params,
-        penalised(params),
+        penalised(params, where),
     )
     return sum(jax.tree.leaves(terms), jnp.zeros(()))

@@ -52,6 +52,7 @@ class Config:
     schedule: Literal["constant", "cosine", "multi-step"] = "cosine"
     milestones: tuple[int, ...] = ()
     warmup_epochs: int = 0
+    momentum: float = 0.9
     batch_size: int = 128
     l1: float = 3e-4
     """Strength of the l1 penalty on the weights."""
@@ -98,7 +99,7 @@ class Config:
 
     def training(self, seed: int) -> training.TrainingConfig:
         """Select what training is told."""
-        names = ("epochs", "learning_rate", "schedule", "milestones", "warmup_epochs",
+        names = ("epochs", "learning_rate", "schedule", "milestones", "warmup_epochs", "momentum",
                  "batch_size", "l1", "l1_method", "l2", "sam_radius", "augment")  # fmt: skip
         return training.TrainingConfig(seed=seed, **{name: getattr(self, name) for name in names})
 
@@ -154,7 +155,7 @@ def analyse(net, config, seed, folder, stages) -> dict[str, Any]:
         "config": config,
         "environment": environment(),
         "seconds": stages.seconds | {"total": sum(stages.seconds.values())},
-        "speed": speed(net, estimate, stages.seconds),
+        "speed": speed(net, config, stages),
     }
     if distributed.is_first():
         write_json(folder / "result.json", result)
@@ -190,9 +191,8 @@ def fit(module, train, config, seed, folder, stages, mesh) -> training.TrainingR
     """Train, or go on from the checkpoint in the folder, and say so."""
 
     def resumed(metrics):
-        done = len(metrics.epoch)
-        console.print(f"resuming from {folder / 'checkpoint'}: {done} of {config.epochs} epochs")
-        stages.show("training", done, config.epochs)
+        done = f"{len(metrics.epoch)} of {config.epochs} epochs"
+        console.print(f"resuming from {folder / 'checkpoint'}: {done}")
 
     return training.fit(
         module,

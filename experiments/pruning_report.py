@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from rich.table import Table
 
-from jaxlimit import limits, plotting, pruning, training
+from jaxlimit import limits, planning, plotting, pruning, training
 from jaxlimit.reporting import console
 
 
@@ -72,23 +73,49 @@ def report(net, estimate, rise, sweeps, config) -> dict[str, Any]:
     }
 
 
-def speed(net, estimate, seconds) -> dict[str, float]:
-    """Tell the speeds of training and of the spectra, compilation counted; none of what was known.
+def speed(net, config, stages) -> dict[str, float]:
+    """Tell how fast training and the Hessian's products went once compiled, in this run alone.
 
-    Only this run's epochs count, but all products of a spectrum: too many a second are told where
-    an earlier run had taken some of them.
+    Beside each stands the share of the peak on the devices' data sheet, where `planning` has it.
+    It counts what no way of computing goes without, a gradient's and a linearised product's matrix
+    products and convolutions.
     """
-    epochs = len(net.trained.history.epoch) - net.trained.resumed_from
-    measures = (estimate.measure, estimate.removed_measure)
-    done = {
-        "images_per_second": (epochs * len(net.train.labels), "training"),
-        "products_per_second": (sum(m.nodes.size for m in measures if m is not None), "spectrum"),
-    }
-    return {
-        name: count / seconds[stage]
-        for name, (count, stage) in done.items()
-        if count and stage in seconds
-    }
+    epochs, products = stages.rate("training"), stages.rate("spectrum")
+    batch_size = config.batch_size
+    speeds: dict[str, float] = {}
+    if epochs:
+        images = epochs * batch_size * (len(net.train.labels) // batch_size)
+        speeds["images_per_second"] = images
+        # JAX takes float32 operands for TensorFloat-32 on the devices that have a data sheet here.
+        precision = "tf32" if config.training_dtype == "float32" else config.training_dtype
+        if peak := planning.data_sheet_flops(precision):
+            passes = 2 if config.sam_radius else 1
+            flops, _ = flops_per_image(net, batch_size)
+            speeds["training_share_of_peak"] = images * passes * flops / peak / num_devices(net)
+    if products:
+        speeds["products_per_second"] = products
+        if peak := planning.data_sheet_flops(config.product_dtype):
+            _, flops = flops_per_image(net, config.images_at_once)
+            images = products * min(config.hessian_images, len(net.train.labels))
+            speeds["products_share_of_peak"] = images * flops / peak / num_devices(net)
+    return speeds
+
+
+def flops_per_image(net, batch_size: int) -> tuple[float, float]:
+    """Count the operations of a gradient and of a linearised Hessian product; nothing runs."""
+    params = net.trained.params
+    batch = tuple(array[:batch_size] for array in net.train[:2])
+    gradient = jax.grad(lambda params: net.loss(params, batch, net.trained.state))
+    product = jax.eval_shape(lambda params: jax.linearize(gradient, params)[1], params)
+    of_gradient = planning.count_flops(gradient, params)
+    of_product = planning.count_flops(lambda product, tangent: product(tangent), product, params)
+    num_images = len(batch[0])
+    return of_gradient / num_images, of_product / num_images
+
+
+def num_devices(net) -> int:
+    """Return how many devices shared the work."""
+    return 1 if net.mesh is None else net.mesh.size
 
 
 def repeated(prediction: float, baseline: dict[str, float]) -> tuple[str, ...]:

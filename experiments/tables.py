@@ -199,6 +199,13 @@ QUANTITIES = {
     "test accuracy, pruned": lambda r: r["pruned_accuracy"],
 }
 
+SPEEDS = {
+    "images_per_second": "{:,.0f} images a second in training",
+    "training_share_of_peak": "{:.2g} of the device's peak",
+    "products_per_second": "{:,.3g} products a second",
+    "products_share_of_peak": "{:.2g} of the device's peak",
+}
+
 
 class Cell(NamedTuple):
     """The results of one setting of a row.
@@ -328,8 +335,9 @@ def notes(cells: list[Cell]) -> Iterator[str]:
             low, high = (100 * float(result["prediction"][end]) for end in ("lower", "upper"))
             made = [f"theory between {low:.3g} and {high:.3g}", f"Lanczos depth {result['depth']}",
                     f"{result['hessian_images']:,} images in H"]  # fmt: skip
-            for name, value in result.get("speed", {}).items():
-                made.append(f"{float(value):,.3g} {name.replace('_per_second', ' a second')}")
+            for name, words in SPEEDS.items():
+                if name in result.get("speed", {}):
+                    made.append(words.format(float(result["speed"][name])))
             lines = [f"- {reason}" for reason in result["reasons"]]
             yield "\n".join(
                 [f"{cell.row.name}, {cell.setting}, seed {result['seed']} ({', '.join(made)}):",

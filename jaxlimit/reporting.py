@@ -39,6 +39,7 @@ class Stages:
             console=console,
         )
         self._tasks: dict[str, Any] = {}
+        self._reports: dict[str, list[tuple[float, int]]] = {}
 
     def __enter__(self) -> "Stages":
         self._progress.start()
@@ -61,6 +62,19 @@ class Stages:
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=total)
         self._progress.update(self._tasks[name], completed=done, total=total)
+        now = (time.perf_counter(), done)
+        self._reports[name] = [*self._reports.get(name, [])[:1], now]
+
+    def rate(self, name: str) -> float | None:
+        """Return what bar `name` went on by a second, from its first report to its last.
+
+        What came before the first, compilation and an earlier run among it, does not count; None
+        where there are not two.
+        """
+        if len(reports := self._reports.get(name, [])) < 2:
+            return None
+        (began, first), (ended, last) = reports
+        return (last - first) / (ended - began)
 
 
 def environment() -> dict[str, Any]:

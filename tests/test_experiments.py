@@ -1,6 +1,7 @@
 """The main experiment end to end: what it writes, what it says, and that it resumes."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -10,9 +11,11 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from jaxlimit import planning
+from jaxlimit import datasets, models, planning, training
+from jaxlimit.reporting import Stages
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 pytest.importorskip("rich")
@@ -22,8 +25,7 @@ import flax.linen as nn
 import lomp
 import numpy as np
 import pruning_limit
-
-from jaxlimit import datasets
+import pruning_report
 
 SCRIPTS = Path(pruning_limit.__file__).parent
 
@@ -65,7 +67,7 @@ def test_run_writes_its_folder_and_resumes(tmp_path, capsys):
     folder = tmp_path / "run" / "seed-0"
     first = json.loads((folder / "result.json").read_text())
     assert first["dim"] == 877_010
-    assert set(first["speed"]) == {"images_per_second", "products_per_second"}
+    assert set(first["speed"]) == {"images_per_second"}  # six steps are one chunk, compiled in it
     for key in KEYS:
         assert at(first, key) is not None, key
     assert 0 <= first["prediction"]["lower"] <= first["prediction"]["ratio"]
@@ -82,6 +84,38 @@ def test_run_writes_its_folder_and_resumes(tmp_path, capsys):
     assert second["speed"] == {}  # nothing was trained and no product taken
     for key in KEYS[:-1]:
         assert at(second, key) == pytest.approx(at(first, key), rel=1e-5), key
+
+
+def test_speeds_count_from_the_first_report_and_know_the_share_of_the_peak(monkeypatch):
+    clock = iter([0.0, 10.0, 14.0, 20.0, 30.0, 30.5]).__next__
+    monkeypatch.setattr("jaxlimit.reporting.time.perf_counter", clock)
+    stages = Stages()
+    for epoch in (41, 42, 43):  # taken up at epoch 40
+        stages.show("training", epoch, 100)
+    assert stages.rate("training") == 2 / 14
+    for steps in (32, 64):
+        stages.show("spectrum", steps, 64)
+    stages.show("sweep", 1, 1)
+    assert stages.rate("sweep") is None
+
+    images = np.zeros((300, 32, 32, 3), np.uint8)
+    data = datasets.Dataset(images, np.zeros(300, np.int32), 10)
+    module = models.create("fc5", num_classes=10)
+    params = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    trained = training.TrainingResult(params, {}, training.channel_statistics(images), None, 0)
+    net = pruning_limit.Net(module, trained, data, data, None)
+    config = pruning_limit.Config(images_at_once=100, hessian_images=250)
+    speeds = {"images_per_second": 256 * 2 / 14, "products_per_second": 3.2}
+    assert pruning_report.speed(net, config, stages) == pytest.approx(speeds)
+
+    peaks = {"tf32": 1e9, "float32": 1e8}
+    monkeypatch.setattr(planning, "data_sheet_flops", peaks.get)
+    widths = [3072, 1000, 600, 300, 100, 10]
+    forward = [2 * a * b for a, b in itertools.pairwise(widths)]
+    gradient, product = 3 * sum(forward) - forward[0], 6 * sum(forward) - 4 * forward[0]
+    speeds["training_share_of_peak"] = 256 * 2 / 14 * gradient / 1e9
+    speeds["products_share_of_peak"] = 250 * 3.2 * product / 1e8
+    assert pruning_report.speed(net, config, stages) == pytest.approx(speeds)
 
 
 def test_dry_run_prints_the_plan_and_does_nothing_else(tmp_path, capsys):

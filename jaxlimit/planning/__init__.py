@@ -15,7 +15,14 @@ from jaxlimit.planning.cost import (
     product_flops,
     transformer,
 )
-from jaxlimit.planning.devices import H100, H100_FLOPS, INFINIBAND, Machine, usable_memory
+from jaxlimit.planning.devices import (
+    H100,
+    H100_FLOPS,
+    INFINIBAND,
+    Machine,
+    data_sheet_flops,
+    usable_memory,
+)
 from jaxlimit.planning.memory import (
     MODES,
     Plan,
@@ -41,6 +48,7 @@ __all__ = [
     "Plan",
     "Workload",
     "count_flops",
+    "data_sheet_flops",
     "describe",
     "is_out_of_memory",
     "lanczos_bytes",

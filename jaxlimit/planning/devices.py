@@ -1,9 +1,11 @@
 """Machines as the numbers that a plan needs."""
 
+import re
 from typing import Any, NamedTuple
 
 import jax
 
+from jaxlimit._checks import check_choice
 from jaxlimit._memory import device_memory
 
 
@@ -27,7 +29,27 @@ class Machine(NamedTuple):
 # operands, HBM3, and NVLink one way within a node. Nothing of it was measured here.
 H100_FLOPS = {"bfloat16": 989e12, "tf32": 495e12, "float32": 67e12}
 H100 = Machine(H100_FLOPS["bfloat16"], memory_bandwidth=3.35e12, link_bandwidth=450e9, memory=80e9)
+# The H200 computes as fast; the PCIe and NVL boards of both are slower.
+_SXM5 = re.compile(r"NVIDIA H[12]00\b(?!.*(PCIe|NVL))")
 INFINIBAND = 50e9  # bytes a second between nodes, 400 Gb/s a device
+
+
+def data_sheet_flops(precision: str, device: Any = None) -> float | None:
+    """Return the operations a second that the data sheet of a device has; None if not known here.
+
+    Args:
+        precision: of the operands of matrix products, a key of `H100_FLOPS`.
+        device: the first of this process by default.
+
+    Raises:
+        ValueError: for another precision.
+
+    >>> data_sheet_flops("bfloat16", jax.devices("cpu")[0]) is None
+    True
+    """
+    check_choice("precision", precision, tuple(H100_FLOPS))
+    kind = (device or jax.local_devices()[0]).device_kind
+    return H100_FLOPS[precision] if _SXM5.match(kind) else None
 
 
 def usable_memory(device: Any = None) -> int:

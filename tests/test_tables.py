@@ -177,12 +177,12 @@ def test_one_failure_loses_no_other_run_and_nothing_is_run_twice(config, runner,
 
 def test_the_committed_runs_are_those_of_their_rows(config, runner, capsys):
     shutil.copytree(tables.Config().results, config.runs)
+    results = list(config.runs.rglob("result.json"))
     for row in tables.read_rows():
         for setting in tables.SETTINGS:
-            if (config.runs / f"{row.name}-{setting}").exists():
-                tables.run(row, setting, 0, config)
+            for folder in (config.runs / f"{row.name}-{setting}").glob("seed-*"):
+                tables.run(row, setting, int(folder.name.removeprefix("seed-")), config)
     assert not runner
-    results = list(config.runs.rglob("result.json"))
     assert capsys.readouterr().out.count("is there already") == len(results) > 0
 
 

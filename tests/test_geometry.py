@@ -235,6 +235,36 @@ def test_ellipsoid_cone_formula_and_its_error(name):
     assert errors["thin"] > 5 if name == "ball" else errors["thin"] < 1.5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("axes", "exact", "formulas"),
+    [
+        (np.ones(200), (22.9, 23.0, 0.2), (20.0, 22.2)),
+        (np.repeat([3.0, 0.1], [40, 160]), (20.7, 21.9, 0.3), (20.2, 21.3)),
+        (np.r_[np.geomspace(10, 0.1, 180), np.full(20, 0.03)], (49.4, 55.2, 0.8), (48.9, 54.7)),
+    ],
+    ids=["ball", "two levels", "two decades"],
+)
+def test_ellipsoid_cone_has_the_table_of_its_docstring(axes, exact, formulas):
+    """On directions other than those that the table was made with."""
+
+    def sampled(direction, num_samples):
+        point = jnp.asarray(3 * direction / np.linalg.norm(direction), jnp.float32)
+        cone = geometry.ellipsoid_cone_projection(jnp.asarray(axes, jnp.float32), point)
+        key = jax.random.key(1)
+        return geometry.statistical_dimension(cone, key, dim=200, num_samples=num_samples).value
+
+    thin, random, deviation = exact
+    assert abs(sampled(np.eye(200)[-1], 20_000) - thin) < 0.05 + 5 * 0.08
+    directions = np.random.default_rng(1).normal(size=(16, 200))
+    of_random = np.mean([sampled(direction, 2000) for direction in directions])
+    # Two means, over 16 and 32 directions, the error of sampling among their deviation.
+    assert abs(of_random - random) < 0.05 + 4 * deviation * (1 / 16 + 1 / 32) ** 0.5
+    for view, formula in zip(("thin", "random"), formulas, strict=True):
+        got = geometry.statistical_dimension_ellipsoid_cone(axes, 3.0, direction=view)
+        np.testing.assert_allclose(got, formula, atol=0.051)
+
+
 def test_ellipsoid_cone_of_a_ball_is_circular():
     ball, distance = jnp.ones(5000), jnp.array([1.1, 2.0, 5.0])
     for direction in ("random", jnp.arange(5000.0)):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from annealed import annealed, cross_entropy
 from sklearn.datasets import load_digits
 from threadpoolctl import threadpool_limits
 
@@ -18,8 +19,7 @@ STAGES = ("spectrum", "removed weights")
 def loss(params, batch):
     images, labels = batch
     hidden = jnp.tanh(images @ params["hidden"]["kernel"] + params["hidden"]["bias"])
-    logits = hidden @ params["output"]["kernel"] + params["output"]["bias"]
-    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1))
+    return cross_entropy(hidden @ params["output"]["kernel"] + params["output"]["bias"], labels)
 
 
 def eigenvalues_of(matrix):
@@ -39,20 +39,7 @@ def network():
         "output": {"kernel": jax.random.normal(keys[1], (24, 10)) / 5, "bias": jnp.zeros(10)},
     }
 
-    @jax.jit
-    def train(params, data):
-        def step(state, rate):
-            params, velocity = state
-            gradient = jax.grad(loss)(params, data)
-            velocity = jax.tree.map(
-                lambda v, g, w: 0.9 * v + g + 1e-3 * jnp.sign(w), velocity, gradient, params
-            )
-            return (jax.tree.map(lambda w, v: w - rate * v, params, velocity), velocity), None
-
-        rates = 0.1 * (1 + jnp.cos(jnp.linspace(0, jnp.pi, 600)))
-        return jax.lax.scan(step, (params, jax.tree.map(jnp.zeros_like, params)), rates)[0][0]
-
-    params = train(params, (images, labels))
+    params = annealed(loss, params, (images, labels), rate=0.2, l1=1e-3, num_steps=600)
     weights, unflatten = jaxlimit.flatten_weights(params)
     gradient = jax.grad(lambda w: loss(unflatten(w), (images, labels)))
 

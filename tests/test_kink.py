@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from annealed import annealed, cross_entropy
 from jax.tree_util import Partial
 from sklearn.datasets import load_digits
 from threadpoolctl import threadpool_limits
@@ -32,8 +33,7 @@ def loss(params, batch):
     x, labels = batch
     for layer in params[:-1]:
         x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
-    logits = x @ params[-1]["kernel"] + params[-1]["bias"]
-    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1))
+    return cross_entropy(x @ params[-1]["kernel"] + params[-1]["bias"], labels)
 
 
 def initial(widths):
@@ -47,27 +47,11 @@ def initial(widths):
     ]
 
 
-@jax.jit
-def train(params, data):
-    """Full batches, momentum 0.9, l1 1e-4, the rate annealed to zero."""
-
-    def step(state, rate):
-        params, velocity = state
-        gradient = jax.grad(loss)(params, data)
-        velocity = jax.tree.map(
-            lambda v, g, w: 0.9 * v + g + 1e-4 * jnp.sign(w), velocity, gradient, params
-        )
-        return (jax.tree.map(lambda w, v: w - rate * v, params, velocity), velocity), None
-
-    rates = 0.05 * (1 + jnp.cos(jnp.linspace(0, jnp.pi, 500)))
-    return jax.lax.scan(step, (params, jax.tree.map(jnp.zeros_like, params)), rates)[0][0]
-
-
 @cache
 def problem(widths) -> Problem:
     images, labels = load_digits(return_X_y=True)
     data = jnp.asarray(images / 8 - 1, jnp.float32), jnp.asarray(labels, jnp.int32)
-    params = train(initial(widths), data)
+    params = annealed(loss, initial(widths), data, rate=0.1, l1=1e-4, num_steps=500)
     batches = jax.tree.map(lambda x: x[None], data)
     epsilon = float(limits.loss_tolerance(loss, params, batches))
     with jax.enable_x64(True):

@@ -12,7 +12,12 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
 BLOCKS = {
     "digits": ["fc5-digits"],
-    "cifar": ["fc5-cifar10-annealed", "fc5-cifar10-paper", "fc12-cifar10-annealed"],
+    "cifar": [
+        "fc5-cifar10-annealed",
+        "fc5-cifar10-paper",
+        "fc12-cifar10-annealed",
+        "fc12-cifar10-paper",
+    ],
 }
 
 

@@ -104,8 +104,8 @@ def remarks() -> list[str]:
         )
     if deep := read("lanczos_speed_deep"):
         said.append(
-            f"{deep['settings']['num_steps']:,} steps without a basis take "
-            f"{deep['seconds']['ours, bfloat16']['minimum']:.1f} s, as many products "
+            f"With bfloat16 products {deep['settings']['num_steps']:,} steps without a basis take "
+            f"{deep['seconds']['ours, bfloat16']['minimum']:.1f} s, the products alone "
             f"{deep['seconds']['products, bfloat16']['minimum']:.1f} s."
         )
     if memory := read("peak_memory"):

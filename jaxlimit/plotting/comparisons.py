@@ -19,7 +19,7 @@ def plot_depth(series: dict[str, list[dict[str, Any]]], *, title: str) -> Figure
             `value` and plain `gauss`.
         title: of the figure.
     """
-    figure, axes = new_axes(title, "Lanczos steps", "ρ_L at the prediction")
+    figure, axes = new_axes(title, "Lanczos steps", "ρ_L at one R, not ρ*")
     ticks: set[int] = set()
     for (name, rows), color in zip(series.items(), cycle(_SERIES), strict=False):
         column = {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}

@@ -95,7 +95,7 @@ def plot_rounds(rounds: dict[str, Any], epsilon: float, *, title: str) -> Figure
     figure, panels = plt.subplots(1, 3, figsize=(13, 4.3), layout="constrained")
     dense, ratios = rounds["dense"]["loss"], [row["ratio"] for row in rounds["gradual"]]
     for arm, color, marker in (("gradual", PREDICTED, "o"), ("one_shot", MEASURED, "D")):
-        name = arm.replace("_", " ")
+        name = {"gradual": "in rounds", "one_shot": "in one shot"}[arm]
         curves = (
             ([row["retrained"]["loss"] for row in rounds[arm]], "-", f"{name}, retrained"),
             ([row["pruned"]["loss"] for row in rounds[arm]], ":", f"{name}, just pruned"),

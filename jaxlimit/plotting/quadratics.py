@@ -74,7 +74,7 @@ def _draw_limits(axes: Axes, at: QuadraticComparison) -> None:
             at.tolerances, middle, ends, fmt=marker, color=color, markersize=4, linewidth=1,
             label=label,
         )  # fmt: skip
-    axes.set(xlabel="ε, of ½‖w‖² tr H/D", xscale="log", ylim=(0, None))
+    axes.set(xlabel="ε / (½‖w‖² tr H / D)", xscale="log", ylim=(0, None))
     axes.grid(alpha=0.25)
 
 

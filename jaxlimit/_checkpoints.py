@@ -64,12 +64,13 @@ class Checkpoints:
         if self.directory is None or (count := self._manager.latest_step()) is None:
             return None
         self._check_identity(self._read(count, "identity", ocp.args.JsonRestore()))
-        tree = self._read(count, "run", ocp.args.StandardRestore(target(count)))
+        like = target(count)
+        tree = self._read(count, "run", ocp.args.StandardRestore(without_keys(like)))
         # Checkpoints of earlier versions came without digests.
         if (self.directory / str(count) / "digests").is_dir():
             self._check_digests(count, tree, self._read(count, "digests", ocp.args.JsonRestore()))
         self.saved = count
-        return tree
+        return jax.tree.map(_as_key, like, tree)
 
     def save(self, count: int, tree: PyTree, *, last: bool) -> None:
         """Save `tree` if its turn has come or it is the last.
@@ -80,6 +81,7 @@ class Checkpoints:
         due = last or count - self.saved >= self.every
         if self.directory is None or count == self.saved or not due:
             return
+        tree = without_keys(tree)
         try:
             items = ocp.args.Composite(
                 run=ocp.args.StandardSave(tree),
@@ -145,9 +147,24 @@ class Checkpoints:
 def checksum(tree: PyTree) -> int:
     """Return one number that tells arrays of other values apart, in all likelihood."""
     total = 0
-    for leaf in jax.tree.leaves(tree):
+    for leaf in jax.tree.leaves(without_keys(tree)):
         total = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data, total)
     return total
+
+
+def without_keys(tree: PyTree) -> PyTree:
+    """Put the words of random keys, such as a network with dropout may keep, in their place."""
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _as_key(like: Any, leaf: Any) -> Any:
+    if not _is_key(like):
+        return leaf
+    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
 
 
 def digests(tree: PyTree) -> dict[str, int]:

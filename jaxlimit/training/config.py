@@ -106,15 +106,19 @@ class TrainingConfig:
         self._check_seeds()
 
     def _check_milestones(self):
+        if not isinstance(self.milestones, tuple | list):
+            raise TypeError(f"milestones must be a tuple of epochs, got {self.milestones!r}")
         if (self.schedule == "multi-step") != bool(self.milestones):
             raise ValueError(
                 'milestones must be given with schedule "multi-step" and with no other, got '
                 f"{self.milestones!r} with {self.schedule!r}"
             )
         epochs = [check_count("milestones", epoch) for epoch in self.milestones]
-        if epochs != sorted(set(epochs)) or (epochs and epochs[0] <= self.warmup_epochs):
+        ends = (self.warmup_epochs, *epochs, self.epochs)
+        if epochs and list(ends) != sorted(set(ends)):
             raise ValueError(
-                f"milestones must increase and come after the warm-up, got {self.milestones!r}"
+                f"milestones must increase, after the warm-up of {self.warmup_epochs} and before "
+                f"the end at {self.epochs} epochs, got {self.milestones!r}"
             )
         object.__setattr__(self, "milestones", tuple(epochs))
 

@@ -263,15 +263,15 @@ def _check_finite(
         return
     steps = losses.shape[-1]
     bad = ~np.isfinite(np.reshape(losses, (-1, steps)))
-    # With all losses finite, it was the update of the last step that went wrong.
-    step = int(bad.any(0).argmax()) if bad.any() else steps - 1
-    what = "the training loss" if bad.any() else "a weight"
+    what = "the training loss" if bad.any() else "a weight, its velocity or the network's state"
     if isinstance(config.seed, tuple):
         seeds = [str(seed) for seed, fine in zip(config.seed, finite, strict=True) if not fine]
         what += f" of seed {', '.join(seeds)}"
+    # A state need not enter the loss, so that it may have gone wrong in any step.
+    step = f"step {bad.any(0).argmax() + 1} of {steps}" if bad.any() else "no loss shows which step"
     raise FloatingPointError(
-        f"{what} stopped being finite in epoch {epoch}, step {step + 1} of {steps} (learning rate "
-        f"at most {config.learning_rate:g}); {checkpoints.describe()}"
+        f"{what} stopped being finite in epoch {epoch}, {step} (learning rate at most "
+        f"{config.learning_rate:g}); {checkpoints.describe()}"
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import tyro
 from pruning_limit import Config as RunConfig
-from pruning_limit import check_lone, run
+from pruning_limit import check_lone, known, run
 
 from jaxlimit import plotting
 from jaxlimit.reporting import console, environment, markdown_table, write_json
@@ -41,12 +41,10 @@ def results(config: Config) -> list[dict[str, Any]]:
     """Read the runs that are there and make the others."""
     read = [json.loads((folder / "result.json").read_text()) for folder in config.runs]
     for name in config.networks:
-        base = config.base
-        folder = config.output / f"{name}-{base.dataset}".replace("/", "-")
-        path = folder / f"seed-{base.seeds[0]}" / "result.json"
-        if not path.exists():
-            run(dataclasses.replace(base, model=name, output=folder), base.seeds[0])
-        read.append(json.loads(path.read_text()))
+        seed = config.base.seeds[0]
+        folder = config.output / f"{name}-{config.base.dataset}".replace("/", "-")
+        wanted = dataclasses.replace(config.base, model=name, output=folder)
+        read.append(known(folder / f"seed-{seed}", wanted) or run(wanted, seed))
     return read
 
 

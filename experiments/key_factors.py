@@ -8,7 +8,6 @@ second part prunes the base network in rounds with training in between, and in o
 """
 
 import dataclasses
-import json
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -87,10 +86,8 @@ def measure(run: pruning_limit.Config, epsilon: float | None = None) -> dict[str
 
 def analyse(net, run, folder, stages) -> dict[str, Any]:
     """Predict and measure, or read what an earlier run with the same settings found."""
-    path = folder / "result.json"
-    if path.exists() and (known := json.loads(path.read_text()))["config"] == plain(run):
-        return known
-    return pruning_limit.analyse(net, run, 0, folder, stages)
+    known = pruning_limit.known(folder, run)
+    return known or pruning_limit.analyse(net, run, 0, folder, stages)
 
 
 def summarise(result: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Config(pruning_limit.Config):
     """Fractions of the weights kept."""
     finetune_epochs: int = 10
     finetune_rate: float = 0.01
-    """First learning rate of the fine-tuning, which takes it to 0 by a cosine, without l1."""
+    """First rate of the fine-tuning, which takes it to 0 by a cosine, in float32, without l1."""
 
     def finetuning(self, seed: int) -> training.TrainingConfig:
         """Select what the fine-tuning is told."""
@@ -35,7 +35,9 @@ class Config(pruning_limit.Config):
             epochs=self.finetune_epochs,
             learning_rate=self.finetune_rate,
             schedule="cosine",
+            momentum=self.momentum,
             batch_size=self.batch_size,
+            accumulate=self.accumulate,
             augment=self.augment,
             seed=seed,
         )
@@ -54,8 +56,8 @@ def main(config: Config) -> None:
     with Stages() as stages:
         net = pruning_limit.train(config, seed, folder, stages)
         with stages.time("pruning"):
-            rows = prune(net, config.ratios, finetune, stages)
-    dense = accuracy(net, net.trained)
+            rows = prune(net, config, finetune, stages)
+    dense = accuracy(net, net.trained, config.images_at_once)
     path = folder / "result.json"
     known = json.loads(path.read_text()) if path.exists() else None
     limits = known and {
@@ -77,20 +79,20 @@ def main(config: Config) -> None:
     console.print(f"written to {folder}")
 
 
-def prune(net, ratios, finetune, stages) -> list[dict[str, float]]:
+def prune(net, config, finetune, stages) -> list[dict[str, float]]:
     """Prune at each ratio, with and without fine-tuning; return the test accuracies."""
     rows = []
-    for ratio in np.sort(ratios).tolist():
-        one_shot, tuned = (
-            accuracy(net, lomp.prune(net.module, net.train, net.trained, ratio, finetune=how))
-            for how in (None, finetune)
-        )
-        rows.append({"ratio": ratio, "one_shot": one_shot, "fine_tuned": tuned})
-        stages.show("pruning", len(rows), len(ratios))
+    for ratio in np.sort(config.ratios).tolist():
+        row = {"ratio": ratio}
+        for name, how in {"one_shot": None, "fine_tuned": finetune}.items():
+            pruned = lomp.prune(net.module, net.train, net.trained, ratio, finetune=how)
+            row[name] = accuracy(net, pruned, config.images_at_once)
+        rows.append(row)
+        stages.show("pruning", len(rows), len(config.ratios))
     return rows
 
 
-def accuracy(net, network) -> float:
+def accuracy(net, network, batch_size: int) -> float:
     """Measure the test accuracy of a network as trained or pruned."""
     return float(
         training.evaluate(
@@ -99,6 +101,7 @@ def accuracy(net, network) -> float:
             network.state,
             net.test,
             normalization=net.trained.normalization,
+            batch_size=batch_size,
         ).accuracy
     )
 

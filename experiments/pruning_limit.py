@@ -54,6 +54,8 @@ class Config:
     warmup_epochs: int = 0
     momentum: float = 0.9
     batch_size: int = 128
+    accumulate: int = 1
+    """Slices of a batch whose gradients are averaged, to save memory in training."""
     l1: float = 3e-4
     """Strength of the l1 penalty on the weights."""
     l1_method: Literal["subgradient", "proximal"] = "subgradient"
@@ -97,10 +99,25 @@ class Config:
     output: Path | None = None
     """Run folder; default runs/MODEL-DATASET-DIGEST, the digest that of the training settings."""
 
+    def __post_init__(self) -> None:
+        """Raise now what a run would raise, most of it after the training."""
+        models.create(self.model, num_classes=2)
+        for seed in self.seeds:
+            self.training(seed)
+        least = dict.fromkeys(("num_steps", "num_probes", "num_gap_steps", "images_at_once",
+                               "hessian_images", "checkpoint_every"), 1)  # fmt: skip
+        least |= {"num_ratios": 3, "tolerance": 0, "accuracy_tolerance": 0}
+        for name, minimum in least.items():
+            if not getattr(self, name) >= minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
+        if not 0 < self.smallest_ratio < 1:
+            raise ValueError(f"smallest_ratio must lie in (0, 1), got {self.smallest_ratio}")
+
     def training(self, seed: int) -> training.TrainingConfig:
         """Select what training is told."""
         names = ("epochs", "learning_rate", "schedule", "milestones", "warmup_epochs", "momentum",
-                 "batch_size", "l1", "l1_method", "l2", "sam_radius", "augment")  # fmt: skip
+                 "batch_size", "accumulate", "l1", "l1_method", "l2", "sam_radius",
+                 "augment")  # fmt: skip
         return training.TrainingConfig(seed=seed, **{name: getattr(self, name) for name in names})
 
     def network(self) -> dict[str, Any]:
@@ -119,11 +136,34 @@ def digest(settings: dict[str, Any]) -> str:
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
 
 
+def fingerprint(tree: Any) -> str:
+    """Name arrays by a few letters that others will not have."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()[:8]
+
+
 def run(config: Config, seed: int) -> dict[str, Any]:
     """Run one seed, write its folder, and return what result.json holds."""
     folder = config.folder() / f"seed-{seed}"
     with Stages() as stages:
         return analyse(train(config, seed, folder, stages), config, seed, folder, stages)
+
+
+def known(folder: Path, config: Config) -> dict[str, Any] | None:
+    """Read the result in a seed's folder; None if it is not there or was made with other settings.
+
+    One older than a flag was made with what is now its default. Where the data and the run folder
+    are does not matter, nor how many seeds and processes there were.
+    """
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    free = dict.fromkeys(("output", "data_dir", "seeds", "distributed"))
+    made = plain(Config()) | result.get("config", {}) | free
+    return result if made == plain(config) | free else None
 
 
 def train(config, seed, folder, stages) -> "Net":
@@ -216,6 +256,7 @@ def predict(net, config, seed, folder, stages) -> LimitEstimate:
     names = ("num_steps", "num_probes", "num_gap_steps", "tolerance", "hessian_images",
              "product_dtype")  # fmt: skip
     settings = {name: getattr(config, name) for name in names}
+    settings["network"] = fingerprint((net.trained.params, state))
     # Named by what makes the recurrences, so that a run with other settings begins its own.
     unfinished = folder / f"lanczos-{digest(settings)}"
     note, files = folder / "spectrum.json", ("spectrum.npz", "removed_spectrum.npz")

@@ -22,9 +22,9 @@ import pruning_limit
 import pruning_report
 import tyro
 
-from jaxlimit import distributed, models, plotting
+from jaxlimit import distributed, plotting
 from jaxlimit.plotting import MeanAndDeviation, TableRow
-from jaxlimit.reporting import build, console, markdown_table, plain, write_json
+from jaxlimit.reporting import build, console, markdown_table, write_json
 
 HERE = Path(__file__).parent
 SETTINGS = ("paper", "annealed", "smoke")
@@ -82,25 +82,16 @@ def read_row(path: Path) -> Row:
     try:
         common = tomllib.loads(path.read_text())
         place, published = common.pop("place"), common.pop("published")
+        published = {name: published[name] for name in PUBLISHED}
         row = Row(path.stem, place, published, common, {s: common.pop(s) for s in SETTINGS})
         for setting, values in row.settings.items():
             own = re.findall(r"seed-(\d+)", " ".join(values))
             for seed in (-1, *map(int, own)):  # -1 never has its own
-                check(row.config(setting, seed))
+                row.config(setting, seed)
     except (KeyError, TypeError, ValueError) as error:
         error.add_note(f"in {path}")
         raise
     return row
-
-
-def check(config: pruning_limit.Config) -> None:
-    """Raise now what a run would raise, some of it after the training."""
-    config.network()
-    models.create(config.model, num_classes=2)
-    for name in ("num_steps", "num_probes", "num_gap_steps", "images_at_once", "hessian_images",
-                 "checkpoint_every", "num_ratios"):  # fmt: skip
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
 
 
 def read_rows(folder: Path = HERE / "rows") -> list[Row]:
@@ -123,14 +114,11 @@ def run(row: Row, setting: str, seed: int, config: Config) -> None:
     output = config.runs / f"{row.name}-{setting}"
     wanted = row.config(setting, seed, output=output, data_dir=config.data_dir,
                         distributed=config.distributed)  # fmt: skip
-    path = output / f"seed-{seed}" / "result.json"
-    found = json.loads(path.read_text()).get("config") if path.exists() else None
-    defaults = plain(pruning_limit.Config())  # older results lack newer flags
-    places = dict.fromkeys(("output", "data_dir", "seeds", "distributed"))
-    if found and defaults | found | places == plain(wanted) | places:
-        console.print(f"{path} is there already")
+    folder = output / f"seed-{seed}"
+    if pruning_limit.known(folder, wanted):
+        console.print(f"{folder / 'result.json'} is there already")
     else:
-        pruning_report.show(pruning_limit.run(wanted, seed), path.parent)
+        pruning_report.show(pruning_limit.run(wanted, seed), folder)
 
 
 def collect(row: Row, config: Config) -> None:
@@ -159,6 +147,8 @@ def read_result(path: Path, row: Row, setting: str) -> dict[str, Any]:
     result = json.loads(path.read_text())
     for quantity in QUANTITIES.values():
         float(quantity(result))
+    note("", thinned(result))  # reads what else the tables take
+    float(result["seconds"]["total"])
     made = decisive(build(pruning_limit.Config, result["config"], "its config"))
     asked = decisive(row.config(setting, result["seed"]))
     other = [f"{k} {v!r}, not {asked[k]!r}" for k, v in made.items() if v != asked[k]]
@@ -169,7 +159,7 @@ def read_result(path: Path, row: Row, setting: str) -> dict[str, Any]:
 
 def decisive(config: pruning_limit.Config) -> dict[str, Any]:
     """Select what decides what is predicted and measured, of any one seed."""
-    names = ("hessian_images", "smallest_ratio", "accuracy_tolerance")
+    names = ("hessian_images", "num_ratios", "smallest_ratio", "accuracy_tolerance")
     return config.network() | {name: getattr(config, name) for name in names}
 
 
@@ -332,17 +322,19 @@ def notes(cells: list[Cell]) -> Iterator[str]:
     """Say of each run what makes its numbers uncertain, as the run itself has it."""
     for cell in cells:
         for result in cell.results:
-            low, high = (100 * float(result["prediction"][end]) for end in ("lower", "upper"))
-            made = [f"theory between {low:.3g} and {high:.3g}", f"Lanczos depth {result['depth']}",
-                    f"{result['hessian_images']:,} images in H"]  # fmt: skip
-            for name, words in SPEEDS.items():
-                if name in result.get("speed", {}):
-                    made.append(words.format(float(result["speed"][name])))
-            lines = [f"- {reason}" for reason in result["reasons"]]
-            yield "\n".join(
-                [f"{cell.row.name}, {cell.setting}, seed {result['seed']} ({', '.join(made)}):",
-                 "", *(lines or ["- nothing to note"])]
-            )  # fmt: skip
+            yield note(f"{cell.row.name}, {cell.setting}", result)
+
+
+def note(name: str, result: dict[str, Any]) -> str:
+    """Say of one run how it was made and what makes it uncertain."""
+    low, high = (100 * float(result["prediction"][end]) for end in ("lower", "upper"))
+    made = [f"theory between {low:.3g} and {high:.3g}", f"Lanczos depth {result['depth']}",
+            f"{result['hessian_images']:,} images in H"]  # fmt: skip
+    for quantity, words in SPEEDS.items():
+        if quantity in result.get("speed", {}):
+            made.append(words.format(float(result["speed"][quantity])))
+    reasons = [f"- {reason}" for reason in result["reasons"]] or ["- nothing to note"]
+    return "\n".join([f"{name}, seed {result['seed']} ({', '.join(made)}):", "", *reasons])
 
 
 def write_csv(path: Path, cells: list[Cell]) -> None:

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxlimit import datasets, models, planning, training
-from jaxlimit.reporting import Stages
+from jaxlimit.reporting import Stages, plain, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 pytest.importorskip("rich")
@@ -116,6 +117,48 @@ def test_speeds_count_from_the_first_report_and_know_the_share_of_the_peak(monke
     speeds["training_share_of_peak"] = 256 * 2 / 14 * gradient / 1e9
     speeds["products_share_of_peak"] = 250 * 3.2 * product / 1e8
     assert pruning_report.speed(net, config, stages) == pytest.approx(speeds)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"model": "fc6"}, "fc5"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"num_steps": 0}, "num_steps must be at least 1"),
+        ({"num_ratios": 2}, "num_ratios must be at least 3"),
+        ({"tolerance": -0.1}, "tolerance must be at least 0"),
+        ({"accuracy_tolerance": math.nan}, "accuracy_tolerance must be at least 0"),
+        ({"smallest_ratio": 1.0}, r"smallest_ratio must lie in \(0, 1\)"),
+    ],
+)
+def test_settings_are_checked_before_anything_runs(settings, says):
+    with pytest.raises(ValueError, match=says):
+        pruning_limit.Config(**settings)
+
+
+def test_no_spectrum_of_another_network_is_taken(tmp_path, capsys, monkeypatch):
+    """A folder whose checkpoint was removed, as the message on another run's says, and reused."""
+    monkeypatch.setattr(pruning_limit.models, "create", lambda *_, **__: Small())
+    config = pruning_limit.Config(
+        epochs=2, max_images=200, num_steps=4, num_gap_steps=4, num_ratios=4, output=tmp_path
+    )
+    first = pruning_limit.run(config, 0)
+    shutil.rmtree(tmp_path / "seed-0" / "checkpoint")
+    capsys.readouterr()
+    second = pruning_limit.run(dataclasses.replace(config, learning_rate=0.5), 0)
+    assert "reusing the spectra" not in capsys.readouterr().out
+    assert second["eigenvalues"]["largest"] != first["eigenvalues"]["largest"]
+
+
+def test_a_result_is_known_by_what_made_it(tmp_path):
+    config = pruning_limit.Config(epochs=3, output=tmp_path)
+    assert pruning_limit.known(tmp_path, config) is None
+    made = plain(dataclasses.replace(config, output=tmp_path / "elsewhere", seeds=(0, 1)))
+    del made["momentum"]  # as in results from before the flag
+    write_json(tmp_path / "result.json", {"config": made, "dim": 7})
+    assert pruning_limit.known(tmp_path, config)["dim"] == 7
+    for other in ({"momentum": 0.5}, {"num_steps": 8}):
+        assert pruning_limit.known(tmp_path, dataclasses.replace(config, **other)) is None
 
 
 def test_dry_run_prints_the_plan_and_does_nothing_else(tmp_path, capsys):

@@ -253,6 +253,10 @@ def test_a_result_without_numbers_costs_no_other_its_place(config, capsys):
     short = made_up(row.config("paper", 2), 2)
     short.pop("corrected")  # as an older result
     made = [made_up(row.config("paper", 0), 0), lost, short, {}]
+    for name in ("sweep", "depth", "seconds", "reasons"):
+        made.append(made_up(row.config("paper", len(made)), len(made)))
+        made[-1].pop(name)
+    made.append(made_up(row.config("paper", 8, num_ratios=4), 8))
     for seed, result in enumerate(made):
         write_json(folder / f"seed-{seed}" / "result.json", result)
     tables.main(dataclasses.replace(config, collect=True))
@@ -263,7 +267,9 @@ def test_a_result_without_numbers_costs_no_other_its_place(config, capsys):
     assert "seed 1 (theory between nan and nan," in text
     said = "".join(capsys.readouterr().out.split())
     assert f"leftout{folder}/seed-2/result.json:KeyError:'corrected'" in said
-    assert f"leftout{folder}/seed-3/result.json:KeyError:" in said
+    for seed in range(3, 8):
+        assert f"leftout{folder}/seed-{seed}/result.json:KeyError:" in said
+    assert "seed-8/result.json:ValueError:madewithanothersetting:num_ratios4,not200" in said
 
 
 def test_committed_tables_come_from_the_committed_results(tmp_path):

@@ -86,8 +86,7 @@ def measure(run: pruning_limit.Config, epsilon: float | None = None) -> dict[str
 
 def analyse(net, run, folder, stages) -> dict[str, Any]:
     """Predict and measure, or read what an earlier run with the same settings found."""
-    known = pruning_limit.known(folder, run)
-    return known or pruning_limit.analyse(net, run, 0, folder, stages)
+    return pruning_limit.known(folder, run) or pruning_limit.analyse(net, run, 0, folder, stages)
 
 
 def summarise(result: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import itertools
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -444,3 +445,22 @@ def test_shallow_runs_are_reorthogonalised_fully_and_deep_ones_in_bounded_memory
     assert by_depth[1].parts["basis"] == by_depth[2].parts["basis"]
     halved = PLAN(num_steps=256, reorthogonalize="full", memory=80e9, stores=("bfloat16",))
     assert halved.parts["basis"] == by_depth[0].parts["basis"] / 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "known"),
+    [
+        ("NVIDIA H100 80GB HBM3", True),
+        ("NVIDIA H200", True),
+        ("NVIDIA H100 PCIe", False),
+        ("NVIDIA H200 NVL", False),
+        ("NVIDIA H1000", False),
+        ("TPU v5", False),
+    ],
+)
+def test_data_sheets_are_those_of_their_boards(kind, known):
+    device = SimpleNamespace(device_kind=kind)
+    assert planning.data_sheet_flops("bfloat16", device) == (989e12 if known else None)
+    assert planning.data_sheet_flops("float32", device) == (67e12 if known else None)
+    with pytest.raises(ValueError, match=r"precision must be one of 'bfloat16'.*got 'float16'"):
+        planning.data_sheet_flops("float16", device)

@@ -139,15 +139,18 @@ def test_settings_are_checked_before_anything_runs(settings, says):
 def test_no_spectrum_of_another_network_is_taken(tmp_path, capsys, monkeypatch):
     """A folder whose checkpoint was removed, as the message on another run's says, and reused."""
     monkeypatch.setattr(pruning_limit.models, "create", lambda *_, **__: Small())
-    config = pruning_limit.Config(
-        epochs=2, max_images=200, num_steps=4, num_gap_steps=4, num_ratios=4, output=tmp_path
-    )
-    first = pruning_limit.run(config, 0)
-    shutil.rmtree(tmp_path / "seed-0" / "checkpoint")
-    capsys.readouterr()
-    second = pruning_limit.run(dataclasses.replace(config, learning_rate=0.5), 0)
-    assert "reusing the spectra" not in capsys.readouterr().out
-    assert second["eigenvalues"]["largest"] != first["eigenvalues"]["largest"]
+    largest = []
+    for rate in (0.05, 0.5):
+        config = pruning_limit.Config(
+            epochs=2, learning_rate=rate, max_images=200, num_steps=4, num_gap_steps=4
+        )
+        shutil.rmtree(tmp_path / "checkpoint", ignore_errors=True)
+        with Stages() as stages:
+            net = pruning_limit.train(config, 0, tmp_path, stages)
+            for _ in range(2):
+                largest.append(pruning_limit.predict(net, config, 0, tmp_path, stages).largest)
+    assert capsys.readouterr().out.count("reusing the spectra") == 2  # each its own
+    assert largest[0] == largest[1] != largest[2] == largest[3]
 
 
 def test_a_result_is_known_by_what_made_it(tmp_path):

@@ -722,7 +722,7 @@ def test_the_identity_of_a_network_is_the_same_in_every_process():
         "def forward(params, state, images, *, train, key=None):\n"
         "    return inner(params, state, images), state\n"
         "config = TrainingConfig(epochs=1, learning_rate=0.1)\n"
-        "print(run_identity(forward, config, params, (params, state, images)))"
+        "print(run_identity(forward, config, params, (params, state, images), {}))"
     )
     runs = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -156,11 +156,17 @@ def known(folder: Path, config: Config) -> dict[str, Any] | None:
 
     One older than a flag was made with what is now its default. Where the data and the run folder
     are does not matter, nor how many seeds and processes there were.
+
+    Raises:
+        ValueError: if what is there is no JSON.
     """
     path = folder / "result.json"
     if not path.exists():
         return None
-    result = json.loads(path.read_text())
+    try:
+        result = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}); remove it to measure again") from error
     free = dict.fromkeys(("output", "data_dir", "seeds", "distributed"))
     made = plain(Config()) | result.get("config", {}) | free
     return result if made == plain(config) | free else None

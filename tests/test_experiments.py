@@ -162,6 +162,11 @@ def test_a_result_is_known_by_what_made_it(tmp_path):
     assert pruning_limit.known(tmp_path, config)["dim"] == 7
     for other in ({"momentum": 0.5}, {"num_steps": 8}):
         assert pruning_limit.known(tmp_path, dataclasses.replace(config, **other)) is None
+    (tmp_path / "result.json").write_text('{"config": ')
+    with pytest.raises(
+        ValueError, match=r"result\.json cannot be read .*remove it to measure again"
+    ):
+        pruning_limit.known(tmp_path, config)
 
 
 def test_dry_run_prints_the_plan_and_does_nothing_else(tmp_path, capsys):

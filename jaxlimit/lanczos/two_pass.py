@@ -1,7 +1,8 @@
 """Eigenpairs without a basis in memory: one Lanczos run for the values, the same again for vectors.
 
 Without reorthogonalisation the run finds converged eigenvalues again and again (ghosts), but the
-vectors of each copy are as good as any (Paige 1980), so that one copy of each is taken.
+vectors of each copy are as good as any (Paige 1980), so that one copy of each is taken. While a
+copy forms it may stand anywhere between eigenvalues: it is told by its lack of the start vector.
 """
 
 from typing import Any, NamedTuple
@@ -58,7 +59,8 @@ def two_pass_eigenpairs(
         start_vector: as for `tridiagonalize`.
         num_steps: m, at most D.
         num_pairs: k ≤ m. Eigenvalues nearer than √ε‖H‖ to each other count as one, since without
-            reorthogonalisation each is found several times; fewer pairs come if T has no more.
+            reorthogonalisation each is found several times, and a copy still forming is left out;
+            fewer pairs come if T has no more.
         which: "largest", "smallest" or "magnitude".
         mesh: devices that each keep a part of every vector, as for `tridiagonalize`.
 
@@ -110,10 +112,14 @@ def _pick_distinct(
     a, b = diagonal.astype(np.float64), off_diagonal.astype(np.float64)
     values, vectors = np.linalg.eigh(np.diag(a) + np.diag(b[:-1], 1) + np.diag(b[:-1], -1))
     errors = np.abs(b[-1] * vectors[-1])
-    rank = {"largest": -values, "smallest": values, "magnitude": -np.abs(values)}[which]
     apart = np.sqrt(eps) * np.abs(values).max()
+    # Copies grow from rounding, not from the start vector, to which all else owes its place in T.
+    forming = (np.abs(vectors[0]) < eps) & (errors > apart)
+    rank = {"largest": -values, "smallest": values, "magnitude": -np.abs(values)}[which]
     chosen: list[int] = []
     for i in np.argsort(rank):
+        if forming[i]:
+            continue
         copies = [c for c, at in enumerate(chosen) if abs(values[at] - values[i]) <= apart]
         if copies and errors[i] < errors[chosen[copies[0]]]:
             chosen[copies[0]] = int(i)

@@ -64,7 +64,12 @@ def report(net, estimate, rise, sweeps, config) -> dict[str, Any]:
         | {"final_learning_rate": net.trained.history.learning_rate[-1]},
         "dense": {"loss": loss.losses[-1], "accuracy": accuracy.losses[-1]},
         "pruned_accuracy": accuracy.losses[at],
-        "reasons": estimate.reasons + repeated(float(estimate.prediction.ratio), baseline) + edges,
+        "reasons": (
+            *estimate.reasons,
+            *sampled(config.hessian_images, len(net.train.labels)),
+            *repeated(float(estimate.prediction.ratio), baseline),
+            *edges,
+        ),
         "sweep": {
             "loss": {"ratios": loss.ratios, "values": loss.losses, "radii": loss.radii},
             "accuracy": {"ratios": accuracy.ratios, "values": accuracy.losses},
@@ -116,6 +121,16 @@ def flops_per_image(net, batch_size: int) -> tuple[float, float]:
 def num_devices(net) -> int:
     """Return how many devices shared the work."""
     return 1 if net.mesh is None else net.mesh.size
+
+
+def sampled(num_images: int, num_in_all: int) -> tuple[str, ...]:
+    """Say where the Hessian is not that of the loss which pruning is measured by."""
+    if num_images >= num_in_all:
+        return ()
+    return (
+        f"the Hessian is of {num_images:,} of the {num_in_all:,} training images, which is no part "
+        "of the interval: raise hessian_images",
+    )
 
 
 def repeated(prediction: float, baseline: dict[str, float]) -> tuple[str, ...]:

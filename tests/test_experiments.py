@@ -73,6 +73,7 @@ def test_run_writes_its_folder_and_resumes(tmp_path, capsys):
         assert at(first, key) is not None, key
     assert 0 <= first["prediction"]["lower"] <= first["prediction"]["ratio"]
     assert first["prediction"]["ratio"] <= first["prediction"]["upper"] <= 1
+    assert any("256 of the 700 training images" in reason for reason in first["reasons"])
     figures = [folder / f"{n}.png" for n in ("density", "theory_and_practice", "sweep")]
     assert all(10_000 < figure.stat().st_size < 200_000 for figure in figures)
     assert "resuming" not in capsys.readouterr().out
@@ -85,6 +86,11 @@ def test_run_writes_its_folder_and_resumes(tmp_path, capsys):
     assert second["speed"] == {}  # nothing was trained and no product taken
     for key in KEYS[:-1]:
         assert at(second, key) == pytest.approx(at(first, key), rel=1e-5), key
+
+
+def test_a_hessian_of_all_images_is_no_sample():
+    assert pruning_report.sampled(10_000, 1437) == pruning_report.sampled(1437, 1437) == ()
+    assert len(pruning_report.sampled(1436, 1437)) == 1
 
 
 def test_speeds_count_from_the_first_report_and_know_the_share_of_the_peak(monkeypatch):

@@ -11,7 +11,7 @@ from jaxlimit.reporting import comparison_table, replace_block
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
 BLOCKS = {
-    "digits": ["fc5-digits"],
+    "digits": ["fc5-digits", "fc12-digits", "resnet18-digits"],
     "cifar": [
         "fc5-cifar10-annealed",
         "fc5-cifar10-paper",

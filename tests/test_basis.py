@@ -117,14 +117,13 @@ AMONG_GHOSTS = np.concatenate([np.linspace(-1, 1, 294), [-80, -50, -20, 25, 60, 
 
 @pytest.mark.parametrize("which", ["largest", "smallest", "magnitude"])
 def test_two_passes_find_eigenpairs_among_ghosts(which):
-    eigenvalues = AMONG_GHOSTS
-    matvec, q = rotated(eigenvalues)
+    matvec, q = rotated(AMONG_GHOSTS)
     pairs = lanczos.two_pass_eigenpairs(
         matvec, jnp.ones(300), num_steps=80, num_pairs=3, which=which
     )
-    order = {"largest": -eigenvalues, "smallest": eigenvalues, "magnitude": -abs(eigenvalues)}
+    order = {"largest": -AMONG_GHOSTS, "smallest": AMONG_GHOSTS, "magnitude": -abs(AMONG_GHOSTS)}
     wanted = np.argsort(order[which])[:3]
-    np.testing.assert_allclose(pairs.values, eigenvalues[wanted], atol=2e-4)
+    np.testing.assert_allclose(pairs.values, AMONG_GHOSTS[wanted], atol=2e-4)
     overlap = np.abs(np.sum(np.asarray(pairs.vectors) * q[:, wanted].T, axis=1))
     np.testing.assert_allclose(overlap, 1, atol=1e-5)
     assert float(pairs.residual_norms.max()) < 2e-3
@@ -135,8 +134,8 @@ def test_a_ghost_still_forming_is_no_eigenpair(seed):
     """At whatever step the run stops: the next copy may then be on its way, at any value."""
     matvec, _ = rotated(AMONG_GHOSTS)
     begin = jax.random.normal(jax.random.key(seed), (300,))
-    run = lanczos.tridiagonalize(matvec, begin, num_steps=150, reorthogonalize="none")
-    a, b = np.asarray(run.diagonal), np.append(run.off_diagonal, run.residual_norm)
+    result = lanczos.tridiagonalize(matvec, begin, num_steps=150, reorthogonalize="none")
+    a, b = np.asarray(result.diagonal), np.append(result.off_diagonal, result.residual_norm)
     num_forming = 0
     for m in range(60, 150, 2):
         t = np.diag(a[:m]) + np.diag(b[: m - 1], 1) + np.diag(b[: m - 1], -1)

@@ -113,13 +113,12 @@ def _pick_distinct(
     values, vectors = np.linalg.eigh(np.diag(a) + np.diag(b[:-1], 1) + np.diag(b[:-1], -1))
     errors = np.abs(b[-1] * vectors[-1])
     apart = np.sqrt(eps) * np.abs(values).max()
-    # Copies grow from rounding, not from the start vector, to which all else owes its place in T.
-    forming = (np.abs(vectors[0]) < eps) & (errors > apart)
+    # Copies grow from rounding; all else owes its place in T to the start vector, of which a random
+    # one has about D^-1/2 along every eigenvector.
+    forming = (np.abs(vectors[0]) < eps**0.75) & (errors > apart)
     rank = {"largest": -values, "smallest": values, "magnitude": -np.abs(values)}[which]
     chosen: list[int] = []
-    for i in np.argsort(rank):
-        if forming[i]:
-            continue
+    for i in sorted(np.flatnonzero(~forming), key=rank.__getitem__):
         copies = [c for c, at in enumerate(chosen) if abs(values[at] - values[i]) <= apart]
         if copies and errors[i] < errors[chosen[copies[0]]]:
             chosen[copies[0]] = int(i)

@@ -309,7 +309,7 @@ def test_dry_run_plans_for_the_data_of_the_run(change, memory, monkeypatch, caps
 
 
 def test_dry_run_plans_for_the_devices_of_the_run(monkeypatch, capsys):
-    """On a mesh the basis stays where the vectors are: bfloat16 and the host are not tried."""
+    """Eight devices hold the bases that one alone cannot."""
     monkeypatch.setattr(planning.memory, "usable_memory", lambda: 0.42e9)
     config = pruning_limit.Config(dry_run=True, num_steps=64, num_probes=4)
     pruning_limit.main(config)
@@ -317,7 +317,7 @@ def test_dry_run_plans_for_the_devices_of_the_run(monkeypatch, capsys):
     monkeypatch.setattr(pruning_limit.distributed, "all_devices", lambda: mesh)
     pruning_limit.main(config)
     alone, shared = capsys.readouterr().out.split("fc5 on digits")[1:]
-    assert "basis in pinned_host" in alone
+    assert "basis in no memory" in alone
     assert "D = 877,010, on each of 8 devices" in shared
     assert "basis in device" in shared
 

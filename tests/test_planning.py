@@ -42,6 +42,21 @@ def test_less_memory_takes_the_next_way(memory, mode, store, reorthogonalize):
     assert (plan.mode, plan.store, plan.reorthogonalize) == (mode, store, reorthogonalize)
 
 
+def test_what_a_cpu_pins_is_its_own_memory(monkeypatch):
+    monkeypatch.setattr(planning.memory, "usable_memory", lambda: 4.75e9)
+    assert PLAN(memory=4.75e9).store == "pinned_host"
+    here = PLAN()
+    assert here.fits
+    assert (here.mode, here.store) == ("forward-over-reverse", "device")
+
+
+@pytest.mark.parametrize(("copies", "fits"), [(2.9, False), (3.1, True)])
+def test_a_host_holds_the_basis_before_a_chunk_and_its_checkpoint_too(copies, fits, monkeypatch):
+    basis = PLAN(memory=4.75e9).host_bytes
+    monkeypatch.setattr(planning.memory, "host_memory", lambda: copies * basis)
+    assert PLAN(memory=4.75e9, stores=("pinned_host",), modes=("linearized",)).fits == fits
+
+
 def test_last_of_all_no_basis_and_then_advice():
     bare = PLAN(memory=0.5e9, stores=("device", "none"))
     assert (bare.reorthogonalize, bare.parts["basis"]) == ("none", 0)

@@ -221,6 +221,7 @@ def plan(
         num_probes: probes, whose bases are all there at once.
         reorthogonalize: as for `spectrum.spectral_measure`.
         memory: bytes of the device; asked of the device if not given. Nine tenths are planned with.
+            A basis in pinned host memory takes of it too where the device asked is a CPU.
         modes: modes of the product to choose from.
         stores: places for the basis to choose from, "none" that it may be left out.
 
@@ -243,10 +244,11 @@ def plan(
         check_choice("modes", mode, MODES)
     for store in stores:
         check_choice("stores", store, (*lanczos.STORES, "none"))
+    is_host = memory is None and jax.local_devices()[0].platform == "cpu"
     memory = usable_memory() if memory is None else memory
     check_range("memory", float(memory), 0, open_low=True)
     limit = int(USABLE * memory)
-    options = list(_options(workload, num_steps, num_probes, kinds, limit, modes, stores))
+    options = list(_options(workload, num_steps, num_probes, kinds, limit, is_host, modes, stores))
     fitting = [option for option in options if option.fits]
     best = fitting[0] if fitting else min(options, key=lambda option: option.total)
     return best._replace(reasons=_reasons(best, options[0], num_probes))
@@ -315,7 +317,9 @@ def describe(plan: Plan) -> str:
     )
 
 
-def _options(workload, num_steps, num_probes, kinds, limit, modes, stores) -> Iterator[Plan]:
+def _options(
+    workload, num_steps, num_probes, kinds, limit, is_host, modes, stores
+) -> Iterator[Plan]:
     num_steps = min(num_steps, workload.dim)
     on_device = [store for store in stores if store in ("device", "bfloat16")]
     on_host = [store for store in stores if store == "pinned_host"]
@@ -334,11 +338,13 @@ def _options(workload, num_steps, num_probes, kinds, limit, modes, stores) -> It
                 "basis": resident * num_probes,
                 "work on the basis": working,
             }
-            room = host_memory() or float("inf")
-            fits = sum(parts.values()) <= limit and on_host * (num_probes + 1) <= room
-            yield Plan(
-                fits, mode, pieces, kind, store, parts, on_host * num_probes, limit, reasons=()
-            )
+            total, pinned = sum(parts.values()), on_host * num_probes
+            room = limit - total if is_host else host_memory() or float("inf")
+            # Beside all bases there is the one that a chunk of steps starts from; half of a CPU's
+            # memory is left for the copies that checkpoints make, a host's has to hold them too.
+            copies = on_host if is_host else on_host + pinned
+            fits = total <= limit and pinned + copies <= room
+            yield Plan(fits, mode, pieces, kind, store, parts, pinned, limit, reasons=())
 
 
 def _cuts(batch_size: int) -> list[int]:

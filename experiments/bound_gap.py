@@ -6,8 +6,8 @@ python experiments/bound_gap.py --networks vgg16 --base.dataset cifar10 --base.m
     --base.epochs 2 --base.num-steps 16 --base.num-gap-steps 16 --base.num-ratios 12
 
 Every network is a run of `pruning_limit.py`: read where its folder is given or there already, made
-else. The default takes minutes on two cores; the convolutional networks want a GPU, and on a CPU
-are for trial with few images and steps, which the table then says.
+else. The default takes minutes on two cores; convolutional networks on more than digits want a GPU,
+and on a CPU are for trial with few images and steps, which the table then says.
 """
 
 import dataclasses

@@ -25,7 +25,7 @@ import tyro
 
 from jaxlimit import curvature, estimate_limit, flatten_weights, lanczos, models, planning, spectrum
 from jaxlimit import training as train
-from jaxlimit.reporting import (
+from jaxlimit.lab.reporting import (
     console,
     environment,
     kernel_times,

@@ -17,7 +17,7 @@ import trained
 import tyro
 
 from jaxlimit import curvature, lanczos, planning, spectrum
-from jaxlimit.reporting import console, environment, write_json
+from jaxlimit.lab.reporting import console, environment, write_json
 
 
 @dataclasses.dataclass(frozen=True)

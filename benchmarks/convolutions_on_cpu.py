@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import tyro
 
-from jaxlimit._products import canonical_convolutions
-from jaxlimit.reporting import console, environment, markdown_table, time_in_turns, write_json
+from jaxlimit._core.programs import canonical_convolutions
+from jaxlimit.lab.reporting import console, environment, markdown_table, time_in_turns, write_json
 
 
 class Layer(NamedTuple):

@@ -18,8 +18,9 @@ import numpy as np
 import tyro
 
 from jaxlimit import curvature, flatten_weights, lanczos, models, plotting, spectrum, training
+from jaxlimit.lab import figures
+from jaxlimit.lab.reporting import console, environment, time_in_turns, write_json
 from jaxlimit.models.mlp import FC5_WIDTHS
-from jaxlimit.reporting import console, environment, time_in_turns, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,7 @@ def main(config: Config) -> None:
         "environment": start,
     }
     write_json(config.output / "cost_growth.json", content)
-    plotting.save(plotting.plot_growth(sweeps), config.output / "cost_growth.png")
+    plotting.save(figures.plot_growth(sweeps), config.output / "cost_growth.png")
     for name, lines in sweeps.items():
         for label, line in lines.items():
             slope = np.polyfit(np.log(line["x"]), np.log(line["seconds"]), 1)[0]

@@ -23,7 +23,7 @@ import numpy as np
 import peers
 import tyro
 
-from jaxlimit.reporting import console, environment, time_in_turns, write_json
+from jaxlimit.lab.reporting import console, environment, time_in_turns, write_json
 
 
 @dataclasses.dataclass(frozen=True)

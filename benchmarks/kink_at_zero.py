@@ -29,18 +29,19 @@ import tyro
 from scipy.linalg import block_diag
 
 from jaxlimit import (
+    adapters,
     curvature,
     datasets,
     flatten_weights,
     lanczos,
     limits,
     models,
-    operators,
     plotting,
     spectrum,
     training,
 )
-from jaxlimit.reporting import console, environment, markdown_table, write_json
+from jaxlimit.lab import figures
+from jaxlimit.lab.reporting import console, environment, markdown_table, write_json
 
 DEPTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
 DEFAULT_DEPTH = lanczos.FULL_DEPTH
@@ -113,7 +114,7 @@ def trained(net: Net) -> Case:
         loss, batches = training.make_loss(module.clone(dtype=jnp.float64)), [(images, data.labels)]
         weights, _ = flatten_weights(params)
         matvec = curvature.hessian_matvec(loss, params, batches, {})
-        hessian = operators.to_dense(matvec, weights.size, jnp.float64)
+        hessian = adapters.to_dense(matvec, weights.size, jnp.float64)
         eigenvalues = np.linalg.eigvalsh((hessian + hessian.T) / 2)
         epsilon = limits.loss_tolerance(loss, params, batches, {})
         measure = spectrum.exact_measure(jnp.asarray(eigenvalues))
@@ -316,7 +317,7 @@ def main(config: Config) -> None:
         "cases": report,
     }
     write_json(config.output / "kink_at_zero.json", content)
-    figure = plotting.plot_rule_errors(drawn, DEPTHS, RULES, level=0.02)
+    figure = figures.plot_rule_errors(drawn, DEPTHS, RULES, level=0.02)
     plotting.save(figure, config.output / "kink_at_zero.png")
 
 

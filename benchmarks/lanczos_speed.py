@@ -22,7 +22,7 @@ import peers
 import tyro
 
 from jaxlimit import lanczos, limits, spectrum
-from jaxlimit.reporting import console, environment, time_in_turns, write_json
+from jaxlimit.lab.reporting import console, environment, time_in_turns, write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,8 @@ import tyro
 from jax.sharding import Mesh
 
 from jaxlimit import curvature, flatten_weights, lanczos, models, plotting
-from jaxlimit.reporting import console, environment, time_in_turns, write_json
+from jaxlimit.lab import figures
+from jaxlimit.lab.reporting import console, environment, time_in_turns, write_json
 
 
 @dataclasses.dataclass
@@ -128,7 +129,7 @@ def main(args: Args) -> None:
     settings = {**dataclasses.asdict(args), "output": None}
     content = {"benchmark": "mesh_scaling", "settings": settings, "results": results}
     write_json(args.output, content | {"conclusion": conclusion, "environment": start})
-    plotting.save(plotting.plot_scaling(results, cores=cores or 1), args.output.with_suffix(".png"))
+    plotting.save(figures.plot_scaling(results, cores=cores or 1), args.output.with_suffix(".png"))
     console.print(conclusion)
 
 

@@ -18,7 +18,7 @@ import peers
 import tyro
 
 from jaxlimit import spectrum
-from jaxlimit.reporting import console, environment, write_json
+from jaxlimit.lab.reporting import console, environment, write_json
 
 CASES = (
     "ours, float32",

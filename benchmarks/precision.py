@@ -24,8 +24,8 @@ from jax.extend import core
 from jax.tree_util import Partial
 
 from jaxlimit import curvature, lanczos, models, spectrum, training
-from jaxlimit._products import change_products
-from jaxlimit.reporting import console, environment, time_in_turns, write_json
+from jaxlimit._core.programs import change_products
+from jaxlimit.lab.reporting import console, environment, time_in_turns, write_json
 
 ERROR_ALLOWED = 0.01  # of ρ*, a tenth of what its interval usually leaves open
 

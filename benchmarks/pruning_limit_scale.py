@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 
 from jaxlimit import limits, spectrum
-from jaxlimit.reporting import console, environment, time_in_turns, write_json
+from jaxlimit.lab.reporting import console, environment, time_in_turns, write_json
 
 
 @dataclasses.dataclass

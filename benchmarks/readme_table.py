@@ -7,7 +7,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from jaxlimit.reporting import comparison_table, markdown_table, replace_block
+from jaxlimit.lab.reporting import comparison_table, markdown_table, replace_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

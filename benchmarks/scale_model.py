@@ -18,8 +18,8 @@ import scale_tables
 import tyro
 
 from jaxlimit import curvature, flatten_weights, models, planning, training
+from jaxlimit.lab.reporting import console, environment, plain, time_in_turns, write_json
 from jaxlimit.planning import H100, H100_FLOPS, INFINIBAND, Machine, Network
-from jaxlimit.reporting import console, environment, plain, time_in_turns, write_json
 
 IMAGES = {"fc5": 512, "resnet18": 32, "resnet50": 8}
 STEPS = 128

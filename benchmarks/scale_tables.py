@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from jaxlimit.reporting import markdown_table, replace_block
+from jaxlimit.lab.reporting import markdown_table, replace_block
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "scale.md"

@@ -22,7 +22,7 @@ import optax
 import tyro
 
 from jaxlimit import datasets, models, training
-from jaxlimit.reporting import console, environment, write_json
+from jaxlimit.lab.reporting import console, environment, write_json
 
 
 @dataclasses.dataclass

@@ -20,7 +20,8 @@ from pruning_limit import Config as RunConfig
 from pruning_limit import check_lone, known, run
 
 from jaxlimit import plotting
-from jaxlimit.reporting import console, environment, markdown_table, write_json
+from jaxlimit.lab import figures
+from jaxlimit.lab.reporting import console, environment, markdown_table, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +112,7 @@ def main(config: Config) -> None:
     if not rows:
         raise ValueError("runs or networks must name at least one, got none")
     sentence, laid_out = conclude(rows), table(rows)
-    figure = plotting.plot_gaps(rows, title="The published bounds and the gap Δ between them")
+    figure = figures.plot_gaps(rows, title="The published bounds and the gap Δ between them")
     plotting.save(figure, config.output / "bound_gap.png")
     content = {"sentence": sentence, "rows": rows, "table": laid_out,
                "config": config, "environment": environment()}  # fmt: skip

@@ -17,7 +17,8 @@ from typing import Any
 import tyro
 
 from jaxlimit import limits, plotting, spectrum
-from jaxlimit.reporting import console, environment, write_json
+from jaxlimit.lab import figures
+from jaxlimit.lab.reporting import console, environment, write_json
 
 STEPS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
@@ -75,7 +76,7 @@ def main(config: Config) -> None:
     sentences = [conclude(name, rows) for name, rows in series.items()]
     output = config.output or config.runs[0]
     title = "The bound against Lanczos depth, {model} on {dataset}".format(**results[0]["config"])
-    plotting.save(plotting.plot_depth(series, title=title), output / "depth.png")
+    plotting.save(figures.plot_depth(series, title=title), output / "depth.png")
     content = {
         "radius": radius,
         "epsilon": epsilon,

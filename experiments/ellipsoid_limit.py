@@ -21,8 +21,9 @@ import numpy as np
 import tyro
 
 from jaxlimit import limits, plotting
-from jaxlimit.plotting import QuadraticComparison
-from jaxlimit.reporting import Stages, console, environment, write_json
+from jaxlimit.lab import figures
+from jaxlimit.lab.figures import QuadraticComparison
+from jaxlimit.lab.reporting import Stages, console, environment, write_json
 from jaxlimit.spectrum import exact_measure
 
 # Quantile functions, from u = 0 to u = 1, of eigenvalues.
@@ -120,7 +121,7 @@ def main(config: Config) -> None:
                 for name, series in comparisons.items():
                     series.append(compare(name, dim, config))
     sentence = conclude(comparisons)
-    figure = plotting.plot_quadratic_limits(comparisons)
+    figure = figures.plot_quadratic_limits(comparisons)
     plotting.save(figure, config.output / "ellipsoid_limit.png")
     result = {
         "sentence": sentence,

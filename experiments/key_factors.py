@@ -19,8 +19,9 @@ import tyro
 from scipy.stats import spearmanr
 
 from jaxlimit import limits, plotting, pruning, spectrum, training
+from jaxlimit.lab import figures
+from jaxlimit.lab.reporting import Stages, console, environment, plain, write_json
 from jaxlimit.pruning import SweepResult
-from jaxlimit.reporting import Stages, console, environment, plain, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,13 +272,13 @@ def main(config: Config) -> None:
     if any(r["factor"] in ("l1", "l2") for r in rows):
         sentences.append(conclude_regularisation(rows, of_base))
     title = f"{config.base.model} on {config.base.dataset}"
-    plotting.save(plotting.plot_factors(rows, of_base, title=title), config.output / "factors.png")
+    plotting.save(figures.plot_factors(rows, of_base, title=title), config.output / "factors.png")
     rounds = None
     if config.ratios:
         console.rule("gradual pruning")
         rounds = plain(prune_in_rounds(config))
         sentences.append(conclude_rounds(rounds, first["epsilon"]))
-        figure = plotting.plot_rounds(rounds, first["epsilon"], title=title)
+        figure = figures.plot_rounds(rounds, first["epsilon"], title=title)
         plotting.save(figure, config.output / "rounds.png")
     content = {"rows": rows, "rank_correlations": table, "rounds": rounds, "sentences": sentences,
                "config": config, "environment": environment()}  # fmt: skip

@@ -15,8 +15,10 @@ import numpy as np
 import pruning_limit
 import tyro
 
-from jaxlimit import distributed, lomp, plotting, training
-from jaxlimit.reporting import Stages, console, environment, write_json
+from jaxlimit import distributed, plotting, training
+from jaxlimit.lab import figures
+from jaxlimit.lab.reporting import Stages, console, environment, write_json
+from jaxlimit.pruning import lomp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,7 @@ def main(config: Config) -> None:
     if distributed.is_first():
         write_json(folder / "lomp.json", result)
         title = f"Pruned in one shot, {config.model} on {config.dataset}"
-        figure = plotting.plot_lomp(rows, dense, limits, title=title)
+        figure = figures.plot_lomp(rows, dense, limits, title=title)
         plotting.save(figure, folder / "lomp.png")
     for kind in ("one_shot", "fine_tuned"):
         fit = [r["ratio"] for r in rows if r[kind] >= dense - config.accuracy_tolerance]

@@ -16,8 +16,8 @@ import tyro
 from scipy.optimize import linprog
 
 from jaxlimit import geometry, plotting
-from jaxlimit.plotting import Transition, plot_phase_transitions
-from jaxlimit.reporting import Stages, console, environment, write_json
+from jaxlimit.lab.figures import Transition, plot_phase_transitions
+from jaxlimit.lab.reporting import Stages, console, environment, write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,8 +33,8 @@ from jaxlimit import (
     spectrum,
     training,
 )
+from jaxlimit.lab.reporting import Stages, console, environment, plain, write_json
 from jaxlimit.pruning import SweepResult
-from jaxlimit.reporting import Stages, console, environment, plain, write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from rich.table import Table
 
 from jaxlimit import limits, planning, plotting, pruning, training
-from jaxlimit.reporting import console
+from jaxlimit.lab.reporting import console
 
 
 def report(net, estimate, rise, sweeps, config) -> dict[str, Any]:

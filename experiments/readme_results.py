@@ -6,7 +6,7 @@ python experiments/readme_results.py        # rewrites README.md between its mar
 import json
 from pathlib import Path
 
-from jaxlimit.reporting import comparison_table, replace_block
+from jaxlimit.lab.reporting import comparison_table, replace_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"

@@ -21,8 +21,9 @@ import pruning_limit
 import tyro
 
 from jaxlimit import curvature, datasets, flatten_weights, limits, plotting, spectrum
+from jaxlimit.lab import figures
+from jaxlimit.lab.reporting import Stages, console, environment, markdown_table, write_json
 from jaxlimit.limits import PruningLimit
-from jaxlimit.reporting import Stages, console, environment, markdown_table, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +225,7 @@ def main(config: Config) -> None:
         knobs = compare(turn_knobs(bench, measure, config))
     sentence, laid_out = conclude(knobs), table(knobs)
     name = f"{settings.model} on {settings.dataset}"
-    figure = plotting.plot_sensitivity(knobs, title=f"One knob at a time, {name}")
+    figure = figures.plot_sensitivity(knobs, title=f"One knob at a time, {name}")
     plotting.save(figure, config.output / "sensitivity.png")
     content = {
         "sentence": sentence,

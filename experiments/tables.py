@@ -23,8 +23,9 @@ import pruning_report
 import tyro
 
 from jaxlimit import distributed, plotting
-from jaxlimit.plotting import MeanAndDeviation, TableRow
-from jaxlimit.reporting import build, console, markdown_table, write_json
+from jaxlimit.lab import figures
+from jaxlimit.lab.figures import MeanAndDeviation, TableRow
+from jaxlimit.lab.reporting import build, console, markdown_table, write_json
 
 HERE = Path(__file__).parent
 SETTINGS = ("paper", "annealed", "smoke")
@@ -367,7 +368,7 @@ def tabulate(rows: list[Row], config: Config) -> list[Cell]:
     (config.results / "table.md").write_text(markdown(cells))
     write_csv(config.results / "table.csv", cells)
     drawn = [TableRow(row.name, pairs([c for c in cells if c.row is row])) for row in rows]
-    plotting.save(plotting.plot_tables(drawn), config.results / "table.png")
+    plotting.save(figures.plot_tables(drawn), config.results / "table.png")
     return cells
 
 

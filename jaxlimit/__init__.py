@@ -1,42 +1,91 @@
-"""How sparse can a trained network be pruned? Hessian spectra and convex-geometry limits in JAX."""
+"""How sparse can a trained network be pruned? Hessian spectra and convex-geometry limits in JAX.
 
-from jaxlimit import (
-    curvature,
-    distributed,
-    geometry,
-    lanczos,
-    limits,
-    lomp,
-    models,
-    operators,
-    planning,
-    pruning,
-    spectrum,
-    traces,
-    training,
-)
-from jaxlimit._estimate import Estimate
-from jaxlimit._weights import flatten_weights
-from jaxlimit.estimation import LimitEstimate, estimate_limit
+Modules and names are loaded when they are first asked for, so that `import jaxlimit` costs little
+more than `import jax`.
+"""
+
+import importlib
+import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxlimit import (
+        adapters,
+        curvature,
+        datasets,
+        distributed,
+        geometry,
+        lab,
+        lanczos,
+        limits,
+        models,
+        planning,
+        plotting,
+        pruning,
+        spectrum,
+        studies,
+        traces,
+        training,
+    )
+    from jaxlimit._core.estimate import Estimate
+    from jaxlimit._core.weights import flatten_weights
+    from jaxlimit.studies import LimitEstimate, estimate_limit
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Estimate",
     "LimitEstimate",
+    "adapters",
     "curvature",
+    "datasets",
     "distributed",
     "estimate_limit",
     "flatten_weights",
     "geometry",
+    "lab",
     "lanczos",
     "limits",
-    "lomp",
     "models",
-    "operators",
     "planning",
+    "plotting",
     "pruning",
     "spectrum",
+    "studies",
     "traces",
     "training",
 ]
+
+# Where the names that are no modules live.
+_HOMES = {
+    "Estimate": "jaxlimit._core.estimate",
+    "LimitEstimate": "jaxlimit.studies",
+    "estimate_limit": "jaxlimit.studies",
+    "flatten_weights": "jaxlimit._core.weights",
+}
+# Modules of version 0.1 that have moved.
+_MOVED = {
+    "estimation": "jaxlimit.studies.estimation",
+    "lomp": "jaxlimit.pruning.lomp",
+    "operators": "jaxlimit.adapters",
+    "reporting": "jaxlimit.lab.reporting",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in __all__:
+        value = importlib.import_module(f"jaxlimit.{name}")
+    elif name in _MOVED:
+        message = f"jaxlimit.{name} is now {_MOVED[name]}; the old name goes in the next version"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return importlib.import_module(_MOVED[name])
+    else:
+        raise AttributeError(f"module 'jaxlimit' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jaxlimit._checks import check_count
+from jaxlimit._core.checks import check_count
 
 HEARTBEAT_SECONDS = 20
 START_SECONDS = 120

@@ -10,41 +10,58 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "jaxlimit"
 OUTSIDE = {"experiments", "benchmarks", "tests"}
 
-# Public modules, each with the public modules it may import.
+# Public rooms, each with the public rooms that it may import.
 LEAVES = (
-    "curvature", "datasets", "distributed", "geometry", "lanczos", "models", "pruning", "reporting",
-    "traces", "training",
-)  # fmt: skip
+    "curvature",
+    "datasets",
+    "distributed",
+    "geometry",
+    "lanczos",
+    "models",
+    "traces",
+    "training",
+)
 LAYERS: dict[str, set[str]] = {
     **{name: set() for name in LEAVES},
-    "operators": set(),
+    "adapters": set(),
     "spectrum": {"lanczos"},
     "limits": {"lanczos", "spectrum"},
+    "pruning": {"curvature", "lanczos", "limits", "spectrum", "training"},
     "planning": {"curvature", "lanczos"},
 }
-COMPOSING = {"__init__", "estimation", "lomp"}
-FIGURES = "plotting"
+NUMERICS = {*LAYERS, "studies"}
+FIGURES = {"plotting", "lab"}
+
+# The floors of the frame, from the ground up: a module imports from lower floors alone.
+FLOORS = (
+    {"checks", "memory", "files"},
+    {"estimate", "host", "weights", "programs", "magnitudes"},
+    {"batches", "operator", "checkpoints"},
+    {"sharding"},
+)
 
 
 def violations(module: str, imported: str) -> list[str]:
-    """Say which rules it breaks that the file of `module` imports `imported`, dotted names both.
-
-    The underscore modules of the package are its frame: any module may import them, and they may
-    import one another, but no public module.
-    """
+    """Say which rules it breaks that the file of `module` imports `imported`, dotted names both."""
     source, target = _part(module), _part(imported)
     broken = []
-    if imported.split(".")[0] == "matplotlib" and not source.startswith(FIGURES):
-        broken.append("only plotting imports matplotlib")
+    if imported.split(".")[0] == "matplotlib" and source not in FIGURES:
+        broken.append("only plotting and lab import matplotlib")
     if imported.split(".")[0] in OUTSIDE:
         broken.append("the package does not import what stands outside it")
-    if target is None or target in (source, "_frame"):
+    if target is None:
         return broken
-    if source == "_frame":
-        broken.append("an underscore module imports no public module")
-    elif target.startswith(FIGURES) and not source.startswith(FIGURES):
-        broken.append("nothing imports plotting")
-    elif source not in COMPOSING and not source.startswith(FIGURES):
+    if source == target == "_core":
+        return broken + _floor_violations(module, imported)
+    if target in (source, "_core"):
+        return broken
+    if source == "_core":
+        broken.append("the frame imports no room")
+    elif target in FIGURES and source in NUMERICS:
+        broken.append("no numerics import figures or the lab")
+    elif target == "lab" and source == "plotting":
+        broken.append("plotting draws the library's own results and knows nothing of the lab")
+    elif source not in {"__init__", "studies", *FIGURES, "cli"}:
         if source not in LAYERS:
             broken.append(f"{source} has no place in LAYERS yet")
         elif target not in LAYERS[source]:
@@ -52,14 +69,26 @@ def violations(module: str, imported: str) -> list[str]:
     return broken
 
 
+def _floor_violations(module: str, imported: str) -> list[str]:
+    floors = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+    source, target = (
+        name.split(".")[2] if name.count(".") > 1 else None for name in (module, imported)
+    )
+    if source is None or target is None or source == target:
+        return []
+    if source not in floors or target not in floors:
+        return [f"{source} or {target} has no floor in FLOORS yet"]
+    if floors[target] >= floors[source]:
+        return [f"{source} is on floor {floors[source]} and {target} on floor {floors[target]}"]
+    return []
+
+
 def _part(module: str) -> str | None:
     """Return the top-level part a dotted name belongs to; None outside the package."""
     package, *parts = module.split(".")
     if package != PACKAGE:
         return None
-    if not parts or parts == ["__init__"]:
-        return "__init__"
-    return "_frame" if parts[0].startswith("_") else parts[0]
+    return parts[0] if parts else "__init__"
 
 
 def imports(source: str, module: str, is_package: bool) -> Iterator[str]:
@@ -73,6 +102,8 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[str]:
             origin = ".".join([*base, *([node.module] if node.module else [])])
             if origin == PACKAGE:
                 yield from (f"{PACKAGE}.{_module_or_root(alias.name)}" for alias in node.names)
+            elif origin == f"{PACKAGE}._core":
+                yield from (f"{origin}.{alias.name}" for alias in node.names)
             else:
                 yield origin
 
@@ -119,14 +150,19 @@ def test_experiments_leave_figures_to_plotting():
         ("jaxlimit.lanczos", "jaxlimit.spectrum"),
         ("jaxlimit.spectrum", "jaxlimit.limits"),
         ("jaxlimit.curvature.operators", "jaxlimit.lanczos"),
-        ("jaxlimit.pruning", "jaxlimit.curvature"),
+        ("jaxlimit.limits", "jaxlimit.pruning"),
         ("jaxlimit.models.mlp", "jaxlimit.training.loop"),
-        ("jaxlimit.limits", "jaxlimit.estimation"),
+        ("jaxlimit.limits", "jaxlimit.studies"),
         ("jaxlimit.limits", "jaxlimit.__init__"),
-        ("jaxlimit._weights", "jaxlimit.curvature"),
+        ("jaxlimit._core.weights", "jaxlimit.curvature"),
+        ("jaxlimit._core.checks", "jaxlimit._core.weights"),
+        ("jaxlimit._core.batches", "jaxlimit._core.sharding"),
+        ("jaxlimit._core.newcomer", "jaxlimit._core.checks"),
         ("jaxlimit.traces", "matplotlib.pyplot"),
-        ("jaxlimit.estimation", "jaxlimit.plotting"),
-        ("jaxlimit.estimation", "experiments.common"),
+        ("jaxlimit.studies.estimation", "jaxlimit.plotting"),
+        ("jaxlimit.studies.estimation", "jaxlimit.lab.reporting"),
+        ("jaxlimit.plotting", "jaxlimit.lab"),
+        ("jaxlimit.studies.estimation", "experiments.common"),
         ("jaxlimit.newcomer", "jaxlimit.lanczos"),
     ],
 )
@@ -140,11 +176,13 @@ def test_the_rules_refuse(module, imported):
         ("jaxlimit.spectrum", "jaxlimit.lanczos"),
         ("jaxlimit.limits.bounds", "jaxlimit.spectrum"),
         ("jaxlimit.limits.bounds", "jaxlimit.limits._crossing"),
-        ("jaxlimit.curvature.operators", "jaxlimit._batches"),
-        ("jaxlimit._weights", "jaxlimit._checks"),
-        ("jaxlimit.estimation", "jaxlimit.curvature"),
+        ("jaxlimit.pruning.lomp", "jaxlimit.training"),
+        ("jaxlimit.curvature.operators", "jaxlimit._core.batches"),
+        ("jaxlimit._core.weights", "jaxlimit._core.checks"),
+        ("jaxlimit.studies.estimation", "jaxlimit.curvature"),
         ("jaxlimit.plotting", "matplotlib.pyplot"),
-        ("jaxlimit", "jaxlimit.estimation"),
+        ("jaxlimit.lab.figures.growth", "matplotlib.pyplot"),
+        ("jaxlimit", "jaxlimit.studies.estimation"),
         ("jaxlimit.geometry.cones", "jax.numpy"),
     ],
 )
@@ -157,6 +195,7 @@ def test_the_rules_allow(module, imported):
     [
         ("from jaxlimit import spectrum", "jaxlimit.spectrum"),
         ("from jaxlimit import flatten_weights", "jaxlimit.__init__"),
+        ("from jaxlimit._core import sharding", "jaxlimit._core.sharding"),
         ("from jaxlimit.spectrum import density", "jaxlimit.spectrum"),
         ("import jaxlimit.spectrum as s", "jaxlimit.spectrum"),
         ("from ..spectrum import density", "jaxlimit.spectrum"),

@@ -10,8 +10,8 @@ So one mechanism serves them all: `jax.jvp` of the gradient map for each product
 `jax.linearize` of it once and then only its linear part.
 """
 
-from jaxlimit._host import HostMatvec
-from jaxlimit._weights import Where, every_leaf, is_weight
+from jaxlimit._core.host import HostMatvec
+from jaxlimit._core.weights import Where, every_leaf, is_weight
 from jaxlimit.curvature._operator import MATVEC_MODES, MatvecSettings, restrict
 from jaxlimit.curvature.derivatives import HVP_MODES, hvp, mean_gradient
 from jaxlimit.curvature.operators import (

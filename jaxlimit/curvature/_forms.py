@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Array
 
-from jaxlimit import _mesh
-from jaxlimit._batches import mean_over
-from jaxlimit._host import check_vector
-from jaxlimit._products import (
+from jaxlimit._core import sharding
+from jaxlimit._core.batches import mean_over
+from jaxlimit._core.host import check_vector
+from jaxlimit._core.programs import (
     canonical_linear,
     narrow_products,
     precise_products,
@@ -138,7 +138,7 @@ class _OnMesh:
         """Return what the linearised form holds on each device."""
         linearize = partial(_linearize_on, self.mesh, self._term, None)
         stored = jax.eval_shape(linearize, self.common, self.own)
-        return _num_bytes(stored) // _mesh.num_shares(self.mesh)
+        return _num_bytes(stored) // sharding.num_shares(self.mesh)
 
     def linearized(self, product_dtype: Any) -> Partial:
         """Linearise now, on each device what it has."""
@@ -149,8 +149,8 @@ class _OnMesh:
         """Linearise anew in each product."""
         return Partial(self._split(self._term), self.common, self.own)
 
-    def _split(self, term: Callable) -> _mesh.SplitProduct:
-        return _mesh.SplitProduct(self.mesh, self.dim, term, self.dtype)
+    def _split(self, term: Callable) -> sharding.SplitProduct:
+        return sharding.SplitProduct(self.mesh, self.dim, term, self.dtype)
 
     @property
     def _term(self) -> "_Term":
@@ -167,13 +167,13 @@ def lay_out(
     sharded: bool,
 ) -> _OnMesh:
     """Lay out over a mesh what an operator needs."""
-    shares = _mesh.share_out(batches, mesh)
+    shares = sharding.share_out(batches, mesh)
     whole, piece = weights, None
     if sharded:
-        pieces = _mesh.split_vector(weights, mesh).reshape(_mesh.num_shares(mesh), -1)
-        whole, piece = None, _mesh.place(pieces, _mesh.split(mesh))
+        pieces = sharding.split_vector(weights, mesh).reshape(sharding.num_shares(mesh), -1)
+        whole, piece = None, sharding.place(pieces, sharding.split(mesh))
     common = _Common(unflatten, whole, operands, shares.weights, shares.common)
-    common = _mesh.replicate(common, mesh)
+    common = sharding.replicate(common, mesh)
     own = _Own(piece, shares.own)
     return _OnMesh(kind, mesh, weights.size, weights.dtype, common, own)
 
@@ -191,7 +191,7 @@ class _Term:
         weights = common.weights
         if weights is None:
             weights = jax.lax.all_gather(own.piece, self.axis, tiled=True)[: self.dim]
-        groups = _mesh.groups_of_device(common.shares, own.batches, common.batches)
+        groups = sharding.groups_of_device(common.shares, own.batches, common.batches)
         return common.unflatten, weights, groups, common.operands
 
     def __call__(self, common: _Common, own: _Own, vector: Array) -> Array:
@@ -210,4 +210,4 @@ def _linearize_on(mesh: Mesh, term: _Term, product_dtype: Any, common: _Common, 
         linear = _linearize(term.kind, product_dtype, *term.args(common, own))
         return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], linear)
 
-    return _mesh.shard_map(of_device, mesh, jax.sharding.PartitionSpec(term.axis))(common, own)
+    return sharding.shard_map(of_device, mesh, jax.sharding.PartitionSpec(term.axis))(common, own)

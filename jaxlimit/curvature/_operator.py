@@ -12,12 +12,12 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool
 
-from jaxlimit import _mesh
-from jaxlimit._batches import check_like, group_batches, leading_size
-from jaxlimit._checks import check_choice, check_range
-from jaxlimit._host import HostMatvec
-from jaxlimit._mesh import SplitProduct
-from jaxlimit._weights import Where, flatten_weights, is_weight, selected
+from jaxlimit._core import sharding
+from jaxlimit._core.batches import check_like, group_batches, leading_size
+from jaxlimit._core.checks import check_choice, check_range
+from jaxlimit._core.host import HostMatvec
+from jaxlimit._core.sharding import SplitProduct
+from jaxlimit._core.weights import Where, flatten_weights, is_weight, selected
 from jaxlimit.curvature._forms import Compiled, OneDevice, Recomputed, lay_out
 
 Matvec = Callable[[Array], Array]
@@ -128,7 +128,7 @@ def make_host_operator(
 ) -> HostMatvec:
     """Make the product that reads its batches anew each time; see `hessian_matvec_over`."""
     weights, unflatten = flatten_weights(params, where)
-    unflatten, weights, operands = _mesh.replicate((unflatten, weights, operands), mesh)
+    unflatten, weights, operands = sharding.replicate((unflatten, weights, operands), mesh)
 
     def product(vector):
         total, num_examples = jnp.zeros_like(vector), 0

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxlimit import _mesh
-from jaxlimit._batches import check_like, check_scalar, first_batch
-from jaxlimit._checks import check_choice, check_floating_tree
-from jaxlimit._mesh import takes_mesh
-from jaxlimit._products import precise_products
-from jaxlimit._weights import Where, flatten_weights, is_weight
+from jaxlimit._core import sharding
+from jaxlimit._core.batches import check_like, check_scalar, first_batch
+from jaxlimit._core.checks import check_choice, check_floating_tree
+from jaxlimit._core.programs import precise_products
+from jaxlimit._core.sharding import takes_mesh
+from jaxlimit._core.weights import Where, flatten_weights, is_weight
 
 HVP_MODES = (
     "forward-over-reverse",
@@ -123,9 +123,9 @@ def mean_gradient(
     """
     check_scalar(loss, params, first_batch(batches), *operands)
     weights, unflatten = flatten_weights(params, where)
-    examples = _mesh.examples_of(batches, mesh)
-    at = _mesh.replicate((unflatten, weights, operands), mesh)
-    return _mesh.gather(_gradient(loss, examples, *at), mesh)
+    examples = sharding.examples_of(batches, mesh)
+    at = sharding.replicate((unflatten, weights, operands), mesh)
+    return sharding.gather(_gradient(loss, examples, *at), mesh)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -134,4 +134,4 @@ def _gradient(loss, examples, *at):
         return jax.grad(lambda vector: loss(unflatten(vector), batch, *operands))(weights)
 
     with precise_products():
-        return _mesh.mean(examples, of_batch, *at)
+        return sharding.mean(examples, of_batch, *at)

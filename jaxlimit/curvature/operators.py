@@ -9,11 +9,11 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from jaxlimit._batches import check_scalar, first_batch, group_batches, leading_size
-from jaxlimit._checks import check_floating_tree
-from jaxlimit._host import HostMatvec
-from jaxlimit._mesh import takes_mesh
-from jaxlimit._weights import Where, flatten_weights, is_weight
+from jaxlimit._core.batches import check_scalar, first_batch, group_batches, leading_size
+from jaxlimit._core.checks import check_floating_tree
+from jaxlimit._core.host import HostMatvec
+from jaxlimit._core.sharding import takes_mesh
+from jaxlimit._core.weights import Where, flatten_weights, is_weight
 from jaxlimit.curvature._forms import linearization_size
 from jaxlimit.curvature._gradients import EmpiricalFisher, GaussNewton, Hessian
 from jaxlimit.curvature._operator import MatvecSettings, make_host_operator, make_operator

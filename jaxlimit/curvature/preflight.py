@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax.extend import core
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlimit._checks import check_range
-from jaxlimit._host import HostMatvec
-from jaxlimit._matvec import check_dtype, prepare
-from jaxlimit._products import change_products, highest_precision, product_dtypes
+from jaxlimit._core.checks import check_range
+from jaxlimit._core.host import HostMatvec
+from jaxlimit._core.operator import check_dtype, prepare
+from jaxlimit._core.programs import change_products, highest_precision, product_dtypes
 
 _NUM_VECTORS = 4
 

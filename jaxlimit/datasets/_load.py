@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from jaxlimit._checks import check_count
+from jaxlimit._core.checks import check_count
 
 _NUM_DIGITS_TRAIN = 1437
 _NAMES = ("digits", "cifar10", "cifar100", "tiny_imagenet")

@@ -11,7 +11,7 @@ from jax.scipy.special import erfc
 from jax.tree_util import Partial
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from jaxlimit._checks import check_range
+from jaxlimit._core.checks import check_range
 
 # Tests homogeneity: a power of two is exact in floating point, a large one leaves bounded sets.
 STRETCH = 1024.0

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlimit._checks import check_choice, check_range, is_concrete
+from jaxlimit._core.checks import check_choice, check_range, is_concrete
 from jaxlimit.geometry._numerics import (
     check_finite_range,
     excess_moments,

@@ -8,8 +8,8 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from jaxlimit._checks import check_count, check_floating_tree, is_concrete
-from jaxlimit._estimate import Estimate, estimate_from_samples
+from jaxlimit._core.checks import check_count, check_floating_tree, is_concrete
+from jaxlimit._core.estimate import Estimate, estimate_from_samples
 from jaxlimit.geometry._numerics import (
     STRETCH,
     TOLERANCE,

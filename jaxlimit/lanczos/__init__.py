@@ -6,8 +6,8 @@ numerically (an invariant subspace, a product that is not finite) ends the recur
 stands and is told in the result; it never spreads NaN.
 """
 
-from jaxlimit._basis import STORES
-from jaxlimit._eigenpairs import Eigenpairs, extremal_eigenpairs
+from jaxlimit.lanczos._basis import STORES
+from jaxlimit.lanczos.eigenpairs import Eigenpairs, extremal_eigenpairs
 from jaxlimit.lanczos.persistence import load, save, with_room
 from jaxlimit.lanczos.recurrence import extend, finish, start, tridiagonalize
 from jaxlimit.lanczos.state import (

@@ -4,8 +4,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxlimit import _basis, _files
-from jaxlimit._checks import check_count, is_concrete
+from jaxlimit._core import files
+from jaxlimit._core.checks import check_count, is_concrete
+from jaxlimit.lanczos import _basis
 from jaxlimit.lanczos.state import LanczosState, check_basis, num_rows
 
 FORMAT_VERSION = 1
@@ -72,7 +73,7 @@ def save(path: Any, state: LanczosState) -> None:
         name: value for name, value in state._asdict().items() if value is not None
     }
     on_host = state.basis is not None and _basis.is_on_host(state.basis)
-    _files.save(path, FORMAT_VERSION, on_host=on_host, **fields)
+    files.save(path, FORMAT_VERSION, on_host=on_host, **fields)
 
 
 def load(path: Any) -> LanczosState:
@@ -97,7 +98,7 @@ def load(path: Any) -> LanczosState:
     ValueError: ...state.npz must be a Lanczos recurrence of format 1, got a file that ...
     """
     needed = {"on_host", *LanczosState._fields} - {"basis"}
-    found = _files.load(path, "a Lanczos recurrence", FORMAT_VERSION, needed)
+    found = files.load(path, "a Lanczos recurrence", FORMAT_VERSION, needed)
     basis, on_host = found.get("basis"), bool(found["on_host"])
     fields = {name: jnp.asarray(found[name]) for name in needed - {"on_host"}}
     return LanczosState(

@@ -10,12 +10,13 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from jaxlimit import _basis, _mesh
-from jaxlimit._basis import STORES
-from jaxlimit._checks import check_choice, check_count, is_concrete, is_finite
-from jaxlimit._host import HostMatvec
-from jaxlimit._matvec import prepare
-from jaxlimit._mesh import takes_mesh
+from jaxlimit._core import sharding
+from jaxlimit._core.checks import check_choice, check_count, is_concrete, is_finite
+from jaxlimit._core.host import HostMatvec
+from jaxlimit._core.operator import prepare
+from jaxlimit._core.sharding import takes_mesh
+from jaxlimit.lanczos import _basis
+from jaxlimit.lanczos._basis import STORES
 from jaxlimit.lanczos.state import (
     REORTHOGONALIZE,
     LanczosState,
@@ -82,7 +83,7 @@ def tridiagonalize(
     state = start(start_vector, num_steps=num_steps, store=store, mesh=mesh, **settings)
     num_steps = state.diagonal.shape[0]
     matvec, dim, _ = prepare(matvec, jnp.size(start_vector), state.current.dtype)
-    matvec = _mesh.pad_operator(matvec, dim, state.current.size)
+    matvec = sharding.pad_operator(matvec, dim, state.current.size)
     state = extend(matvec, state, num_steps=num_steps, reorthogonalize=reorthogonalize)
     return finish(state)
 
@@ -132,13 +133,13 @@ def start(
         )
     rows = num_steps if keep_basis else rows
     dtype = start_vector.dtype
-    check_basis(rows, _mesh.share_of(dim, mesh), dtype, store)
+    check_basis(rows, sharding.share_of(dim, mesh), dtype, store)
     norm = jnp.linalg.norm(start_vector)
     current = start_vector / jnp.where(norm > 0, norm, 1)
     if mesh is not None:
-        current = _mesh.split_vector(current, mesh)
+        current = sharding.split_vector(current, mesh)
     state = LanczosState(
-        previous=_mesh.zeros(current.shape, dtype, mesh),
+        previous=sharding.zeros(current.shape, dtype, mesh),
         current=current,
         diagonal=jnp.zeros(num_steps, dtype),
         off_diagonal=jnp.zeros(num_steps, dtype),
@@ -151,7 +152,7 @@ def start(
     if mesh is None:
         return state
     long = {name: getattr(state, name) for name in ("previous", "current", "basis")}
-    short = _mesh.replicate(state._replace(**dict.fromkeys(long)), mesh)
+    short = sharding.replicate(state._replace(**dict.fromkeys(long)), mesh)
     return short._replace(**long)
 
 
@@ -190,13 +191,13 @@ def extend(
     is_padded = isinstance(matvec, HostMatvec) and matvec.dim == size
     if is_concrete(state.dim) and size != state.dim and not is_padded:
         matvec, dim, _ = prepare(matvec, int(state.dim), dtype)
-        matvec = _mesh.pad_operator(matvec, dim, size)
+        matvec = sharding.pad_operator(matvec, dim, size)
     matvec, _, _ = prepare(matvec, size, dtype)
     if isinstance(matvec, HostMatvec):
         for _ in range(num_steps):
             state = _advance(matvec(state.current), state, reorthogonalize)
         return state
-    with _mesh.on(_mesh.mesh_of(state.current)):
+    with sharding.on(sharding.mesh_of(state.current)):
         return _extend(matvec, state, num_steps, reorthogonalize)
 
 

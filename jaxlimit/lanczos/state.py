@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxlimit._checks import check_choice
-from jaxlimit._memory import check_memory
+from jaxlimit._core.checks import check_choice
+from jaxlimit._core.memory import check_memory
 
 REORTHOGONALIZE = ("full", "selective", "none")
 FULL_DEPTH = 256  # steps up to which "auto" is "full"

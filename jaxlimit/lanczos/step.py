@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlimit import _basis
-from jaxlimit._matvec import dot
+from jaxlimit._core.operator import dot
+from jaxlimit.lanczos import _basis
 from jaxlimit.lanczos.state import NUM_LOCKED, WARM_UP, LanczosState
 
 

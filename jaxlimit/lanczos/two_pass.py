@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from jaxlimit import _mesh
-from jaxlimit._checks import check_choice, check_count, is_concrete
-from jaxlimit._host import HostMatvec
-from jaxlimit._matvec import dot, prepare
-from jaxlimit._mesh import takes_mesh
+from jaxlimit._core import sharding
+from jaxlimit._core.checks import check_choice, check_count, is_concrete
+from jaxlimit._core.host import HostMatvec
+from jaxlimit._core.operator import dot, prepare
+from jaxlimit._core.sharding import takes_mesh
 from jaxlimit.lanczos.recurrence import extend, start
 
 
@@ -86,7 +86,7 @@ def two_pass_eigenpairs(
         raise ValueError(f"num_pairs must be at most num_steps = {depth}, got {num_pairs}")
     first = state.current
     matvec, dim, _ = prepare(matvec, jnp.size(start_vector), first.dtype)
-    matvec = _mesh.pad_operator(matvec, dim, first.size)
+    matvec = sharding.pad_operator(matvec, dim, first.size)
     state = extend(matvec, state, num_steps=depth, reorthogonalize="none")
     if not is_concrete(state):
         raise TypeError(
@@ -136,7 +136,7 @@ def _combine_again(
     mesh: Mesh | None,
 ) -> Float[Array, "k D"]:
     """Run the three-term recurrence again, its coefficients known, and sum what is wanted of it."""
-    total = _mesh.zeros((coefficients.shape[1], start.size), start.dtype, mesh)
+    total = sharding.zeros((coefficients.shape[1], start.size), start.dtype, mesh)
     carry = (jnp.zeros_like(start), start, total)
     couplings = np.append(np.zeros(1, diagonal.dtype), off_diagonal[:-1])
     steps = (diagonal, couplings, off_diagonal, coefficients)

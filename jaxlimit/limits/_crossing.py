@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxlimit import _magnitudes
-from jaxlimit._estimate import Estimate
+from jaxlimit._core import magnitudes
+from jaxlimit._core.estimate import Estimate
 from jaxlimit.limits.bounds import curvature_size, ridge_of_square
 from jaxlimit.spectrum import SpectralMeasure, trace_bracket
 
@@ -83,7 +83,7 @@ def find(
     criterion: Criterion, measure: SpectralMeasure, weights: Float[Array, "D"], epsilon: Any
 ) -> Crossing:
     """Find the crossings of all `READINGS` in the same passes over the weights."""
-    bits = _magnitudes.magnitude_bits(weights)
+    bits = magnitudes.magnitude_bits(weights)
     dim = weights.size
 
     def keeps_too_few(num_kept, radius):
@@ -91,7 +91,7 @@ def find(
         excess = at(measure, radius**2, epsilon, num_kept / dim)
         return jnp.stack([getattr(excess, name)[i] for i, name in enumerate(READINGS)]) > 0
 
-    split, num_kept = _magnitudes.find_split(bits, keeps_too_few, (len(READINGS),))
+    split, num_kept = magnitudes.find_split(bits, keeps_too_few, (len(READINGS),))
     return Crossing(num_kept / dim, num_kept, split.radius(num_kept) ** 2, split.magnitude)
 
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlimit._checks import check_choice, check_count, check_range, is_concrete
-from jaxlimit._estimate import Estimate
+from jaxlimit._core.checks import check_choice, check_count, check_range, is_concrete
+from jaxlimit._core.estimate import Estimate
 from jaxlimit.spectrum import SpectralMeasure, trace_bracket
 
 NEGATIVE = ("abs", "clip")

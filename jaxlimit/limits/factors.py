@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlimit._checks import check_choice, is_concrete
-from jaxlimit._weights import Where, flatten_weights, is_weight
+from jaxlimit._core.checks import check_choice, is_concrete
+from jaxlimit._core.weights import Where, flatten_weights, is_weight
 from jaxlimit.limits import _crossing
 from jaxlimit.limits._crossing import Criterion, Crossing
 from jaxlimit.limits.bounds import NEGATIVE, check_measure, curvature_size, trace_bound

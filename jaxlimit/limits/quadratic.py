@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxlimit._checks import check_range, is_finite
+from jaxlimit._core.checks import check_range, is_finite
 
 
 class QuadraticLimit(NamedTuple):

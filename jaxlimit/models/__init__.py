@@ -27,7 +27,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxlimit._checks import check_count
+from jaxlimit._core.checks import check_count
 from jaxlimit.models.alexnet import AlexNet
 from jaxlimit.models.mlp import FC5_WIDTHS, FC12_WIDTHS, MLP
 from jaxlimit.models.resnet import ResNet

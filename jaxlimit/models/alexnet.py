@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxlimit._checks import check_count
+from jaxlimit._core.checks import check_count
 from jaxlimit.models._layers import Head, check_images, he_init
 
 

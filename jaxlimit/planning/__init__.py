@@ -6,7 +6,7 @@ Everything is plain arithmetic on counts of bytes and operations, so that a netw
 at hand can be planned for from its numbers alone.
 """
 
-from jaxlimit._memory import DeviceMemoryError, is_out_of_memory
+from jaxlimit._core.memory import DeviceMemoryError, is_out_of_memory
 from jaxlimit.planning.cost import (
     Cost,
     Network,

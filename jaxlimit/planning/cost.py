@@ -9,7 +9,7 @@ from jax.extend import core
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxlimit import lanczos
-from jaxlimit._checks import check_choice, check_count
+from jaxlimit._core.checks import check_choice, check_count
 from jaxlimit.planning.devices import Machine
 from jaxlimit.planning.memory import lanczos_bytes
 

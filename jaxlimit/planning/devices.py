@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxlimit._checks import check_choice
-from jaxlimit._memory import device_memory
+from jaxlimit._core.checks import check_choice
+from jaxlimit._core.memory import device_memory
 
 
 class Machine(NamedTuple):

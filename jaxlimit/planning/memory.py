@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxlimit import _mesh, curvature, lanczos
-from jaxlimit._basis import BLOCK
-from jaxlimit._batches import first_batch, leading_size
-from jaxlimit._checks import check_choice, check_count, check_range
-from jaxlimit._memory import host_memory
-from jaxlimit._weights import Where, flatten_weights, is_weight
+from jaxlimit import curvature, lanczos
+from jaxlimit._core import sharding
+from jaxlimit._core.batches import first_batch, leading_size
+from jaxlimit._core.checks import check_choice, check_count, check_range
+from jaxlimit._core.memory import host_memory
+from jaxlimit._core.weights import Where, flatten_weights, is_weight
+from jaxlimit.lanczos._basis import BLOCK
 from jaxlimit.planning.devices import usable_memory
 
 MODES = ("linearized", "forward-over-reverse")
@@ -163,7 +164,7 @@ def prepare(
     dtype = settings.get("product_dtype")
     workload = measure(loss, params, batches, *operands, where=where, product_dtype=dtype)
     if mesh is not None:
-        workload = share(workload, _mesh.num_shares(mesh))
+        workload = share(workload, sharding.num_shares(mesh))
     return workload, {"modes": _modes(workload.linearization, **settings)}
 
 

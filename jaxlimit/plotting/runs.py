@@ -5,10 +5,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxlimit import limits
-from jaxlimit.estimation import LimitEstimate
 from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, new_axes, plt
 from jaxlimit.pruning import SweepResult
 from jaxlimit.spectrum import SpectralMeasure
+from jaxlimit.studies.estimation import LimitEstimate
 
 
 def plot_density(measure: SpectralMeasure, *, threshold: float, title: str) -> Figure:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlimit._checks import check_range, is_concrete
-from jaxlimit._estimate import Estimate, exact_estimate
+from jaxlimit._core.checks import check_range, is_concrete
+from jaxlimit._core.estimate import Estimate, exact_estimate
 from jaxlimit.spectrum.measure import SpectralMeasure
 
 

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxlimit import _files, _quadrature, lanczos
-from jaxlimit._checks import is_concrete, is_finite
+from jaxlimit import lanczos
+from jaxlimit._core import files
+from jaxlimit._core.checks import is_concrete, is_finite
+from jaxlimit.spectrum import _quadrature
 
 FORMAT_VERSION = 1
 _RECURRENCE = ("diagonal", "off_diagonal", "residual_norm", "num_valid")
@@ -272,7 +274,7 @@ def save(path: Any, measure: SpectralMeasure) -> None:
         fields = {"eigenvalues": measure.nodes}
     else:
         fields = {name: getattr(measure, name) for name in _RECURRENCE}
-    _files.save(path, FORMAT_VERSION, dim=measure.dim, **fields)
+    files.save(path, FORMAT_VERSION, dim=measure.dim, **fields)
 
 
 def load(path: Any) -> SpectralMeasure:
@@ -297,7 +299,7 @@ def load(path: Any) -> SpectralMeasure:
     ValueError: ...measure.npz must be a spectral measure of format 1, got a file that ...
     """
     kinds = ({"dim", "eigenvalues"}, {"dim", *_RECURRENCE})
-    fields = _files.load(path, "a spectral measure", FORMAT_VERSION, *kinds)
+    fields = files.load(path, "a spectral measure", FORMAT_VERSION, *kinds)
     if "eigenvalues" in fields:
         return exact_measure(jnp.asarray(fields["eigenvalues"][0]))
     recurrence = {name: jnp.asarray(fields[name]) for name in _RECURRENCE}

@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from jaxlimit import lanczos
-from jaxlimit._checks import check_count
-from jaxlimit._host import HostMatvec
-from jaxlimit._matvec import prepare
-from jaxlimit._mesh import takes_mesh
+from jaxlimit._core.checks import check_count
+from jaxlimit._core.host import HostMatvec
+from jaxlimit._core.operator import prepare
+from jaxlimit._core.sharding import takes_mesh
 from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
 from jaxlimit.spectrum.recurrences import probe
 from jaxlimit.spectrum.staged import run_probes

@@ -8,8 +8,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlimit import _mesh, lanczos
-from jaxlimit._checkpoints import Checkpoints
+from jaxlimit import lanczos
+from jaxlimit._core import sharding
+from jaxlimit._core.checkpoints import Checkpoints
 from jaxlimit.lanczos import LanczosState
 from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
 
@@ -49,7 +50,7 @@ def measure_of(
 ) -> SpectralMeasure:
     """Turn recurrences into a measure of their first `depth` steps."""
     long = dict.fromkeys(("previous", "current", "basis"))
-    parts = _mesh.gather([state._replace(**long) for state in states], mesh)
+    parts = sharding.gather([state._replace(**long) for state in states], mesh)
     s = jax.tree.map(lambda *x: jnp.stack(x), *parts)
     num_valid = jnp.minimum(s.num_valid, depth)
     last = jnp.maximum(num_valid - 1, 0)[:, None]

@@ -10,12 +10,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
 from jaxlimit import lanczos
-from jaxlimit._checkpoints import Checkpoints
-from jaxlimit._checks import check_count, check_range
-from jaxlimit._estimate import Estimate
-from jaxlimit._matvec import prepare
-from jaxlimit._memory import catching_refusals
-from jaxlimit._mesh import share_of, takes_mesh
+from jaxlimit._core.checkpoints import Checkpoints
+from jaxlimit._core.checks import check_count, check_range
+from jaxlimit._core.estimate import Estimate
+from jaxlimit._core.memory import catching_refusals
+from jaxlimit._core.operator import prepare
+from jaxlimit._core.sharding import share_of, takes_mesh
 from jaxlimit.lanczos import LanczosState
 from jaxlimit.spectrum.functions import trace_bracket
 from jaxlimit.spectrum.measure import SpectralMeasure, check_steps

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Float
 
-from jaxlimit._checks import check_choice, check_count, check_range
+from jaxlimit._core.checks import check_choice, check_count, check_range
 
 SCHEDULES = ("constant", "cosine", "multi-step")
 L1_METHODS = ("subgradient", "proximal")

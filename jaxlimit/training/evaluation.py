@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
-from jaxlimit._checks import check_count, check_range
-from jaxlimit._products import canonical_convolutions
-from jaxlimit._weights import Where, is_weight
+from jaxlimit._core.checks import check_count, check_range
+from jaxlimit._core.programs import canonical_convolutions
+from jaxlimit._core.weights import Where, is_weight
 from jaxlimit.training.data import Normalization, check_dataset, normalize
 from jaxlimit.training.network import check_labels, forward, score
 from jaxlimit.training.optimizer import penalised, soft_threshold

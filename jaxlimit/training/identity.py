@@ -11,7 +11,7 @@ import flax
 import jax
 from jaxtyping import PyTree
 
-from jaxlimit._checkpoints import checksum
+from jaxlimit._core.checkpoints import checksum
 from jaxlimit.training.config import TrainingConfig
 from jaxlimit.training.network import forward
 

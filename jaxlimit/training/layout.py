@@ -6,7 +6,7 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from jaxlimit import _mesh
+from jaxlimit._core import sharding
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Layout:
 
     def whole(self, tree: PyTree) -> PyTree:
         """Give every device all of it."""
-        return _mesh.replicate(tree, self.mesh)
+        return sharding.replicate(tree, self.mesh)
 
     def examples(self, tree: PyTree) -> PyTree:
         """Split the first axis of every array."""
-        return tree if self.mesh is None else _mesh.place(tree, _mesh.split(self.mesh))
+        return tree if self.mesh is None else sharding.place(tree, sharding.split(self.mesh))
 
     def params(self, tree: PyTree) -> PyTree:
         """Lay out parameters, or what is shaped like them."""
@@ -35,5 +35,5 @@ class Layout:
         if mesh is None or not self.sharded:
             return self.whole(tree)
         return jax.tree.map(
-            lambda leaf: _mesh.place(leaf, _mesh.largest_axis(leaf.shape, mesh)), tree
+            lambda leaf: sharding.place(leaf, sharding.largest_axis(leaf.shape, mesh)), tree
         )

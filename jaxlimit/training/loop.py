@@ -14,14 +14,14 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
-from jaxlimit import _mesh
-from jaxlimit._batches import check_like
-from jaxlimit._checkpoints import Checkpoints
-from jaxlimit._checks import check_count, check_floating_tree
-from jaxlimit._memory import catching_refusals
-from jaxlimit._mesh import takes_mesh
-from jaxlimit._products import canonical_convolutions
-from jaxlimit._weights import Where, is_weight
+from jaxlimit._core import sharding
+from jaxlimit._core.batches import check_like
+from jaxlimit._core.checkpoints import Checkpoints
+from jaxlimit._core.checks import check_count, check_floating_tree
+from jaxlimit._core.memory import catching_refusals
+from jaxlimit._core.programs import canonical_convolutions
+from jaxlimit._core.sharding import takes_mesh
+from jaxlimit._core.weights import Where, is_weight
 from jaxlimit.training.config import TrainingConfig, learning_rates
 from jaxlimit.training.data import (
     Normalization,
@@ -185,8 +185,8 @@ def fit(
             history.append(metrics)
             tree = {**carry._asdict(), "history": history.stacked()._asdict()}
             checkpoints.save(epoch, tree, last=epoch == config.epochs)
-    params = carry.params if shard_params else _mesh.gather(carry.params, mesh)
-    state = _mesh.gather(carry.state, mesh)
+    params = carry.params if shard_params else sharding.gather(carry.params, mesh)
+    state = sharding.gather(carry.state, mesh)
     return TrainingResult(params, state, normalization, history.stacked(), len(past.epoch))
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from jaxlimit._weights import Where, is_weight, selected
+from jaxlimit._core.weights import Where, is_weight, selected
 
 
 def penalised(params: PyTree, where: Where = is_weight) -> PyTree:

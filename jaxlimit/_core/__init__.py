@@ -1,0 +1,1 @@
+"""The frame that every room stands on; it imports none of them."""

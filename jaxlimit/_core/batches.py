@@ -1,0 +1,146 @@
+"""Batches of examples in either of their two forms, and the checks of a loss over them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxlimit._core.checks import check_floating_tree
+from jaxlimit._core.programs import canonical_convolutions
+
+
+class Group(NamedTuple):
+    """Batches of one shape: their share of all examples, and leaves [num_batches, batch, ...]."""
+
+    share: Array | float
+    batches: Any
+
+
+def group_batches(batches: Any) -> tuple[Group, ...]:
+    """Stack batches of equal shapes, each stack with its share of all examples.
+
+    Args:
+        batches: a pytree whose leaves are [num_batches, batch, ...], or a list of batches of
+            unequal size.
+
+    Raises:
+        ValueError: if there are no examples, or the leaves of a batch disagree about their number.
+    """
+    first_batch(batches)
+    stacks = _stack_alike(batches) if isinstance(batches, list) else [batches]
+    sizes = [leading_size(s) * leading_size(jax.tree.map(lambda x: x[0], s)) for s in stacks]
+    return tuple(
+        # The share is weakly typed, so that it takes on the precision of what it weights.
+        Group(jnp.asarray(size / sum(sizes)), jax.tree.map(jnp.asarray, stack))
+        for size, stack in zip(sizes, stacks, strict=True)
+    )
+
+
+def _stack_alike(batches: list) -> list:
+    alike: dict[Any, list] = {}
+    for batch in batches:
+        leading_size(batch)
+        alike.setdefault((jax.tree.structure(batch), *_shapes(batch)), []).append(batch)
+    return [jax.tree.map(lambda *b: jnp.stack(b), *group) for group in alike.values()]
+
+
+def first_batch(batches: Any) -> Any:
+    """Return one batch of `batches`, whichever of its two forms it has.
+
+    Raises:
+        ValueError: if there are no examples, or its leaves disagree about their number.
+    """
+    if isinstance(batches, list):
+        if not batches:
+            raise ValueError("batches must hold at least one batch, got an empty list")
+        first = batches[0]
+    else:
+        if any(len(shape) < 2 for shape in _shapes(batches)):
+            raise ValueError(
+                "batches must have leaves [num_batches, batch, ...], or be a list of batches; "
+                f"got shapes {_shapes(batches)}"
+            )
+        leading_size(batches)
+        first = jax.tree.map(lambda leaf: leaf[0], batches)
+    leading_size(first)
+    return first
+
+
+def cut_batches(batches: Any, pieces: int) -> Any:
+    """Cut every batch into `pieces` of equal size, a list's into pieces of at most such a size.
+
+    >>> cut_batches(jnp.zeros((2, 6, 5)), 3).shape
+    (6, 2, 5)
+    """
+    if pieces == 1:
+        return batches
+    if not isinstance(batches, list):
+        shape = lambda x: (x.shape[0] * pieces, x.shape[1] // pieces, *x.shape[2:])  # noqa: E731
+        return jax.tree.map(lambda x: x.reshape(shape(x)), batches)
+    cut = []
+    for batch in batches:
+        size = leading_size(batch)
+        step = -(-size // pieces)
+        cut += [
+            jax.tree.map(lambda x, i=i, step=step: x[i : i + step], batch)
+            for i in range(0, size, step)
+        ]
+    return cut
+
+
+def leading_size(batch: Any) -> int:
+    """Return the common leading size of all leaves, or raise if there is none."""
+    sizes = {shape[0] if shape else 0 for shape in _shapes(batch)}
+    if len(sizes) != 1 or sizes == {0}:
+        raise ValueError(
+            "batches must have leaves with one common, nonzero number of examples, "
+            f"got shapes {_shapes(batch)}"
+        )
+    return sizes.pop()
+
+
+def _shapes(batch: Any) -> list[tuple[int, ...]]:
+    return [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+
+
+def mean_over(groups: tuple[Group, ...], of_batch: Callable[[Any], Array]) -> Array:
+    """Average `of_batch(batch)`, itself a mean over examples, so that each example counts once.
+
+    One batch at a time, so memory is that of one batch.
+    """
+    of_batch = canonical_convolutions(of_batch)
+
+    def of_group(group: Group) -> Array:
+        def add(total, batch):
+            return total + of_batch(batch), None
+
+        like = jax.eval_shape(of_batch, jax.tree.map(lambda leaf: leaf[0], group.batches))
+        total, _ = jax.lax.scan(add, jnp.zeros(like.shape, like.dtype), group.batches)
+        return group.share / leading_size(group.batches) * total
+
+    means = [of_group(group) for group in groups]
+    return sum(means[1:], start=means[0])
+
+
+def check_like(name: str, tree: Any, params: Any) -> None:
+    """Raise unless `tree` has the structure and shapes of `params`."""
+    wanted, got = jax.tree.structure(params), jax.tree.structure(tree)
+    if wanted != got:
+        raise ValueError(f"{name} must have the structure of params, {wanted}, got {got}")
+    shapes = [jax.tree.map(jnp.shape, x) for x in (params, tree)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{name} must have the shapes of params, {shapes[0]}, got {shapes[1]}")
+
+
+def check_scalar(loss: Callable, params: Any, *args: Any) -> None:
+    """Raise unless `loss(params, *args)` is one real floating number."""
+    check_floating_tree("params", params)
+    value = jax.eval_shape(loss, params, *args)
+    if (
+        not hasattr(value, "shape")
+        or value.shape != ()
+        or not jnp.issubdtype(value.dtype, jnp.floating)
+    ):
+        raise TypeError(f"loss must return one real floating number, got {value}")

@@ -1,0 +1,1 @@
+"""What experiments, benchmarks and the command share; nothing of the numerics imports it."""

@@ -1,0 +1,30 @@
+"""The figures of the experiments and benchmarks, one function each; `plotting.save` writes them."""
+
+from jaxlimit.lab.figures.comparisons import plot_depth, plot_gaps, plot_sensitivity
+from jaxlimit.lab.figures.factors import plot_factors, plot_rounds
+from jaxlimit.lab.figures.growth import plot_growth
+from jaxlimit.lab.figures.lomp import plot_lomp
+from jaxlimit.lab.figures.quadratics import QuadraticComparison, plot_quadratic_limits
+from jaxlimit.lab.figures.quadrature import plot_rule_errors
+from jaxlimit.lab.figures.scaling import plot_scaling
+from jaxlimit.lab.figures.tables import MeanAndDeviation, TableRow, plot_tables
+from jaxlimit.lab.figures.transitions import Transition, plot_phase_transitions
+
+__all__ = [
+    "MeanAndDeviation",
+    "QuadraticComparison",
+    "TableRow",
+    "Transition",
+    "plot_depth",
+    "plot_factors",
+    "plot_gaps",
+    "plot_growth",
+    "plot_lomp",
+    "plot_phase_transitions",
+    "plot_quadratic_limits",
+    "plot_rounds",
+    "plot_rule_errors",
+    "plot_scaling",
+    "plot_sensitivity",
+    "plot_tables",
+]

@@ -1,0 +1,32 @@
+"""Which weights go: masks, sweeps over the ratio, and the empirical limit.
+
+Ratios are fractions of weights *kept*. Magnitude orders the weights under study over all layers at
+once; among equal magnitudes the lower flat index is kept. `jaxlimit.pruning.lomp` prunes and
+fine-tunes a trained network.
+"""
+
+from jaxlimit.pruning.magnitude import (
+    SweepResult,
+    apply_mask,
+    empirical_limit,
+    flat_magnitude_mask,
+    magnitude_mask,
+    magnitude_sweep,
+    num_kept,
+    removed_norm,
+    support_fraction,
+    taylor_forecast,
+)
+
+__all__ = [
+    "SweepResult",
+    "apply_mask",
+    "empirical_limit",
+    "flat_magnitude_mask",
+    "magnitude_mask",
+    "magnitude_sweep",
+    "num_kept",
+    "removed_norm",
+    "support_fraction",
+    "taylor_forecast",
+]

@@ -1,0 +1,339 @@
+"""The main experiment end to end: what it writes, what it says, and that it resumes."""
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxlimit import datasets, models, planning, training
+from jaxlimit.lab.reporting import Stages, plain, write_json
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
+pytest.importorskip("rich")
+pytest.importorskip("tyro")
+
+import flax.linen as nn
+import lomp
+import numpy as np
+import pruning_limit
+import pruning_report
+
+SCRIPTS = Path(pruning_limit.__file__).parent
+
+KEYS = [
+    "dim",
+    "epsilon",
+    "prediction.ratio",
+    "prediction.lower",
+    "prediction.upper",
+    "corrected.ratio",
+    "measured.by_loss",
+    "measured.by_accuracy",
+    "baseline.support",
+    "baseline.taylor",
+    "gap",
+    "seconds",
+]
+
+
+def at(result, path):
+    for name in path.split("."):
+        result = result[name]
+    return result
+
+
+def test_run_writes_its_folder_and_resumes(tmp_path, capsys):
+    config = pruning_limit.Config(
+        epochs=2,
+        training_dtype="bfloat16",
+        max_images=700,
+        num_steps=6,
+        num_gap_steps=6,
+        hessian_images=256,
+        images_at_once=300,
+        num_ratios=12,
+        output=tmp_path / "run",
+    )
+    pruning_limit.main(config)
+    folder = tmp_path / "run" / "seed-0"
+    first = json.loads((folder / "result.json").read_text())
+    assert first["dim"] == 877_010
+    assert set(first["speed"]) == {"images_per_second"}  # six steps are one chunk, compiled in it
+    for key in KEYS:
+        assert at(first, key) is not None, key
+    assert 0 <= first["prediction"]["lower"] <= first["prediction"]["ratio"]
+    assert first["prediction"]["ratio"] <= first["prediction"]["upper"] <= 1
+    assert any("256 of the 700 training images" in reason for reason in first["reasons"])
+    figures = [folder / f"{n}.png" for n in ("density", "theory_and_practice", "sweep")]
+    assert all(10_000 < figure.stat().st_size < 200_000 for figure in figures)
+    assert "resuming" not in capsys.readouterr().out
+
+    pruning_limit.main(config)
+    said = capsys.readouterr().out
+    assert "2 of 2 epochs" in said
+    assert "reusing the spectra" in said
+    second = json.loads((folder / "result.json").read_text())
+    assert second["speed"] == {}  # nothing was trained and no product taken
+    for key in KEYS[:-1]:
+        assert at(second, key) == pytest.approx(at(first, key), rel=1e-5), key
+
+
+def test_a_hessian_of_all_images_is_no_sample():
+    assert pruning_report.sampled(10_000, 1437) == pruning_report.sampled(1437, 1437) == ()
+    assert len(pruning_report.sampled(1436, 1437)) == 1
+
+
+def test_speeds_count_from_the_first_report_and_know_the_share_of_the_peak(monkeypatch):
+    clock = iter([0.0, 10.0, 14.0, 20.0, 30.0, 30.5]).__next__
+    monkeypatch.setattr("jaxlimit.lab.reporting.time.perf_counter", clock)
+    stages = Stages()
+    for epoch in (41, 42, 43):  # taken up at epoch 40
+        stages.show("training", epoch, 100)
+    assert stages.rate("training") == 2 / 14
+    for steps in (32, 64):
+        stages.show("spectrum", steps, 64)
+    stages.show("sweep", 1, 1)
+    assert stages.rate("sweep") is None
+
+    images = np.zeros((300, 32, 32, 3), np.uint8)
+    data = datasets.Dataset(images, np.zeros(300, np.int32), 10)
+    module = models.create("fc5", num_classes=10)
+    params = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    trained = training.TrainingResult(params, {}, training.channel_statistics(images), None, 0)
+    net = pruning_limit.Net(module, trained, data, data, None)
+    config = pruning_limit.Config(images_at_once=100, hessian_images=250)
+    speeds = {"images_per_second": 256 * 2 / 14, "products_per_second": 3.2}
+    assert pruning_report.speed(net, config, stages) == pytest.approx(speeds)
+
+    peaks = {"tf32": 1e9, "float32": 1e8}
+    monkeypatch.setattr(planning, "data_sheet_flops", peaks.get)
+    widths = [3072, 1000, 600, 300, 100, 10]
+    forward = [2 * a * b for a, b in itertools.pairwise(widths)]
+    gradient, product = 3 * sum(forward) - forward[0], 6 * sum(forward) - 4 * forward[0]
+    speeds["training_share_of_peak"] = 256 * 2 / 14 * gradient / 1e9
+    speeds["products_share_of_peak"] = 250 * 3.2 * product / 1e8
+    assert pruning_report.speed(net, config, stages) == pytest.approx(speeds)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"model": "fc6"}, "fc5"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"num_steps": 0}, "num_steps must be at least 1"),
+        ({"num_ratios": 2}, "num_ratios must be at least 3"),
+        ({"tolerance": -0.1}, "tolerance must be at least 0"),
+        ({"accuracy_tolerance": math.nan}, "accuracy_tolerance must be at least 0"),
+        ({"smallest_ratio": 1.0}, r"smallest_ratio must lie in \(0, 1\)"),
+    ],
+)
+def test_settings_are_checked_before_anything_runs(settings, says):
+    with pytest.raises(ValueError, match=says):
+        pruning_limit.Config(**settings)
+
+
+def test_no_spectrum_of_another_network_is_taken(tmp_path, capsys, monkeypatch):
+    """A folder whose checkpoint was removed, as the message on another run's says, and reused."""
+    monkeypatch.setattr(pruning_limit.models, "create", lambda *_, **__: Small())
+    largest = []
+    for rate in (0.05, 0.5):
+        config = pruning_limit.Config(
+            epochs=2, learning_rate=rate, max_images=200, num_steps=4, num_gap_steps=4
+        )
+        shutil.rmtree(tmp_path / "checkpoint", ignore_errors=True)
+        with Stages() as stages:
+            net = pruning_limit.train(config, 0, tmp_path, stages)
+            for _ in range(2):
+                largest.append(pruning_limit.predict(net, config, 0, tmp_path, stages).largest)
+    assert capsys.readouterr().out.count("reusing the spectra") == 2  # each its own
+    assert largest[0] == largest[1] != largest[2] == largest[3]
+
+
+def test_a_result_is_known_by_what_made_it(tmp_path):
+    config = pruning_limit.Config(epochs=3, output=tmp_path)
+    assert pruning_limit.known(tmp_path, config) is None
+    made = plain(dataclasses.replace(config, output=tmp_path / "elsewhere", seeds=(0, 1)))
+    del made["momentum"]  # as in results from before the flag
+    write_json(tmp_path / "result.json", {"config": made, "dim": 7})
+    assert pruning_limit.known(tmp_path, config)["dim"] == 7
+    for other in ({"momentum": 0.5}, {"num_steps": 8}):
+        assert pruning_limit.known(tmp_path, dataclasses.replace(config, **other)) is None
+    (tmp_path / "result.json").write_text('{"config": ')
+    with pytest.raises(
+        ValueError, match=r"result\.json cannot be read .*remove it to measure again"
+    ):
+        pruning_limit.known(tmp_path, config)
+
+
+def test_dry_run_prints_the_plan_and_does_nothing_else(tmp_path, capsys):
+    config = pruning_limit.Config(dry_run=True, num_steps=64, output=tmp_path / "run")
+    pruning_limit.main(config)
+    said = capsys.readouterr().out
+    assert "D = 877,010" in said
+    # Of so few steps every vector is kept, in float32.
+    (basis,) = (line for line in said.splitlines() if line.startswith("basis "))
+    assert basis.split() == ["basis", f"{64 * 4 * 877_010 / 2**30:.3g}", "GiB"]
+    assert not (tmp_path / "run").exists()
+
+
+class Small(nn.Module):
+    """Of 610 weights."""
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        return nn.Dense(10)(nn.relu(nn.Dense(8)(images.reshape(len(images), -1))))
+
+
+def test_lomp_writes_beside_the_run_and_resumes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pruning_limit.models, "create", lambda *_, **__: Small())
+    config = lomp.Config(
+        epochs=2, max_images=300, ratios=(1.0, 1 / 610), finetune_epochs=2, output=tmp_path / "run"
+    )
+    lomp.main(config)
+    folder = tmp_path / "run" / "seed-0"
+    first = json.loads((folder / "lomp.json").read_text())
+    assert [row["ratio"] for row in first["rows"]] == [pytest.approx(1 / 610), 1.0]
+    assert first["limits"] is None
+    single, whole = first["rows"]
+    assert whole["one_shot"] == first["dense"]
+    # A single weight tells no image from another, so that all are given one class.
+    labels = datasets.load("digits", "test").labels[:300]
+    shares = np.bincount(labels) / 300
+    for kind in ("one_shot", "fine_tuned"):
+        assert np.abs(shares - single[kind]).min() < 1e-6
+    assert 10_000 < (folder / "lomp.png").stat().st_size < 200_000
+
+    capsys.readouterr()
+    known = {"prediction": {"ratio": 0.01}, "measured": {"by_loss": 0.02}}
+    (folder / "result.json").write_text(json.dumps(known))
+    lomp.main(config)
+    assert "2 of 2 epochs" in capsys.readouterr().out
+    second = json.loads((folder / "lomp.json").read_text())
+    assert second["limits"] == {"predicted": 0.01, "measured": 0.02}
+    assert second["rows"] == first["rows"]
+
+    (folder / "lomp.json").unlink()
+    monkeypatch.setattr(lomp.distributed, "is_first", lambda: False)
+    lomp.main(dataclasses.replace(config, ratios=(1.0,)))
+    assert not (folder / "lomp.json").exists()
+
+
+def test_fine_tuning_takes_the_batch_size_of_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(pruning_limit.models, "create", lambda *_, **__: Small())
+    settings = {"epochs": 1, "max_images": 32, "batch_size": 16, "finetune_epochs": 1}
+    lomp.main(lomp.Config(ratios=(0.5,), output=tmp_path, **settings))
+    [row] = json.loads((tmp_path / "seed-0" / "lomp.json").read_text())["rows"]
+    assert row["ratio"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"ratios": (0.1, 1.5)}, r"ratios must lie in \[0, 1\], at least one, got \(0.1, 1.5\)"),
+        ({"ratios": (math.nan,)}, "ratios must lie in"),
+        ({"ratios": ()}, "ratios must lie in"),
+        ({"finetune_epochs": 0}, "epochs must be at least 1"),
+    ],
+)
+def test_bad_settings_are_refused_before_training(tmp_path, monkeypatch, settings, says):
+    monkeypatch.setattr(pruning_limit, "train", lambda *_: pytest.fail("it was trained"))
+    with pytest.raises(ValueError, match=says):
+        lomp.main(lomp.Config(output=tmp_path, **settings))
+
+
+def test_lomp_dry_run_does_nothing_else(tmp_path, capsys):
+    lomp.main(lomp.Config(dry_run=True, output=tmp_path / "run"))
+    assert "D = 877,010" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "script", [pytest.param("lomp.py --dry-run", marks=pytest.mark.slow), "tables.py --collect"]
+)
+def test_distributed_starts_a_job(script, tmp_path):
+    """A job of one process, which waits for all of itself and then does its work."""
+    name, flag = script.split()
+    where = {"lomp.py": "output", "tables.py": "results"}[name]
+    output = tmp_path / "out"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(SCRIPTS / name),
+            "--distributed",
+            flag,
+            f"--{where}={tmp_path / 'out'}",
+        ],
+        env=os.environ
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": "1",
+            "JAX_PROCESS_ID": "0",
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "processes of the job to begin at" in done.stderr
+    assert (output / "table.md").exists() == (name == "tables.py")
+
+
+@pytest.mark.parametrize(
+    ("change", "memory"),
+    [
+        ({"max_images": 300}, 20e9),
+        ({"images_at_once": 100}, 110e6),  # too little to linearise: batches matter
+    ],
+)
+def test_dry_run_plans_for_the_data_of_the_run(change, memory, monkeypatch, capsys):
+    monkeypatch.setattr(planning.memory, "usable_memory", lambda: memory)
+    for settings in ({}, change):
+        pruning_limit.main(pruning_limit.Config(dry_run=True, num_steps=64, **settings))
+    default, changed = capsys.readouterr().out.split("fc5 on digits")[1:]
+    assert default != changed
+
+
+def test_dry_run_plans_for_the_devices_of_the_run(monkeypatch, capsys):
+    """Eight devices hold the bases that one alone cannot."""
+    monkeypatch.setattr(planning.memory, "usable_memory", lambda: 0.42e9)
+    config = pruning_limit.Config(dry_run=True, num_steps=64, num_probes=4)
+    pruning_limit.main(config)
+    mesh = jax.sharding.AbstractMesh((8,), ("data",))
+    monkeypatch.setattr(pruning_limit.distributed, "all_devices", lambda: mesh)
+    pruning_limit.main(config)
+    alone, shared = capsys.readouterr().out.split("fc5 on digits")[1:]
+    assert "basis in no memory" in alone
+    assert "D = 877,010, on each of 8 devices" in shared
+    assert "basis in device" in shared
+
+
+def test_missing_data_is_told_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = pruning_limit.Config(dataset="cifar100", data_dir=tmp_path, output=tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="cifar100"):
+        pruning_limit.main(config)
+
+
+@pytest.mark.slow
+def test_default_predicts_what_pruning_then_finds(tmp_path):
+    """FC5 on digits at its l1 minimum: the prediction is within 15 % of the measured limit."""
+    pruning_limit.main(pruning_limit.Config(output=tmp_path / "run"))
+    result = json.loads((tmp_path / "run" / "seed-0" / "result.json").read_text())
+    measured = result["measured"]["by_loss"]
+    assert result["prediction"]["ratio"] == pytest.approx(measured, rel=0.15)

@@ -1,0 +1,332 @@
+"""The tables: rows read and checked, runs kept apart, numbers against the statistics module."""
+
+import csv
+import dataclasses
+import json
+import shutil
+import statistics
+import sys
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import jax.numpy as jnp
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
+pytest.importorskip("rich")
+pytest.importorskip("tyro")
+
+import pruning_limit
+import pruning_report
+import tables
+
+from jaxlimit.lab.reporting import plain, write_json
+from jaxlimit.pruning import SweepResult
+
+
+def made_up(config, seed, *, theory=0.02, measured=0.01):
+    """Return what a run writes, with numbers of our own."""
+    limit = {"ratio": theory + 0.002 * seed, "lower": 0.01, "upper": 0.03}
+    sweep = {"ratios": list(range(200)), "values": list(range(200))}
+    return plain(
+        {
+            "seed": seed,
+            "config": config,
+            "prediction": limit,
+            "clipped": limit,
+            "corrected": limit,
+            "gap": 0.001,
+            "measured": {
+                "by_loss": measured + 0.001 * seed**2,
+                "by_loss_with_l1": 0.01,
+                "by_accuracy": 0.01,
+            },
+            "baseline": {"support": 0.1, "taylor": 0.01},
+            "distance_from_minimum": {"relative": 0.003},
+            "dense": {"accuracy": 0.5},
+            "pruned_accuracy": 0.49,
+            "depth": 128,
+            "hessian_images": 10_000,
+            "reasons": ["the moon was full"],
+            "seconds": {"total": 1.0},
+            "sweep": {"loss": sweep},
+        }
+    )
+
+
+@pytest.fixture
+def runner(monkeypatch):
+    """Stand in for the training and analysis, and note what was run."""
+    ran = []
+
+    def run(config, seed):
+        ran.append((config.model, config.l1, seed))
+        if config.model == "fc12":
+            raise FloatingPointError("the training loss stopped being finite in epoch 3")
+        result = made_up(config, seed)
+        write_json(config.folder() / f"seed-{seed}" / "result.json", result)
+        return result
+
+    monkeypatch.setattr(pruning_limit, "run", run)
+    monkeypatch.setattr(pruning_report, "show", lambda result, folder: None)
+    return ran
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tables.Config(
+        rows=("fc",), seeds=(0, 1, 2), runs=tmp_path / "runs", results=tmp_path / "tables"
+    )
+
+
+def lines_of(folder):
+    with (folder / "table.csv").open() as file:
+        return {(line["network"], line["setting"]): line for line in csv.DictReader(file)}
+
+
+def test_rows_are_those_of_the_paper_with_its_settings():
+    rows = {row.name: row for row in tables.read_rows()}
+    assert list(rows) == [
+        "fc5-cifar10", "fc12-cifar10", "alexnet-cifar10", "vgg16-cifar10",
+        "resnet18-cifar100", "resnet50-cifar100",
+        "resnet18-tiny_imagenet-half", "resnet50-tiny_imagenet-half",
+    ]  # fmt: skip
+    trained = {
+        "fc5": (0.01, "constant", 0, 5e-5),
+        "fc12": (0.01, "constant", 0, 5e-5),
+        "alexnet": (0.01, "multi-step", 0, 3e-5),
+        "vgg16": (0.01, "constant", 0, 1e-4),
+        "resnet18": (0.1, "cosine", 5, 5e-5),
+        "resnet50": (0.1, "cosine", 5, 2e-5),
+    }
+    for row in rows.values():
+        c = row.config("paper", 0)
+        assert (c.learning_rate, c.schedule, c.warmup_epochs, c.l1) == trained[c.model]
+        assert row.name == f"{c.model}-{c.dataset}".replace("/", "-")
+        assert (c.epochs, c.batch_size, row.common["batch_size"]) == (200, 128, 128)
+        assert row.config("annealed", 1).schedule == "cosine"
+        assert row.config("smoke", 0).max_images <= 256
+        assert set(row.published) == {"theory", "measured", "gap"}
+    assert rows["fc5-cifar10"].config("paper", 0).num_steps > 256
+    assert rows["fc5-cifar10"].config("paper", 1).num_steps == 256
+    assert tables.select(list(rows.values()), ("resnet18",)) == [
+        rows["resnet18-cifar100"], rows["resnet18-tiny_imagenet-half"],
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r"one of fc5-cifar10.*got 'resnet81'"):
+        tables.select(list(rows.values()), ("fc5", "resnet81"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error", "says"),
+    [
+        ("l1 = 2e-4", "l_1 = 2e-4", ValueError, "annealed: unknown setting 'l_1', did you mean"),
+        ("l1 = 2e-4", 'l1 = "2e-4"', TypeError, "annealed: l1 must be float, got '2e-4'"),
+        ('"cosine"', '"cosin"', TypeError, "schedule must be .*cosine.*, got 'cosin'"),
+        ("learning_rate = 0.05", "learning_rate = -1", ValueError, "learning_rate"),
+        ("[smoke]", "[smok]", KeyError, "smoke"),
+        ("place = 1", "place 1", ValueError, "Expected '='"),
+        ('"fc5"', '"fc55"', ValueError, "fc55.*fc5"),
+        ("num_steps = 256", "num_steps = -3", ValueError, "num_steps must be at least 1, got -3"),
+        ("seed-0 = {", "seed-1 = { num_step = 1,", ValueError, "unknown setting 'num_step'"),
+    ],
+)
+def test_a_wrong_row_file_is_refused(tmp_path, old, new, error, says):
+    text = (tables.HERE / "rows" / "fc5-cifar10.toml").read_text()
+    assert old in text
+    path = tmp_path / "fc5-cifar10.toml"
+    path.write_text(text.replace(old, new))
+    with pytest.raises(error, match=f"(?s){says}.*\nin {path}"):
+        tables.read_row(path)
+
+
+def test_one_failure_loses_no_other_run_and_nothing_is_run_twice(config, runner, capsys):
+    config = dataclasses.replace(config, settings=("paper",))
+    with pytest.raises(SystemExit, match="3 of 6 runs failed:\nfc12-cifar10, paper, seed 0: Flo"):
+        tables.main(config)
+    assert len(runner) == 6
+    lines = lines_of(config.results)
+    assert lines["fc12-cifar10", "paper"]["results"] == "not run yet"
+    line = lines["fc5-cifar10", "paper"]
+    theory, measured = [2.0, 2.2, 2.4], [1.0, 1.1, 1.4]
+    for name, values in (("theory", theory), ("measured", measured)):
+        assert float(line[f"{name}, mean"]) == pytest.approx(statistics.mean(values), rel=1e-5)
+        assert float(line[f"{name}, std"]) == pytest.approx(statistics.stdev(values), rel=1e-5)
+    assert (line["theory, paper, mean"], line["theory, paper, std"]) == ("2.1", "0.25")
+    for path in line["results"].split():
+        assert json.loads((config.results / path).read_text())["config"]["model"] == "fc5"
+    text = (config.results / "table.md").read_text()
+    row = next(t for t in text.splitlines() if t.startswith("| fc5-cifar10 | paper"))
+    for part in (
+        "2.1 ± 0.25",
+        "2.2 ± 0.2",
+        "1.7 ± 0.12",
+        "1.17 ± 0.21",
+        "+1 (1.89 times)",
+        "seed-2/result",
+    ):
+        assert part in row
+    assert "theory between 1 and 3, Lanczos depth 128" in text
+    assert "the moon was full" in text
+    assert 20_000 < (config.results / "table.png").stat().st_size < 200_000
+
+    runner.clear()
+    tables.main(dataclasses.replace(config, rows=("fc5",)))
+    assert not runner
+    assert capsys.readouterr().out.count("is there already") == 3
+
+
+def test_the_committed_runs_are_those_of_their_rows(config, runner, capsys):
+    shutil.copytree(tables.Config().results, config.runs)
+    results = list(config.runs.rglob("result.json"))
+    for row in tables.read_rows():
+        for setting in tables.SETTINGS:
+            for folder in (config.runs / f"{row.name}-{setting}").glob("seed-*"):
+                tables.run(row, setting, int(folder.name.removeprefix("seed-")), config)
+    assert not runner
+    assert capsys.readouterr().out.count("is there already") == len(results) > 0
+
+
+@pytest.mark.parametrize("lacking", [{}, {"config": {}}, {"config": {"no_flag": 1}}])
+def test_a_run_without_its_settings_is_done_again(config, runner, lacking):
+    write_json(config.runs / "fc5-cifar10-paper" / "seed-0" / "result.json", lacking)
+    tables.run(tables.read_rows()[0], "paper", 0, config)
+    assert len(runner) == 1
+
+
+def test_results_of_another_setting_are_left_out(config, capsys):
+    row = tables.read_rows()[0]
+    for seed, more in ((0, {"num_steps": 17}), (1, {"l1": 1.0}), (2, {"max_images": 99})):
+        made = made_up(row.config("paper", seed, **more), seed)
+        made["config"].pop("training_dtype")  # as an older result, which lacks a newer flag
+        write_json(config.runs / "fc5-cifar10-paper" / f"seed-{seed}" / "result.json", made)
+    torn = config.runs / "fc5-cifar10-annealed" / "seed-0" / "result.json"
+    torn.parent.mkdir(parents=True)
+    torn.write_text('{"seed": 0, "conf')
+    tables.main(dataclasses.replace(config, collect=True))
+    kept = list(config.results.glob("*/*/result.json"))
+    assert [path.parent.name for path in kept] == ["seed-0"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "l1 1.0, not 5e-05" in said
+    assert "max_images 99, not None" in said
+    assert "Unterminated string" in said
+    sweep = json.loads(kept[0].read_text())["sweep"]["loss"]
+    assert (len(sweep["ratios"]), sweep["ratios"][0], sweep["ratios"][-1]) == (40, 0, 199)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("hessian_images", 16, False),
+        ("smallest_ratio", 0.1, False),
+        ("accuracy_tolerance", 0.5, False),
+        ("num_steps", 4, True),
+        ("num_gap_steps", 4, True),
+        ("tolerance", 0.0, True),
+    ],
+)
+def test_a_result_may_be_of_another_depth_but_not_of_another_limit(config, name, value, kept):
+    row = tables.read_rows()[0]
+    made = made_up(row.config("paper", 1, **{name: value}), 1)
+    write_json(config.runs / "fc5-cifar10-paper" / "seed-1" / "result.json", made)
+    tables.collect(row, config)
+    assert any(config.results.rglob("result.json")) == kept
+
+
+def test_collected_results_of_an_older_setting_are_left_out(config, capsys):
+    row = tables.read_rows()[0]
+    for seed, more in ((0, {"l1": 1.0, "epochs": 3}), (1, {})):
+        made = made_up(row.config("annealed", seed, **more), seed)
+        write_json(config.results / "fc5-cifar10-annealed" / f"seed-{seed}" / "result.json", made)
+    tables.main(dataclasses.replace(config, collect=True))
+    line = lines_of(config.results)["fc5-cifar10", "annealed"]
+    assert line["results"] == "fc5-cifar10-annealed/seed-1/result.json"
+    said = "".join(capsys.readouterr().out.split())
+    assert f"leftout{config.results}/fc5-cifar10-annealed/seed-0/result.json:" in said
+    assert "epochs3,not200;l11.0,not0.0002" in said
+
+
+def test_a_result_without_numbers_costs_no_other_its_place(config, capsys):
+    row, nan = tables.read_rows()[0], float("nan")
+    folder = config.runs / "fc5-cifar10-paper"
+    lost = made_up(row.config("paper", 1), 1, theory=nan)
+    lost["prediction"] |= {"lower": "nan", "upper": "nan"}
+    short = made_up(row.config("paper", 2), 2)
+    short.pop("corrected")  # as an older result
+    made = [made_up(row.config("paper", 0), 0), lost, short, {}]
+    for name in ("sweep", "depth", "seconds", "reasons"):
+        made.append(made_up(row.config("paper", len(made)), len(made)))
+        made[-1].pop(name)
+    made.append(made_up(row.config("paper", 8, num_ratios=4), 8))
+    for seed, result in enumerate(made):
+        write_json(folder / f"seed-{seed}" / "result.json", result)
+    tables.main(dataclasses.replace(config, collect=True))
+    line = lines_of(config.results)["fc5-cifar10", "paper"]
+    assert (line["seeds"], line["theory, mean"], line["measured, mean"]) == ("2", "nan", "1.05")
+    text = (config.results / "table.md").read_text()
+    assert "seed 0 (theory between 1 and 3," in text
+    assert "seed 1 (theory between nan and nan," in text
+    said = "".join(capsys.readouterr().out.split())
+    assert f"leftout{folder}/seed-2/result.json:KeyError:'corrected'" in said
+    for seed in range(3, 8):
+        assert f"leftout{folder}/seed-{seed}/result.json:KeyError:" in said
+    assert "seed-8/result.json:ValueError:madewithanothersetting:num_ratios4,not200" in said
+
+
+def test_committed_tables_come_from_the_committed_results(tmp_path):
+    committed = tables.Config().results
+    config = tables.Config(results=tmp_path / "tables", runs=committed)
+    tables.tabulate(tables.read_rows(), config)
+    for name in ("table.md", "table.csv"):
+        assert (tmp_path / "tables" / name).read_text() == (committed / name).read_text()
+
+
+def test_only_the_first_process_writes_once_all_have_come(config, runner, monkeypatch):
+    came = []
+    monkeypatch.setattr(tables.distributed, "barrier", came.append)
+    monkeypatch.setattr(tables.distributed, "is_first", lambda: False)
+    config = dataclasses.replace(config, rows=("fc5",), settings=("paper",), distributed=True)
+    tables.main(config)
+    assert len(runner) == 3
+    assert len(came) == 4  # after each run, and at the end
+    assert not config.results.exists()
+    made = json.loads((config.runs / "fc5-cifar10-paper" / "seed-0" / "result.json").read_text())
+    assert made["config"]["distributed"]
+    # Alone again, the runs are the same ones.
+    monkeypatch.setattr(tables.distributed, "is_first", lambda: True)
+    runner.clear()
+    tables.main(dataclasses.replace(config, distributed=False))
+    assert not runner
+    assert lines_of(config.results)["fc5-cifar10", "paper"]["seeds"] == "3"
+
+
+def test_a_failure_ends_a_job_of_several_processes(config, runner):
+    config = dataclasses.replace(config, settings=("paper",), distributed=True)
+    with pytest.raises(FloatingPointError, match="epoch 3"):
+        tables.main(config)
+    assert runner[-1][0] == "fc12"
+    assert len(runner) == 4
+
+
+@pytest.mark.parametrize(
+    ("losses", "accuracies", "where", "limit"),
+    [
+        ([0.9, 0.6, 0.5, 0.5], [0.1, 0.7, 0.8, 0.8], None, None),
+        ([0.5, 0.4, 0.6, 0.5], [0.8, 0.9, 0.8, 0.8], "every ratio of the sweep passes",
+         "at most 0.01 %"),
+        ([0.5, 0.9, 0.9, 0.5], [0.8, 0.1, 0.1, 0.8], "the least pruned network of the sweep fails",
+         "1"),
+    ],
+)  # fmt: skip
+def test_a_limit_at_an_end_of_its_sweep_is_told(monkeypatch, losses, accuracies, where, limit):
+    monkeypatch.setattr(pruning_report, "training", MagicMock())
+    net, estimate = MagicMock(), MagicMock(epsilon=0.1, reasons=())
+    net.trained.params = jnp.ones(3)
+    ratios = jnp.array([1e-4, 0.01, 0.1, 1.0])
+    loss, accuracy = (
+        SweepResult(ratios, jnp.array(values), *[0 * ratios] * 3) for values in (losses, accuracies)
+    )
+    sweeps = pruning_limit.Sweeps(loss, accuracy)
+    result = pruning_report.report(net, estimate, loss, sweeps, pruning_limit.Config())
+    said = [reason for reason in result["reasons"] if "measured limit" in reason]
+    names = ("loss", "accuracy") if where else ()
+    assert said == [f"{where} by {name}: the measured limit is {limit}" for name in names]

@@ -15,6 +15,7 @@ LEAVES = (
     "curvature",
     "datasets",
     "distributed",
+    "formats",
     "geometry",
     "lanczos",
     "models",

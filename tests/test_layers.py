@@ -35,7 +35,7 @@ FIGURES = {"plotting", "lab"}
 
 # The floors of the frame, from the ground up: a module imports from lower floors alone.
 FLOORS = (
-    {"checks", "memory", "files"},
+    {"checks", "memory", "files", "scale"},
     {"estimate", "host", "weights", "programs", "magnitudes"},
     {"batches", "operator", "checkpoints"},
     {"sharding"},

@@ -4,9 +4,12 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-from scipy import stats
+from scipy.special import stdtrit
+
+from jaxlimit._core.scale import deviation, wide_type
 
 CONFIDENCE = 0.95
+NORMAL_QUANTILE = 1.96  # standard errors on either side of a normal interval of 95 %
 
 
 class Estimate(NamedTuple):
@@ -37,13 +40,30 @@ def estimate_from_samples(samples: Float[Array, "n ..."]) -> Estimate:
     Array(2., dtype=float32)
     """
     num_samples = samples.shape[0]
+    samples = samples.astype(wide_type(samples.dtype))
     value = samples.mean(0)
     if num_samples == 1:
-        infinite = jnp.full_like(value, jnp.inf)
-        return Estimate(value, infinite, -infinite, infinite)
-    standard_error = samples.std(0, ddof=1) / num_samples**0.5
-    half_width = float(stats.t.ppf(0.5 + CONFIDENCE / 2, num_samples - 1)) * standard_error
+        return unknown_error(value)
+    return t_interval(value, deviation(samples) / num_samples**0.5, num_samples - 1)
+
+
+def t_interval(
+    value: Float[Array, "..."], standard_error: Float[Array, "..."], num_free: int
+) -> Estimate:
+    """Put Student's t interval of `num_free` degrees of freedom around a value.
+
+    >>> t_interval(jnp.zeros(()), 1.0, 5).upper.round(3)
+    Array(2.571, dtype=float32)
+    """
+    value, standard_error = jnp.asarray(value), jnp.asarray(standard_error)
+    half_width = float(stdtrit(num_free, 0.5 + CONFIDENCE / 2)) * standard_error
     return Estimate(value, standard_error, value - half_width, value + half_width)
+
+
+def unknown_error(value: Float[Array, "..."]) -> Estimate:
+    """Wrap a number whose error cannot be told: the interval is the whole line."""
+    infinite = jnp.full_like(value, jnp.inf)
+    return Estimate(value, infinite, -infinite, infinite)
 
 
 def exact_estimate(value: Float[Array, "..."]) -> Estimate:

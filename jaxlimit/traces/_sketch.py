@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
-from scipy import stats
 
-from jaxlimit._core.estimate import CONFIDENCE, Estimate, estimate_from_samples
+from jaxlimit._core.estimate import Estimate, estimate_from_samples, t_interval
 from jaxlimit._core.operator import ALL_FINITE, dot, earlier_failure, first_non_finite, map_blocks
+from jaxlimit._core.scale import deviation, norm
 
 
 class Sketch(NamedTuple):
@@ -46,7 +46,7 @@ def sketch_range(matvec: Partial, probes: Float[Array, "k D"], block_size: int) 
 
 def normalize_columns(G: Float[Array, "k k"]) -> tuple[Array, Array]:
     """Return columns of norm 1, or 0 where they were 0, and the inverse norms."""
-    norms = jnp.linalg.norm(G, axis=0)
+    norms = norm(G, 0)
     inverse_norms = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
     return G * inverse_norms, inverse_norms
 
@@ -73,13 +73,6 @@ def exchangeable_estimate(G: Float[Array, "k k"], samples: Callable) -> Estimate
         P = identity - jnp.outer(S[:, index], S[:, index])
         return dot(others / (k - 1), samples(P, dot(P, G) * others, 2))
 
-    jackknife = jax.lax.map(without, jnp.arange(k)).std(0) * (k - 1) ** 0.5
-    joint = interval(estimate.value, jnp.maximum(jackknife, estimate.standard_error), k)
+    jackknife = deviation(jax.lax.map(without, jnp.arange(k)), ddof=0) * (k - 1) ** 0.5
+    joint = t_interval(estimate.value, jnp.maximum(jackknife, estimate.standard_error), k - 1)
     return joint._replace(standard_error=estimate.standard_error)
-
-
-def interval(value: Array, standard_error: Array, num_samples: int) -> Estimate:
-    """Put Student's t interval around a value with a known standard error."""
-    quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, num_samples - 1) if num_samples > 1 else 1
-    half_width = float(quantile) * standard_error
-    return Estimate(value, standard_error, value - half_width, value + half_width)

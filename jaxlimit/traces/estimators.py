@@ -9,7 +9,13 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxlimit._core.checks import check_choice, check_count
-from jaxlimit._core.estimate import Estimate, estimate_from_samples, exact_estimate
+from jaxlimit._core.estimate import (
+    Estimate,
+    estimate_from_samples,
+    exact_estimate,
+    t_interval,
+    unknown_error,
+)
 from jaxlimit._core.operator import (
     ALL_FINITE,
     check_factorable,
@@ -20,7 +26,8 @@ from jaxlimit._core.operator import (
     map_blocks,
     prepare,
 )
-from jaxlimit.traces._sketch import exchangeable_estimate, interval, normalize_columns, sketch_range
+from jaxlimit._core.scale import norm, wide_type
+from jaxlimit.traces._sketch import exchangeable_estimate, normalize_columns, sketch_range
 
 DISTRIBUTIONS = ("rademacher", "gaussian", "sphere")
 DIAGONAL_METHODS = ("xdiag", "hutchinson")
@@ -318,28 +325,32 @@ def _hutchinson_diagonal(matvec, key, dim, num_matvecs, block_size, dtype):
         return probe * matvec(probe)
 
     def add(moments, keys):
-        # Moments merged block by block (Chan, Golub, LeVeque 1983): no sample is kept.
-        count, mean, squares, failed = moments
+        # Moments merged block by block (Chan, Golub, LeVeque 1983): no sample is kept. The second
+        # is its root, the norm of all centred samples so far.
+        count, mean, spread, failed = moments
         samples = map_blocks(sample, keys, len(keys))
         failed = earlier_failure(failed, first_non_finite(samples), count)
+        samples = samples.astype(mean.dtype)
         total = count + len(keys)
-        shift = samples.mean(0) - mean
-        squares += len(keys) * (samples.var(0) + shift**2 * count / total)
-        return (total, mean + shift * len(keys) / total, squares, failed), None
+        middle = samples.mean(0)
+        shift = middle - mean
+        between = shift * jnp.sqrt(len(keys) * count / total)
+        spread = norm(jnp.concatenate([samples - middle, spread[None], between[None]]), 0)
+        return (total, mean + shift * len(keys) / total, spread, failed), None
 
     keys = jax.random.split(key, num_matvecs)
     blocks, rest = divmod(num_matvecs, block_size)
-    zero = jnp.zeros(dim, dtype)
+    zero = jnp.zeros(dim, wide_type(dtype))
     moments = (jnp.int32(0), zero, zero, jnp.int32(ALL_FINITE))
     stacked = keys[: blocks * block_size].reshape(blocks, block_size, *keys.shape[1:])
     moments, _ = jax.lax.scan(add, moments, stacked)
     if rest:
         moments, _ = add(moments, keys[blocks * block_size :])
-    _, mean, squares, failed = moments
+    _, mean, spread, failed = moments
     if num_matvecs == 1:
-        return interval(mean, jnp.full_like(mean, jnp.inf), 1), failed
-    standard_error = jnp.sqrt(squares / (num_matvecs * (num_matvecs - 1)))
-    return interval(mean, standard_error, num_matvecs), failed
+        return unknown_error(mean), failed
+    standard_error = spread / (num_matvecs * (num_matvecs - 1)) ** 0.5
+    return t_interval(mean, standard_error, num_matvecs - 1), failed
 
 
 def _exact_trace(matvec: Partial, dim: int, block_size: int, dtype: Any):
@@ -361,7 +372,7 @@ def _probe(key: PRNGKeyArray, dim: int, distribution: str, dtype: Any) -> Float[
     if distribution == "rademacher":
         return jax.random.rademacher(key, (dim,), dtype)
     vector = jax.random.normal(key, (dim,), dtype)
-    return vector if distribution == "gaussian" else vector * (dim**0.5 / jnp.linalg.norm(vector))
+    return vector if distribution == "gaussian" else vector * (dim**0.5 / norm(vector))
 
 
 def _announce(estimate: Estimate, failed: Int[Array, ""]) -> Estimate:

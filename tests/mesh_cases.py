@@ -64,6 +64,17 @@ def test_a_product_is_that_of_one_device(operator, settings, mesh):
     close(jax.jit(split)(vector), wanted(vector))
 
 
+@pytest.mark.parametrize("settings", [{}, {"num_probes": 2, "key": jax.random.key(7)}])
+def test_a_diagonal_is_that_of_one_device(settings):
+    # Signs belong to examples, but a probe squares the sum over a batch, which the mesh cuts anew.
+    num, size = (48, 1) if settings else (53, 20)
+    params, batch = problem(num)
+    split_loss = curvature.split_loss(logits, cross_entropy)
+    batches = ragged(batch, *range(size, num, size))
+    found = curvature.diagonal(split_loss, params, batches, mesh=MESHES["explicit"], **settings)
+    close(found, curvature.diagonal(split_loss, params, batches, **settings))
+
+
 @pytest.mark.parametrize("mesh", [MESHES["explicit"], slow_on(MESHES["two axes"])])
 def test_a_product_takes_what_lies_on_the_mesh(mesh):
     """Parameters and data may come laid out; a caller's own `set_mesh` does not matter."""

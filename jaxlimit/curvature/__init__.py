@@ -14,6 +14,7 @@ from jaxlimit._core.host import HostMatvec
 from jaxlimit._core.weights import Where, every_leaf, is_weight
 from jaxlimit.curvature._operator import MATVEC_MODES, MatvecSettings, restrict
 from jaxlimit.curvature.derivatives import HVP_MODES, hvp, mean_gradient
+from jaxlimit.curvature.diagonals import DIAGONAL_MATRICES, diagonal
 from jaxlimit.curvature.operators import (
     fisher_matvec,
     gauss_newton_matvec,
@@ -22,15 +23,20 @@ from jaxlimit.curvature.operators import (
     linearization_bytes,
 )
 from jaxlimit.curvature.preflight import Preflight, check
+from jaxlimit.curvature.split import Split, SplitLoss, split_loss
 
 __all__ = [
+    "DIAGONAL_MATRICES",
     "HVP_MODES",
     "MATVEC_MODES",
     "HostMatvec",
     "MatvecSettings",
     "Preflight",
+    "Split",
+    "SplitLoss",
     "Where",
     "check",
+    "diagonal",
     "every_leaf",
     "fisher_matvec",
     "gauss_newton_matvec",
@@ -41,4 +47,5 @@ __all__ = [
     "linearization_bytes",
     "mean_gradient",
     "restrict",
+    "split_loss",
 ]

@@ -94,7 +94,7 @@ def make_operator(
         mode = "linearized" if fits else "forward-over-reverse"
     recomputed = mode == "forward-over-reverse"
     matvec = form.recomputed() if recomputed else form.linearized(product_dtype)
-    return matvec if mask is None else restrict(matvec, _flat_mask(mask, params, where))
+    return matvec if mask is None else restrict(matvec, flat_mask(mask, params, where))
 
 
 def _check_product_dtype(product_dtype: Any, dtype: Any, mode: str) -> None:
@@ -148,7 +148,7 @@ def make_host_operator(
         return total / num_examples
 
     matvec = HostMatvec(product, weights.size, weights.dtype)
-    return matvec if mask is None else restrict(matvec, _flat_mask(mask, params, where))
+    return matvec if mask is None else restrict(matvec, flat_mask(mask, params, where))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -211,7 +211,7 @@ def _boolean(mask: Any) -> np.ndarray:
     return mask
 
 
-def _flat_mask(mask: Any, params: Any, where: Where) -> np.ndarray:
+def flat_mask(mask: Any, params: Any, where: Where) -> np.ndarray:
     if isinstance(mask, jax.Array | np.ndarray) and mask.ndim == 1:
         size = flatten_weights(params, where)[0].size
         if mask.size != size:

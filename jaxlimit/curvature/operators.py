@@ -1,7 +1,7 @@
 """Hessian, Gauss-Newton and Fisher matrices of a mean loss, as products with a flat vector."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Unpack
+from typing import Any, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jaxlimit._core.weights import Where, flatten_weights, is_weight
 from jaxlimit.curvature._forms import linearization_size
 from jaxlimit.curvature._gradients import EmpiricalFisher, GaussNewton, Hessian
 from jaxlimit.curvature._operator import MatvecSettings, make_host_operator, make_operator
+from jaxlimit.curvature.split import Split, check_split, split_loss
 
 
 @takes_mesh
@@ -94,26 +95,41 @@ def linearization_bytes(
     return linearization_size(Hessian(loss), product_dtype, *operator_args)
 
 
-@takes_mesh
+@overload
+def gauss_newton_matvec(
+    loss: Split,
+    params: Any,
+    batches: Any,
+    /,
+    *operands: Any,
+    **settings: Unpack[MatvecSettings],
+) -> Partial: ...
+
+
+@overload
 def gauss_newton_matvec(
     apply: Callable,
     output_loss: Callable,
     params: Any,
     batches: Any,
+    /,
     *operands: Any,
     **settings: Unpack[MatvecSettings],
-) -> Partial:
+) -> Partial: ...
+
+
+@takes_mesh
+def gauss_newton_matvec(loss: Any, *args: Any, **settings: Unpack[MatvecSettings]) -> Partial:
     """Make the product with the Gauss-Newton matrix of a loss of a network's outputs.
 
     G = (1/N) Σ Jᵀ ∇²ℓ J, the Hessian without the curvature of the network itself: positive
     semi-definite where `output_loss` is convex, of rank at most N·(outputs an example).
 
     Args:
-        apply: `apply(params, batch, *operands)`, the network's outputs on a batch.
-        output_loss: `output_loss(outputs, batch)`, the mean over the batch's examples.
-        params: pytree of real floating arrays.
-        batches: as for `hessian_matvec`.
-        *operands: passed on to `apply`.
+        loss: a split loss, from `split_loss` or `training.make_loss`; or its two parts as two
+            arguments, `apply(params, batch, *operands)` and `output_loss(outputs, batch)`.
+        *args: `params`, a pytree of real floating arrays; `batches`, as for `hessian_matvec`; then
+            operands that are passed on to the network.
         **settings: see `MatvecSettings`.
 
     Returns:
@@ -125,16 +141,20 @@ def gauss_newton_matvec(
 
     >>> import jax.numpy as jnp
     >>> apply = lambda w, x: jnp.tanh(x @ w)
-    >>> square = lambda y, x: 0.5 * jnp.mean(y**2)
-    >>> matvec = gauss_newton_matvec(apply, square, jnp.zeros(2), jnp.ones((1, 3, 2)))
+    >>> loss = split_loss(apply, lambda y, x: 0.5 * jnp.mean(y**2))
+    >>> matvec = gauss_newton_matvec(loss, jnp.zeros(2), jnp.ones((1, 3, 2)))
     >>> matvec(jnp.ones(2))
     Array([2., 2.], dtype=float32)
 
     Schraudolph (2002), "Fast curvature matrix-vector products for second-order gradient descent".
     """
-    kind = GaussNewton(apply, output_loss)
+    if not isinstance(loss, Split) and args and callable(args[0]):
+        loss, args = split_loss(loss, args[0]), args[1:]
+    loss = check_split(loss)
+    params, batches, *operands = args
+    kind = GaussNewton(loss.apply, loss.output_loss)
     check_scalar(kind.loss, params, first_batch(batches), *operands)
-    return make_operator(kind, params, batches, operands, **settings)
+    return make_operator(kind, params, batches, tuple(operands), **settings)
 
 
 @takes_mesh

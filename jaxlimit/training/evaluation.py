@@ -49,6 +49,13 @@ class DataLoss:
             images = normalize(images, self.normalization)
         return forward(self.module, params, state or {}, images, train=False)[0]
 
+    # `curvature` takes a loss with these two apart for a Gauss-Newton matrix.
+    apply = logits
+
+    def output_loss(self, outputs: Float[Array, "n classes"], batch: Any) -> Float[Array, ""]:
+        """Return the mean cross-entropy of logits with the labels of `batch`."""
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, batch[1]).mean()
+
     def accuracy(
         self, params: PyTree, batch: tuple[Array, Array], state: PyTree = None
     ) -> Float[Array, ""]:

@@ -1,0 +1,274 @@
+"""Diagonals of Gauss-Newton and Fisher matrices, from rows of their factors.
+
+Both are (1/N) Σ_n Jₙᵀ Sₙ Sₙᵀ Jₙ, a sum over examples: Jₙ the derivative of an example's outputs,
+Sₙ a square root of the Hessian of its output loss. For the empirical Fisher matrix the only output
+is the example's loss and Sₙ = 1. So entry i is the mean of the squares of column i of Sₙᵀ Jₙ,
+whose rows are backward passes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxlimit._core import sharding
+from jaxlimit._core.batches import check_scalar, first_batch, leading_size
+from jaxlimit._core.checks import check_choice, check_count, check_range, is_concrete
+from jaxlimit._core.programs import precise_products
+from jaxlimit._core.sharding import takes_mesh
+from jaxlimit._core.weights import Where, flatten_weights, is_weight
+from jaxlimit.curvature._operator import flat_mask
+from jaxlimit.curvature.split import Split, check_split
+
+DIAGONAL_MATRICES = ("gauss-newton", "fisher")
+
+# Output Hessians are computed in the type of the outputs; more than this below zero is no rounding.
+_CONVEX = 1e3
+
+
+@takes_mesh
+def diagonal(
+    loss: Callable,
+    params: Any,
+    batches: Any,
+    *operands: Any,
+    matrix: str = "gauss-newton",
+    num_probes: int | None = None,
+    key: PRNGKeyArray | None = None,
+    memory_budget: float = 2**30,
+    where: Where = is_weight,
+    mask: Any = None,
+    mesh: Mesh | None = None,
+) -> Float[Array, "D"]:
+    """Compute the diagonal of the Gauss-Newton or empirical Fisher matrix, exactly or by probes.
+
+        Gᵢᵢ = (1/N) Σₙ Σ_c (Sₙᵀ Jₙ)²_ci,   Sₙ Sₙᵀ = ∇²ℓₙ,
+
+    N examples with outputs fₙ, Jₙ = ∂fₙ and output losses ℓₙ; for the Fisher matrix (1/N) Σ ∇lₙ∇lₙᵀ
+    of per-example losses lₙ, (1/N) Σₙ (∇lₙ)²ᵢ. The Hessian's diagonal, which is no sum of squares,
+    is estimated by `traces.diagonal(hessian_matvec(...), ...)`.
+
+    Exact, it costs a forward pass an example and a backward pass an output of it, with the gradient
+    of each example formed apart. Estimated, the squares of one backward pass of Σₙ Sₙ ξₙ over a
+    batch of n examples, ξₙ independent random signs, over n: never negative, and unbiased, since
+    E (Σₙ uₙ)² = Σₙ E uₙ² for independent uₙ of mean zero. A probe is one backward pass over the
+    data, two thirds of a gradient. Its relative error is about √2 / √(num_probes · batches), so
+    smaller batches give more for the same work.
+
+    Args:
+        loss: a split loss, from `split_loss` or `training.make_loss`; for the Fisher matrix any
+            `loss(params, batch, *operands)`. A mean over examples that do not see each other.
+        params: pytree of real floating arrays.
+        batches: as for `hessian_matvec`.
+        *operands: passed on to the network.
+        matrix: "gauss-newton" or "fisher".
+        num_probes: None for the exact diagonal, else the number of backward passes.
+        key: random key of the probes.
+        memory_budget: bytes that the rows of the exact diagonal may take at once, beside what a
+            pass over an example takes (default 1 GiB). At least one row is made at once.
+        where: as in `MatvecSettings`.
+        mask: as in `MatvecSettings`; the diagonal then has sum(mask) entries.
+        mesh: devices to share the examples.
+
+    Returns:
+        The diagonal, flat [D], never negative. NaN where `output_loss` was not convex and nothing
+        can be raised under `jit`.
+
+    Raises:
+        TypeError: if `loss` is not split where it must be, or gives no scalar.
+        ValueError: if probes are asked for without `key`, or as `hessian_matvec`.
+        FloatingPointError: if `output_loss` was not convex at the outputs, or something not finite.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxlimit.curvature import split_loss
+    >>> loss = split_loss(lambda w, x: x @ w, lambda y, x: 0.5 * jnp.mean(y**2))
+    >>> diagonal(loss, jnp.zeros(2), jnp.array([[[1.0, 0.0], [1.0, 2.0]]]))
+    Array([1., 2.], dtype=float32)
+
+    Martens, Sutskever, Swersky (2012), "Estimating the Hessian by back-propagating curvature";
+    Dangel, Kunstner, Hennig (2020), "BackPACK".
+    """
+    kind = _kind(matrix, loss)
+    check_scalar(loss, params, first_batch(batches), *operands)
+    check_range("memory_budget", float(memory_budget), 0)
+    weights, _ = flatten_weights(params, where)
+    settings = _Settings(kind, where, int(memory_budget), None)
+    if num_probes is not None:
+        settings = _Settings(kind, where, 0, check_count("num_probes", num_probes))
+        if key is None:
+            raise ValueError("key must be given where num_probes is: the probes are random")
+        batches = _with_index(batches)
+    examples = sharding.examples_of(batches, mesh)
+    at = sharding.replicate((jax.tree.map(jnp.asarray, params), operands, key), mesh)
+    found = sharding.gather(_diagonal(settings, examples, *at), mesh).astype(weights.dtype)
+    if is_concrete(found) and not bool(jnp.isfinite(found).all()):
+        raise FloatingPointError(
+            "the diagonal has NaN or infinity: loss must be finite, and output_loss convex at the "
+            "outputs of every example"
+        )
+    return found if mask is None else found[np.flatnonzero(flat_mask(mask, params, where))]
+
+
+@dataclass(frozen=True)
+class _GaussNewton:
+    """Outputs [n, outputs] of a batch, and the square roots of the Hessians of their losses."""
+
+    loss: Split
+
+    def outputs(self, params: Any, batch: Any, operands: tuple) -> Float[Array, "n m"]:
+        outputs = self.loss.apply(params, batch, *operands)
+        size = leading_size(batch)
+        for leaf in jax.tree.leaves(outputs):
+            if not leaf.ndim or leaf.shape[0] != size:
+                raise ValueError(
+                    f"apply must return outputs with a first axis of {size} examples, "
+                    f"got shape {leaf.shape}"
+                )
+        return jax.vmap(lambda y: ravel_pytree(y)[0])(outputs)
+
+    def roots(self, params: Any, batch: Any, operands: tuple, outputs: Array) -> Array:
+        like = jax.eval_shape(self.loss.apply, params, batch, *operands)
+        one = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), like)
+        unravel = ravel_pytree(one)[1]
+
+        def of_example(y, example):
+            example = jax.tree.map(lambda leaf: leaf[None], example)
+            hessian = jax.hessian(lambda y: self.loss.output_loss(unravel(y), example))(y)
+            values, vectors = jnp.linalg.eigh(hessian)
+            rounding = _CONVEX * jnp.finfo(y.dtype).eps * jnp.abs(values).max()
+            values = jnp.where(values.min() < -rounding, jnp.nan, jnp.maximum(values, 0))
+            return vectors * jnp.sqrt(values)
+
+        return jax.vmap(of_example)(outputs, batch)
+
+
+@dataclass(frozen=True)
+class _Fisher:
+    """The losses [n, 1] of a batch's examples, whose square root is 1."""
+
+    loss: Callable
+
+    def outputs(self, params: Any, batch: Any, operands: tuple) -> Float[Array, "n 1"]:
+        def of_example(example):
+            return self.loss(params, jax.tree.map(lambda leaf: leaf[None], example), *operands)
+
+        return jax.vmap(of_example)(batch)[:, None]
+
+    def roots(self, params: Any, batch: Any, operands: tuple, outputs: Array) -> Array:
+        del params, batch, operands
+        return jnp.ones((*outputs.shape, 1), outputs.dtype)
+
+
+def _kind(matrix: str, loss: Callable) -> _GaussNewton | _Fisher:
+    if check_choice("matrix", matrix, DIAGONAL_MATRICES) == "fisher":
+        return _Fisher(loss)
+    return _GaussNewton(check_split(loss))
+
+
+@dataclass(frozen=True)
+class _Settings:
+    kind: Any
+    where: Where
+    memory_budget: int
+    num_probes: int | None
+
+
+def _with_index(batches: Any) -> Any:
+    """Put beside each example its number, so that its signs are its own however they are dealt."""
+    if not isinstance(batches, list):
+        shape = jax.tree.leaves(batches)[0].shape[:2]
+        return batches, np.arange(shape[0] * shape[1], dtype=np.int32).reshape(shape)
+    sizes = [leading_size(batch) for batch in batches]
+    starts = np.cumsum([0, *sizes[:-1]])
+    return [
+        (batch, np.arange(start, start + size, dtype=np.int32))
+        for batch, start, size in zip(batches, starts, sizes, strict=True)
+    ]
+
+
+@partial(jax.jit, static_argnums=0)
+def _diagonal(settings, examples, params, operands, key):
+    def of_batch(batch, params, operands, key):
+        if settings.num_probes is None:
+            squares = _squares(settings, batch, params, operands)
+        else:
+            squares = _probed_squares(settings, batch, params, operands, key)
+        return flatten_weights(squares, settings.where)[0] / leading_size(batch)
+
+    with precise_products():
+        return sharding.mean(examples, of_batch, params, operands, key)
+
+
+def _squares(settings: _Settings, batch: Any, params: Any, operands: tuple) -> Any:
+    """Sum the squares of all rows of a batch, as many at once as the budget holds."""
+    kind = settings.kind
+    roots = jax.eval_shape(
+        lambda: kind.roots(params, batch, operands, kind.outputs(params, batch, operands))
+    )
+    row = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    # A row and its square.
+    num_rows = max(1, settings.memory_budget // (2 * row))
+    num_columns = roots.shape[-1]
+
+    def of_example(example):
+        alone = jax.tree.map(lambda leaf: leaf[None], example)
+        outputs, pull = jax.vjp(lambda p: kind.outputs(p, alone, operands), params)
+        root = kind.roots(params, alone, operands, outputs)[0]
+        return _sum_over(lambda s: _square(pull(s[None])[0]), root.T, num_rows)
+
+    return _sum_over(of_example, batch, num_rows // num_columns)
+
+
+def _probed_squares(
+    settings: _Settings, batch: Any, params: Any, operands: tuple, key: PRNGKeyArray
+) -> Any:
+    """Average over probes the squares of the sum of a batch's rows under random signs."""
+    batch, index = batch
+    kind = settings.kind
+    outputs, pull = jax.vjp(lambda p: kind.outputs(p, batch, operands), params)
+    roots = kind.roots(params, batch, operands, outputs)
+
+    def of_probe(key):
+        keys = jax.vmap(partial(jax.random.fold_in, key))(index)
+        signs = jax.vmap(lambda k: jax.random.rademacher(k, roots.shape[-1:], roots.dtype))(keys)
+        return _square(pull(jnp.einsum("nmr,nr->nm", roots, signs))[0])
+
+    total = _sum_over(of_probe, jax.random.split(key, settings.num_probes), 1)
+    return jax.tree.map(lambda leaf: leaf / settings.num_probes, total)
+
+
+def _square(tree: Any) -> Any:
+    wide = lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))  # noqa: E731
+    return jax.tree.map(lambda leaf: wide(leaf) ** 2, tree)
+
+
+def _sum_over(function: Callable, inputs: Any, at_once: int) -> Any:
+    """Sum a function over the first axis, some entries at once by `vmap`."""
+    size = leading_size(inputs)
+    at_once = min(max(at_once, 1), size)
+    whole = size - size % at_once
+
+    def of_chunk(chunk):
+        return jax.tree.map(lambda leaf: leaf.sum(0), jax.vmap(function)(chunk))
+
+    if whole == at_once:
+        total = of_chunk(jax.tree.map(lambda leaf: leaf[:whole], inputs))
+    else:
+        chunks = jax.tree.map(
+            lambda leaf: leaf[:whole].reshape(-1, at_once, *leaf.shape[1:]), inputs
+        )
+        like = jax.eval_shape(of_chunk, jax.tree.map(lambda leaf: leaf[0], chunks))
+        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+        add = lambda total, chunk: (jax.tree.map(jnp.add, total, of_chunk(chunk)), None)  # noqa: E731
+        total, _ = jax.lax.scan(add, zero, chunks)
+    if whole < size:
+        rest = of_chunk(jax.tree.map(lambda leaf: leaf[whole:], inputs))
+        total = jax.tree.map(jnp.add, total, rest)
+    return total

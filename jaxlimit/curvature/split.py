@@ -1,0 +1,87 @@
+"""Losses that know their network apart from the loss of its outputs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Array, Float
+
+
+@runtime_checkable
+class Split(Protocol):
+    """A loss `loss(params, batch, *operands)` that is `output_loss(apply(...), batch)`.
+
+    `training.make_loss` and `split_loss` make such; so does any object with these three methods.
+    """
+
+    def __call__(self, params: Any, batch: Any, *operands: Any) -> Float[Array, ""]:
+        """Return the mean loss of a batch."""
+        ...
+
+    def apply(self, params: Any, batch: Any, *operands: Any) -> Any:
+        """Return the network's outputs on a batch, one row an example."""
+        ...
+
+    def output_loss(self, outputs: Any, batch: Any) -> Float[Array, ""]:
+        """Return the mean loss of a batch's outputs, convex in them."""
+        ...
+
+
+@dataclass(frozen=True)
+class SplitLoss:
+    """A loss made by `split_loss`; equal parts make equal losses of equal hash.
+
+    Attributes:
+        apply: `apply(params, batch, *operands)`, the network's outputs.
+        output_loss: `output_loss(outputs, batch)`, their mean loss.
+    """
+
+    apply: Callable
+    output_loss: Callable
+
+    def __call__(self, params: Any, batch: Any, *operands: Any) -> Float[Array, ""]:
+        """Return the mean loss of a batch."""
+        return self.output_loss(self.apply(params, batch, *operands), batch)
+
+
+def split_loss(apply: Callable, output_loss: Callable) -> SplitLoss:
+    """Make a loss from a network and the loss of its outputs.
+
+    L(w; batch) = ℓ(f(w; batch); batch). It is called like any other loss; `gauss_newton_matvec` and
+    `diagonal` also need f and ℓ apart.
+
+    Args:
+        apply: f, `apply(params, batch, *operands)`, outputs [batch, ...].
+        output_loss: ℓ, `output_loss(outputs, batch)`, the mean over the batch's examples. Convex in
+            the outputs, or the Gauss-Newton matrix is not positive semi-definite.
+
+    Returns:
+        The `SplitLoss`.
+
+    Raises:
+        TypeError: if one of them is not callable.
+
+    >>> import jax.numpy as jnp
+    >>> square = lambda y, batch: jnp.mean((y - batch[1]) ** 2)
+    >>> loss = split_loss(lambda w, batch: batch[0] * w, square)
+    >>> loss(2.0, (jnp.array([1.0, 2.0]), jnp.array([2.0, 2.0])))
+    Array(2., dtype=float32)
+    """
+    for name, function in (("apply", apply), ("output_loss", output_loss)):
+        if not callable(function):
+            raise TypeError(f"{name} must be callable, got {type(function).__name__}")
+    return SplitLoss(apply, output_loss)
+
+
+def check_split(loss: Any) -> Split:
+    """Return `loss`, or raise if it cannot be taken apart.
+
+    Raises:
+        TypeError: if it has no `apply` and `output_loss`.
+    """
+    if not isinstance(loss, Split):
+        raise TypeError(
+            "loss must have its network and the loss of its outputs apart, as curvature.split_loss "
+            f"and training.make_loss make it, got {type(loss).__name__}"
+        )
+    return loss

@@ -3,11 +3,10 @@
 python benchmarks/readme_table.py        # rewrites what is between their markers
 """
 
-import json
 from functools import partial
 from pathlib import Path
 
-from jaxlimit.lab.reporting import comparison_table, markdown_table, replace_block
+from jaxlimit.lab.reporting import comparison_table, markdown_table, read_json, replace_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -29,7 +28,7 @@ CASES = {
 def read(name: str) -> dict | None:
     """Read a committed result, if it is there."""
     path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
 
 def cell(seconds: dict[str, dict], *, case: str) -> str:

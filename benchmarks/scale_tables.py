@@ -3,12 +3,11 @@
 python benchmarks/scale_tables.py        # rewrites docs/scale.md between its markers
 """
 
-import json
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from jaxlimit.lab.reporting import markdown_table, replace_block
+from jaxlimit.lab.reporting import markdown_table, read_json, replace_block
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "scale.md"
@@ -25,7 +24,7 @@ STORES = {
 
 def read(name: str) -> dict[str, Any]:
     """Read a committed result."""
-    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    return read_json(ROOT / "benchmarks" / "results" / f"{name}.json")
 
 
 def checks(result: dict[str, Any]) -> str:

@@ -11,13 +11,12 @@ and on a CPU are for trial with few images and steps, which the table then says.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import tyro
 from pruning_limit import Config as RunConfig
-from pruning_limit import check_lone, known, run
+from pruning_limit import check_lone, known, read_result, run
 
 from jaxlimit import plotting
 from jaxlimit.lab import figures
@@ -40,7 +39,7 @@ class Config:
 
 def results(config: Config) -> list[dict[str, Any]]:
     """Read the runs that are there and make the others."""
-    read = [json.loads((folder / "result.json").read_text()) for folder in config.runs]
+    read = [read_result(folder) for folder in config.runs]
     for name in config.networks:
         seed = config.base.seeds[0]
         folder = config.output / f"{name}-{config.base.dataset}".replace("/", "-")

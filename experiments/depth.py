@@ -9,12 +9,12 @@ different numbers of images show what the sample changes beside the depth.
 """
 
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tyro
+from pruning_limit import read_result, read_spectrum
 
 from jaxlimit import limits, plotting, spectrum
 from jaxlimit.lab import figures
@@ -64,14 +64,14 @@ def conclude(name: str, rows: list[dict[str, Any]]) -> str:
 
 def main(config: Config) -> None:
     """Read, evaluate, write and draw."""
-    results = [json.loads((run / "result.json").read_text()) for run in config.runs]
+    results = [read_result(run) for run in config.runs]
     radius, epsilon = results[0]["prediction"]["radius"], results[0]["epsilon"]
     names = [f"{result['hessian_images']:,} images" for result in results]
     if len(set(names)) < len(names):
         raise ValueError(f"runs must differ in the images of their Hessians, got {names}")
     series = {
-        name: evaluate(spectrum.load(run / "spectrum.npz"), radius, epsilon)
-        for name, run in zip(names, config.runs, strict=True)
+        name: evaluate(read_spectrum(run, result), radius, epsilon)
+        for name, run, result in zip(names, config.runs, results, strict=True)
     }
     sentences = [conclude(name, rows) for name, rows in series.items()]
     output = config.output or config.runs[0]

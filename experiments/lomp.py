@@ -9,7 +9,7 @@ and fine-tunes by itself. Writes lomp.json and lomp.png into the run folder.
 """
 
 import dataclasses
-import json
+from pathlib import Path
 
 import numpy as np
 import pruning_limit
@@ -17,7 +17,7 @@ import tyro
 
 from jaxlimit import distributed, plotting, training
 from jaxlimit.lab import figures
-from jaxlimit.lab.reporting import Stages, console, environment, write_json
+from jaxlimit.lab.reporting import Stages, build, console, environment, write_json
 from jaxlimit.pruning import lomp
 
 
@@ -60,12 +60,7 @@ def main(config: Config) -> None:
         with stages.time("pruning"):
             rows = prune(net, config, finetune, stages)
     dense = accuracy(net, net.trained, config.images_at_once)
-    path = folder / "result.json"
-    known = json.loads(path.read_text()) if path.exists() else None
-    limits = known and {
-        "predicted": known["prediction"]["ratio"],
-        "measured": known["measured"]["by_loss"],
-    }
+    limits = known_limits(folder, config)
     result = {"dense": dense, "rows": rows, "limits": limits, "config": config, "seed": seed}
     result |= {"environment": environment(), "seconds": stages.seconds}
     if distributed.is_first():
@@ -79,6 +74,18 @@ def main(config: Config) -> None:
         console.print(f"{kind}: test accuracy within {config.accuracy_tolerance:.0%} of the dense "
                       f"{dense:.2%} at {least} kept")  # fmt: skip
     console.print(f"written to {folder}")
+
+
+def known_limits(folder: Path, config: Config) -> dict[str, float] | None:
+    """Read what a run of the same network in this folder predicted and measured, None without."""
+    try:
+        known = pruning_limit.read_result(folder)
+    except FileNotFoundError:
+        return None
+    made = build(pruning_limit.Config, known["config"], f"the config of {folder / 'result.json'}")
+    if made.network() != config.network():
+        return None
+    return {"predicted": known["prediction"]["ratio"], "measured": known["measured"]["by_loss"]}
 
 
 def prune(net, config, finetune, stages) -> list[dict[str, float]]:

@@ -6,7 +6,6 @@ python experiments/pruning_limit.py --dataset cifar10 --epochs 200 --l1 2e-4 --d
 
 import dataclasses
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -33,7 +32,15 @@ from jaxlimit import (
     spectrum,
     training,
 )
-from jaxlimit.lab.reporting import Stages, console, environment, plain, write_json
+from jaxlimit.lab.reporting import (
+    OtherRunError,
+    Stages,
+    console,
+    environment,
+    plain,
+    read_json,
+    write_json,
+)
 from jaxlimit.pruning import SweepResult
 
 
@@ -158,15 +165,15 @@ def known(folder: Path, config: Config) -> dict[str, Any] | None:
     are does not matter, nor how many seeds and processes there were.
 
     Raises:
-        ValueError: if what is there is no JSON.
+        ValueError: if what is there is no JSON, or was changed since.
     """
     path = folder / "result.json"
     if not path.exists():
         return None
     try:
-        result = json.loads(path.read_text())
+        result = read_json(path)
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read ({error}); remove it to measure again") from error
+        raise ValueError(f"{error}; remove it to measure again") from error
     free = dict.fromkeys(("output", "data_dir", "seeds", "distributed"))
     made = plain(Config()) | result.get("config", {}) | free
     return result if made == plain(config) | free else None
@@ -197,6 +204,7 @@ def analyse(net, config, seed, folder, stages) -> dict[str, Any]:
     with stages.time("sweep"):
         sweeps = prune(net, estimate.epsilon, config, stages)
     result = report(net, estimate, rise, sweeps, config) | {
+        "spectra": spectra_identity(net, config, seed),
         "seed": seed,
         "config": config,
         "environment": environment(),
@@ -204,8 +212,9 @@ def analyse(net, config, seed, folder, stages) -> dict[str, Any]:
         "speed": speed(net, config, stages),
     }
     if distributed.is_first():
-        write_json(folder / "result.json", result)
+        # Last of all, since a run whose result is there is not measured again.
         draw(folder, estimate, sweeps, result, config)
+        write_json(folder / "result.json", result)
     return plain(result)
 
 
@@ -259,19 +268,13 @@ def predict(net, config, seed, folder, stages) -> LimitEstimate:
         epsilon = limits.loss_tolerance_estimate(
             *net.args, net.batches(config), state, mesh=net.mesh
         )
-    names = ("num_steps", "num_probes", "num_gap_steps", "tolerance", "hessian_images",
-             "product_dtype")  # fmt: skip
-    settings = {name: getattr(config, name) for name in names}
-    settings["network"] = fingerprint((net.trained.params, state))
+    identity = spectra_identity(net, config, seed)
     # Named by what makes the recurrences, so that a run with other settings begins its own.
-    unfinished = folder / f"lanczos-{digest(settings)}"
-    note, files = folder / "spectrum.json", ("spectrum.npz", "removed_spectrum.npz")
-    stored: dict[str, Any] = {}
-    if note.exists() and json.loads(note.read_text()) == settings:
+    unfinished = folder / f"lanczos-{digest(identity)}"
+    stored = {name: kept_spectrum(folder / file, identity) for name, file in SPECTRA.items()}
+    if stored["measure"] is not None:
         console.print(f"reusing the spectra in {folder}")
-        known = zip(("measure", "removed_measure"), files, strict=True)
-        stored = {n: spectrum.load(folder / f) for n, f in known if (folder / f).exists()}
-    with stages.time("spectrum, known" if stored else "spectrum"):
+    with stages.time("spectrum" if stored["measure"] is None else "spectrum, known"):
         estimate = estimate_limit(
             *net.args,
             net.batches(config, config.hessian_images),
@@ -292,12 +295,53 @@ def predict(net, config, seed, folder, stages) -> LimitEstimate:
     distributed.barrier("spectra")  # the others may still be reading those of an earlier run
     if not distributed.is_first():
         return estimate
-    for file, measure in zip(files, (estimate.measure, estimate.removed_measure), strict=True):
-        if measure is not None:
-            spectrum.save(folder / file, measure)
-    write_json(note, settings)
+    for name, file in SPECTRA.items():
+        if (measure := getattr(estimate, name)) is not None:
+            spectrum.save(folder / file, measure, identity=identity)
     shutil.rmtree(unfinished, ignore_errors=True)
     return estimate
+
+
+SPECTRA = {"measure": "spectrum.npz", "removed_measure": "removed_spectrum.npz"}
+
+
+def spectra_identity(net, config: Config, seed: int) -> dict[str, Any]:
+    """Collect what a run's spectra are made from; each of their files holds it."""
+    names = ("num_steps", "num_probes", "num_gap_steps", "tolerance", "hessian_images",
+             "product_dtype", "dataset", "max_images")  # fmt: skip
+    settings = {name: getattr(config, name) for name in names}
+    return settings | {
+        "seed": seed,
+        "network": fingerprint((net.trained.params, net.trained.state)),
+    }
+
+
+def kept_spectrum(path: Path, identity: dict[str, Any]) -> spectrum.SpectralMeasure | None:
+    """Read a spectrum; None if it is not there or was made from something else.
+
+    Raises:
+        ValueError: if what is there cannot be read.
+    """
+    try:
+        return spectrum.load(path, identity=identity)
+    except (FileNotFoundError, OtherRunError):
+        return None
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it to measure again") from error
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Read what a run wrote, as it wrote it."""
+    return read_json(folder / "result.json")
+
+
+def read_spectrum(folder: Path, result: dict[str, Any]) -> spectrum.SpectralMeasure:
+    """Read the spectrum that a run's result was read off, not that of a later run in its folder.
+
+    Raises:
+        ValueError: if the file in the folder is of another run, or damaged.
+    """
+    return spectrum.load(folder / SPECTRA["measure"], identity=result["spectra"])
 
 
 def forecast(net, config) -> SweepResult:

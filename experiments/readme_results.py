@@ -3,10 +3,9 @@
 python experiments/readme_results.py        # rewrites README.md between its markers
 """
 
-import json
 from pathlib import Path
 
-from jaxlimit.lab.reporting import comparison_table, replace_block
+from jaxlimit.lab.reporting import comparison_table, read_json, replace_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -62,7 +61,7 @@ ROWS = {
 def table(names: list[str]) -> str:
     """Build a table with a column for each committed result."""
     paths = {name: RESULTS / name / "result.json" for name in names}
-    results = {n: json.loads(path.read_text()) for n, path in paths.items() if path.exists()}
+    results = {n: read_json(path) for n, path in paths.items() if path.exists()}
     return comparison_table(results, ROWS)
 
 

@@ -10,7 +10,6 @@ that a setting differs from the baseline by nothing else, and are kept in its fo
 """
 
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,9 +95,11 @@ class Bench(NamedTuple):
         images = min(images or self.num_images, len(self.net.train.labels))
         name = f"{matrix}-{where.__name__}-{images}-images-{self.num_steps}-steps-probe-{probe}"
         path = self.folder / "sensitivity" / f"{name}.npz"
-        if path.exists():
+        made_from = pruning_limit.spectra_identity(self.net, self.settings, self.seed)
+        identity = {"name": name, "run": made_from}
+        if (kept := pruning_limit.kept_spectrum(path, identity)) is not None:
             console.print(f"reusing {path}")
-            return spectrum.load(path)
+            return kept
         # As `pruning_limit.predict` and `estimate_limit` derive it.
         key = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), 1))[0]
         with self.stages.time(name):
@@ -112,7 +113,7 @@ class Bench(NamedTuple):
                 stage=name,
             )
         path.parent.mkdir(exist_ok=True)
-        spectrum.save(path, measure)
+        spectrum.save(path, measure, identity=identity)
         return measure
 
     def _matvec(self, images, matrix, where):
@@ -217,8 +218,8 @@ def conclude(knobs: dict[str, dict[str, dict[str, Any]]]) -> str:
 def main(config: Config) -> None:
     """Turn the knobs, write, draw, and say which matters."""
     folder = config.run or default_run(config)
-    result = json.loads((folder / "result.json").read_text())
-    settings, measure = stored_settings(result), spectrum.load(folder / "spectrum.npz")
+    result = pruning_limit.read_result(folder)
+    settings, measure = stored_settings(result), pruning_limit.read_spectrum(folder, result)
     with Stages() as stages:
         net = pruning_limit.train(settings, result["seed"], folder, stages)
         bench = Bench(net, settings, result["seed"], folder, config.num_steps, stages)

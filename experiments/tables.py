@@ -9,7 +9,6 @@ and goes on from there when asked for again. Its result.json is kept, thinned, b
 
 import csv
 import dataclasses
-import json
 import re
 import sys
 import tomllib
@@ -145,7 +144,7 @@ def read_result(path: Path, row: Row, setting: str) -> dict[str, Any]:
 
     How deep its Lanczos recurrences went is free: the notes tell it.
     """
-    result = json.loads(path.read_text())
+    result = pruning_limit.read_result(path.parent)
     for quantity in QUANTITIES.values():
         float(quantity(result))
     note("", thinned(result))  # reads what else the tables take

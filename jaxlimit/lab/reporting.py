@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import json
 import os
 import platform
 import tempfile
@@ -21,6 +20,10 @@ import numpy as np
 from jax.profiler import ProfileData
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxlimit._core import files
+from jaxlimit._core.files import OtherRunError as OtherRunError
+from jaxlimit._core.files import read_json as read_json
 
 console = Console()
 T = TypeVar("T")
@@ -190,11 +193,9 @@ def plain(tree: Any) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a file whole or not at all."""
+    """Write results as JSON with a digest, whole or not at all; `read_json` reads them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(plain(content), indent=1, ensure_ascii=False) + "\n")
-    temporary.replace(path)
+    files.write_json(path, plain(content))
 
 
 def build(cls: type[T], values: dict[str, Any], where: str) -> T:

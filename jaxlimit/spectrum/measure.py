@@ -253,12 +253,13 @@ def truncate(measure: SpectralMeasure, num_steps: int) -> SpectralMeasure:
     )
 
 
-def save(path: Any, measure: SpectralMeasure) -> None:
+def save(path: Any, measure: SpectralMeasure, *, identity: dict | None = None) -> None:
     """Write a measure as a versioned npz: the recurrence, or the spectrum if exact.
 
     Args:
         path: of the file, under just this name.
         measure: the measure.
+        identity: what it was made from, as JSON, kept in the same file for `load` to compare.
 
     Raises:
         OSError: if the file cannot be written; one that was there before is kept whole.
@@ -274,21 +275,23 @@ def save(path: Any, measure: SpectralMeasure) -> None:
         fields = {"eigenvalues": measure.nodes}
     else:
         fields = {name: getattr(measure, name) for name in _RECURRENCE}
-    files.save(path, FORMAT_VERSION, dim=measure.dim, **fields)
+    files.save(path, FORMAT_VERSION, identity=identity, dim=measure.dim, **fields)
 
 
-def load(path: Any) -> SpectralMeasure:
+def load(path: Any, *, identity: dict | None = None) -> SpectralMeasure:
     """Read a measure that `save` wrote; its rules are built anew.
 
     Args:
         path: of the file.
+        identity: what it must have been made from; None takes any.
 
     Returns:
         The `SpectralMeasure`.
 
     Raises:
         OSError: if there is no such file.
-        ValueError: if it is no measure, of another version, or cut short.
+        ValueError: if it is no measure, of another version, cut short, or made from something
+            else (then an `OtherRunError`).
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -299,7 +302,7 @@ def load(path: Any) -> SpectralMeasure:
     ValueError: ...measure.npz must be a spectral measure of format 1, got a file that ...
     """
     kinds = ({"dim", "eigenvalues"}, {"dim", *_RECURRENCE})
-    fields = files.load(path, "a spectral measure", FORMAT_VERSION, *kinds)
+    fields = files.load(path, "a spectral measure", FORMAT_VERSION, *kinds, identity=identity)
     if "eigenvalues" in fields:
         return exact_measure(jnp.asarray(fields["eigenvalues"][0]))
     recurrence = {name: jnp.asarray(fields[name]) for name in _RECURRENCE}

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxlimit import datasets, models, planning, training
-from jaxlimit.lab.reporting import Stages, plain, write_json
+from jaxlimit.lab.reporting import Stages, plain, read_json, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 pytest.importorskip("rich")
@@ -170,9 +170,62 @@ def test_a_result_is_known_by_what_made_it(tmp_path):
         assert pruning_limit.known(tmp_path, dataclasses.replace(config, **other)) is None
     (tmp_path / "result.json").write_text('{"config": ')
     with pytest.raises(
-        ValueError, match=r"result\.json cannot be read .*remove it to measure again"
+        ValueError, match=r"result\.json cannot be read as JSON: .*remove it to measure again"
     ):
         pruning_limit.known(tmp_path, config)
+
+
+def test_a_changed_digit_is_noticed_before_it_is_believed(tmp_path):
+    config = pruning_limit.Config(epochs=3, output=tmp_path)
+    path = tmp_path / "result.json"
+    write_json(path, {"config": config, "prediction": {"ratio": 0.125}})
+    path.write_text(path.read_text().replace("0.125", "0.225"))
+    for read in (lambda: read_json(path), lambda: pruning_limit.known(tmp_path, config)):
+        with pytest.raises(ValueError, match=r"result\.json was changed since it was written"):
+            read()
+
+
+def test_no_spectrum_of_a_run_that_died_is_taken_for_another(tmp_path, capsys, monkeypatch):
+    """Run A; B in the same folder dies between two of its files; A asked again gives A's bits."""
+    monkeypatch.setattr(pruning_limit.models, "create", lambda *_, **__: Small())
+    settings = {"epochs": 2, "max_images": 300, "num_steps": 4, "num_gap_steps": 4}
+    few, many = (pruning_limit.Config(hessian_images=n, **settings) for n in (64, 256))
+    with Stages() as stages:
+        net = pruning_limit.train(few, 0, tmp_path, stages)
+
+        def ratio(config):
+            return float(pruning_limit.predict(net, config, 0, tmp_path, stages).prediction.ratio)
+
+        first = ratio(few)
+        identity = pruning_limit.spectra_identity(net, few, 0)
+        pruning_limit.read_spectrum(tmp_path, {"spectra": identity})
+        save, written = pruning_limit.spectrum.save, []
+
+        def die_after_one(path, measure, **how):
+            if written:
+                raise KeyboardInterrupt
+            save(path, measure, **how)
+            written.append(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pruning_limit.spectrum, "save", die_after_one)
+            with pytest.raises(KeyboardInterrupt):
+                ratio(many)
+        # What is left is B's, and no result of A is read off it.
+        with pytest.raises(ValueError, match="images: it has 256, asked for was 64"):
+            pruning_limit.read_spectrum(tmp_path, {"spectra": identity})
+        assert ratio(few) == first
+    assert "reusing the spectra" not in capsys.readouterr().out
+
+
+def test_a_cut_spectrum_names_its_file(tmp_path):
+    path = tmp_path / "spectrum.npz"
+    measure = pruning_limit.spectrum.exact_measure(jnp.arange(4.0))
+    pruning_limit.spectrum.save(path, measure, identity={"seed": 0})
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"spectrum\.npz must be .*; remove it to measure again"):
+        pruning_limit.kept_spectrum(path, {"seed": 0})
+    assert pruning_limit.kept_spectrum(tmp_path / "none.npz", {}) is None
 
 
 def test_dry_run_prints_the_plan_and_does_nothing_else(tmp_path, capsys):
@@ -214,8 +267,14 @@ def test_lomp_writes_beside_the_run_and_resumes(tmp_path, capsys, monkeypatch):
     assert 10_000 < (folder / "lomp.png").stat().st_size < 200_000
 
     capsys.readouterr()
+    run = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(pruning_limit.Config)
+    }
     known = {"prediction": {"ratio": 0.01}, "measured": {"by_loss": 0.02}}
-    (folder / "result.json").write_text(json.dumps(known))
+    write_json(folder / "result.json", known | {"config": run | {"l1": 1.0}})
+    assert lomp.known_limits(folder, config) is None  # of another network
+    write_json(folder / "result.json", known | {"config": run})
     lomp.main(config)
     assert "2 of 2 epochs" in capsys.readouterr().out
     second = json.loads((folder / "lomp.json").read_text())

@@ -33,12 +33,13 @@ def analyse_fast(net, config, seed, folder, stages):
     weights, _ = flatten_weights(params)
     epsilon = 0.1 + float(jnp.abs(weights).mean())
     measure = spectrum.exact_measure(jnp.linspace(0, jnp.linalg.norm(weights), weights.size))
-    spectrum.save(folder / "spectrum.npz", measure)
+    spectrum.save(folder / "spectrum.npz", measure, identity={"of": str(folder)})
     batches = datasets.to_batches(net.train)
     sweep = pruning.magnitude_sweep(net.loss, params, batches, [0.01, 0.05, 0.1, 1.0], {})
     limit = limits.pruning_limit(measure, params, epsilon)
     result = {
         "config": config,
+        "spectra": {"of": str(folder)},
         "dim": weights.size,
         "epsilon": epsilon,
         "eigenvalues": {"largest": measure.nodes.max()},

@@ -1,22 +1,44 @@
-"""The look that all figures share."""
+"""The look that all figures share.
 
+Figures are made without pyplot: no backend is chosen, and the user's own figures are left alone.
+"""
+
+import io
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from PIL import Image
 
 PREDICTED, MEASURED, NEUTRAL = "#c2410c", "#1d4ed8", "#57534e"
+DPI = 150
+
+
+class HouseFigure(Figure):
+    """A figure that a notebook shows inline, whatever backend it has chosen."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Make an empty figure, `width` by `height` inches."""
+    return HouseFigure(figsize=(width, height), layout="constrained")
+
+
+def new_panels(
+    rows: int, columns: int, *, width: float, height: float, **settings: Any
+) -> tuple[Figure, Any]:
+    """Make a figure with a grid of axes; `settings` are those of `Figure.subplots`."""
+    figure = new_figure(width, height)
+    return figure, figure.subplots(rows, columns, **settings)
 
 
 def new_axes(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """Make one pair of axes with the house look."""
-    figure, axes = plt.subplots(figsize=(7, 4.3), layout="constrained")
+    """Make a figure with one pair of axes in the look of the house."""
+    figure, axes = new_panels(1, 1, width=7, height=4.3)
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -26,13 +48,34 @@ def new_axes(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 def percent_axis(axes: Axes) -> None:
     """Show ratios along x in per cent, on a logarithmic axis with few labels."""
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_xlim()
+    steps = (1, 2, 5) if high < 300 * low else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps))
     axes.xaxis.set_major_formatter(lambda ratio, _: f"{100 * ratio:g} %")
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
+def png(figure: Figure) -> bytes:
+    """Draw a figure as PNG at 150 dpi, with at most 256 colours to keep it small."""
+    whole, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(whole, format="png", dpi=DPI)
+    image = Image.open(whole).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return small.getvalue()
+
+
+def svg(figure: Figure) -> str:
+    """Draw a figure as the text of an SVG."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
 def save(figure: Figure, path: Any) -> None:
-    """Write a figure as PNG and close it."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    """Write a figure as PNG or SVG, whichever the name of `path` ends in."""
+    path = Path(path)
+    if path.suffix not in (".png", ".svg"):
+        raise ValueError(f"path must end in .png or .svg, got {path}")
+    content = svg(figure).encode() if path.suffix == ".svg" else png(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)

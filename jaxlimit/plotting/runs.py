@@ -1,42 +1,67 @@
 """Figures of one run: its spectrum, theory against practice, and its sweep."""
 
+from typing import Any
+
 import jax
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxlimit import limits
-from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, new_axes, plt
+from jaxlimit.plotting._style import (
+    MEASURED,
+    NEUTRAL,
+    PREDICTED,
+    new_axes,
+    new_panels,
+    percent_axis,
+)
 from jaxlimit.pruning import SweepResult
 from jaxlimit.spectrum import SpectralMeasure
 from jaxlimit.studies.estimation import LimitEstimate
 
 
 def plot_density(measure: SpectralMeasure, *, threshold: float, title: str) -> Figure:
-    """Draw the spectrum on logarithmic axes, negative and positive side by side.
+    """Draw what share of the spectrum lies beyond λ, negative and positive side by side.
+
+    The cumulative share needs no bins, so a gap in the figure is a gap in the spectrum.
 
     Args:
         measure: the spectrum.
-        threshold: c, the eigenvalue below which a direction counts as flat.
+        threshold: c = 2ε/R², the eigenvalue below which a direction counts as flat.
         title: of the figure.
     """
-    figure, panels = plt.subplots(1, 2, figsize=(8, 4), sharey=True, layout="constrained")
-    nodes, weights = np.asarray(measure.nodes), np.asarray(measure.weights)
-    weights = weights / len(weights)
-    top = np.abs(nodes).max()
-    edges = np.geomspace(min(threshold / 30, top / 100), 1.3 * top, 40)
+    figure, panels = new_panels(1, 2, width=8.6, height=4.4, sharey=True)
+    nodes, weights = np.asarray(measure.nodes).ravel(), np.asarray(measure.weights).ravel()
+    weights = weights / np.shape(measure.nodes)[0]
+    size = np.abs(nodes)
+    left, right, least = min(threshold / 300, size.max() / 1e4), 2 * size.max(), 1.0
     for axes, sign, name in zip(panels, (-1, 1), ("negative", "positive"), strict=True):
         side = np.sign(nodes) == sign
-        mass, _ = np.histogram(np.abs(nodes[side]), edges, weights=weights[side])
-        axes.stairs(mass, edges, fill=True, color=NEUTRAL, alpha=0.6)
+        order = np.argsort(size[side])[::-1]
+        beyond, share = size[side][order], np.cumsum(weights[side][order])
+        x, y = np.append(beyond, left), np.append(share, share[-1:] if len(share) else 0)
+        shown = (x >= left) & (y > 0)
+        least = min(least, float(y[shown].min(initial=1.0)))
+        axes.fill_between(x[shown], y[shown], 1e-12, step="pre", color=NEUTRAL, alpha=0.35, lw=0)
+        axes.step(x[shown], y[shown], where="pre", color=NEUTRAL)
         axes.axvline(threshold, color=PREDICTED, linestyle="--")
-        axes.set(xscale="log", yscale="log", xlabel=f"|λ|, {name} eigenvalues")
+        axes.axvspan(left, threshold, color=PREDICTED, alpha=0.07, linewidth=0)
+        axes.set(xscale="log", yscale="log", xlabel=f"|λ|, {name} eigenvalues", xlim=(left, right))
         axes.grid(alpha=0.25)
     panels[0].invert_xaxis()
-    panels[0].set_ylabel("share of the spectrum a bin")
-    below = weights[np.abs(nodes) < edges[0]].sum()
-    panels[1].plot([], [], color=PREDICTED, linestyle="--", label=f"c = 2ε/R² = {threshold:.2g}")
-    panels[1].plot([], [], " ", label=f"|λ| < {edges[0]:.1g}: {below:.2%} of all")
-    panels[1].legend(frameon=False)
+    panels[0].set_ylabel("share of eigenvalues beyond |λ|")
+    panels[0].set_ylim(max(least, 1e-9) / 2, 2)
+    steep = weights[size > threshold].sum()
+    panels[1].text(
+        threshold, 1.05,
+        f" c = {threshold:.2g}\n"
+        f" steeper: {steep:.2%} of all directions;\n"
+        " to move R along one\n costs more than ε",
+        color=PREDICTED, fontsize=8, va="top",
+    )  # fmt: skip
+    panels[1].text(threshold, panels[0].get_ylim()[0] * 1.3, "flat  ", color=PREDICTED,
+                   fontsize=8, ha="right")  # fmt: skip
     figure.suptitle(title)
     return figure
 
@@ -52,38 +77,75 @@ def plot_theory_and_practice(
         measured: the empirical limit by loss.
         title: of the figure.
     """
-    figure, axes = new_axes(title, "R, norm of the removed weights", "ρ, fraction of weights kept")
-    radii, ratios = np.asarray(sweep.radii), np.asarray(sweep.ratios)
-    grid = np.linspace(0, radii.max(), 200)
+    figure, axes = new_axes(title, "R, norm of the removed weights", "ρ, weights kept")
+    figure.set_figheight(4.8)
+    predicted, radius = float(estimate.prediction.ratio), float(estimate.prediction.radius)
+    ratios, radii = np.asarray(sweep.ratios, float), np.asarray(sweep.radii, float)
+    xlim, ylim = _window(predicted, measured, radius, ratios, radii)
+    grid = np.geomspace(*xlim, 200)
     bound = jax.device_get(limits.lower_bound(estimate.measure, grid, estimate.epsilon))
-    axes.fill_between(
-        grid, bound.lower, bound.upper, color=PREDICTED, alpha=0.2, label="95 % (probes and depth)"
-    )
-    axes.plot(grid, bound.value, color=PREDICTED, label="theory: lower bound ρ_L(R)")
+    lower, value, upper = (np.maximum(x, 1e-12) for x in (bound.lower, bound.value, bound.upper))
+    axes.fill_between(grid, value, ylim[1], color=MEASURED, alpha=0.07, linewidth=0)
+    axes.fill_between(grid, lower, upper, color=PREDICTED, alpha=0.2, linewidth=0)
+    axes.plot(grid, value, color=PREDICTED)
     order = np.argsort(radii)
-    axes.plot(radii[order], ratios[order], color=MEASURED, label="network: ρ against R(ρ)")
-    p = estimate.prediction
-    axes.plot(
-        p.radius,
-        p.ratio,
-        "o",
-        color=PREDICTED,
-        markersize=8,
-        label=f"predicted limit ρ* = {float(p.ratio):.3%}",
-    )
-    at = np.interp(measured, ratios, radii)
-    axes.plot(
-        at,
-        measured,
-        "D",
-        color=MEASURED,
-        markersize=8,
-        label=f"measured limit (by loss) = {measured:.3%}",
-    )
-    low = max(min(float(p.ratio), measured) / 30, ratios.min())
-    axes.set(yscale="log", ylim=(low, 1), xlim=(0, None))
-    figure.legend(frameon=False, loc="outside lower center", ncols=2)
+    axes.plot(radii[order], ratios[order], color=MEASURED)
+    axes.set(xscale="log", yscale="log", xlim=xlim, ylim=ylim)
+    axes.yaxis.set_major_formatter(lambda ratio, _: f"{100 * ratio:g} %")
+    _label_regions(axes, grid, value, radii[order], ratios[order])
+    at = float(np.interp(measured, ratios, radii))
+    away = -1 if at < radius else 1  # on the side where the other is not
+    _mark(axes, radius, predicted, "o", PREDICTED, f"predicted ρ*\n{predicted:.3%}", -away)
+    _mark(axes, at, measured, "D", MEASURED, f"measured limit\n{measured:.3%}", away)
     return figure
+
+
+def _window(predicted: float, measured: float, radius: float, ratios: Any, radii: Any) -> tuple:
+    """Choose the ends of both axes with the crossing in the middle."""
+    span = 8.0
+    found = [x for x in (predicted, measured) if 0 < x < 1] or [float(np.median(ratios))]
+    ylim = max(min(found) / span, 1e-9), min(max(found) * span, 1.0)
+    positive = radii[radii > 0]
+    middle = radius if radius > 0 else float(np.median(positive)) if positive.size else 1.0
+    inside = radii[(ratios >= ylim[0]) & (ratios <= ylim[1]) & (radii > 0)]
+    low, high = (inside.min(), inside.max()) if inside.size else (middle, middle)
+    return (max(low, middle / 30, 1e-9) / 1.3, max(high, 1.3 * middle) * 1.5), ylim
+
+
+def _label_regions(axes: Axes, grid: Any, value: Any, radii: Any, ratios: Any) -> None:
+    """Write at the lines and on both sides of the bound what they are."""
+    words = {"fontsize": 8, "transform": axes.transAxes}
+    axes.text(0.02, 0.97, "enough weights kept: by the theory\nthe loss can stay within ε",
+              color=MEASURED, ha="left", va="top", **words)  # fmt: skip
+    axes.text(0.5, 0.03, "too few kept", color=PREDICTED, ha="center", va="bottom", **words)
+    (left, right), (bottom, top) = np.log(axes.get_xlim()), np.log(axes.get_ylim())
+    lines = (
+        (grid, value, 0.8, "theory: ρ_L(R); the band is 95 %,\nprobes and depth",
+         PREDICTED, (8, 0), "left"),
+        (radii, ratios, 0.2, "this network, pruned\nby magnitude: R(ρ)",
+         MEASURED, (-8, 0), "right"),
+    )  # fmt: skip
+    for x, y, height, text, color, offset, side in lines:
+        x, y = x[x > 0], y[x > 0]
+        depth = (np.log(np.maximum(y, 1e-12)) - bottom) / (top - bottom)
+        at = int(np.argmin(np.abs(depth - height)))
+        # Near the right edge no room is left beyond the line.
+        if (np.log(x[at]) - left) / (right - left) > 0.7:
+            offset, side = (-8, 0), "right"
+        axes.annotate(text, (x[at], y[at]), offset, textcoords="offset points", color=color,
+                      ha=side, va="center", fontsize=8)  # fmt: skip
+
+
+def _mark(axes: Axes, x: float, y: float, marker: str, color: str, text: str, way: int) -> None:
+    """Mark a point, hollow so that another shows through it, and name it away from the lines."""
+    axes.plot(x, y, marker, color=color, markersize=10, fillstyle="none", markeredgewidth=2)
+    label = axes.annotate(
+        text, (x, y), (30 * way, 32 * way), textcoords="offset points", color=color,
+        ha="left" if way > 0 else "right", va="center", weight="bold", fontsize=9,
+        arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.8, "shrinkB": 6},
+        annotation_clip=False,
+    )  # fmt: skip
+    label.set_in_layout(False)
 
 
 def plot_sweep(
@@ -107,19 +169,20 @@ def plot_sweep(
         measured: the empirical limit by loss.
         title: of the figure.
     """
-    figure, panels = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
+    figure, panels = new_panels(2, 1, width=7, height=6, sharex=True)
     series = ((loss, "training loss"), (accuracy, "test accuracy"))
     for axes, (sweep, name) in zip(panels, series, strict=True):
         axes.plot(sweep.ratios, sweep.losses, color=NEUTRAL)
         axes.axvline(predicted, color=PREDICTED, linestyle="--", label=f"predicted {predicted:.3%}")
         axes.axvline(measured, color=MEASURED, label=f"measured {measured:.3%}")
-        axes.set(ylabel=name, xscale="log")
+        axes.set(ylabel=name)
+        percent_axis(axes)
         axes.grid(alpha=0.25)
     panels[0].axhspan(
         dense_loss, dense_loss + epsilon, color=MEASURED, alpha=0.15, label="dense loss to + ε"
     )
     panels[0].set_ylim(0, min(float(np.max(loss.losses)) * 1.05, 4 * dense_loss + 20 * epsilon))
-    panels[1].set_xlabel("ρ, fraction of weights kept")
+    panels[1].set_xlabel("ρ, weights kept")
     panels[0].legend(frameon=False)
     figure.suptitle(title)
     return figure

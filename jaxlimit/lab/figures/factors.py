@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter, NullLocator
 
-from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, plt
+from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, new_figure, new_panels
 
 Row = dict[str, Any]
 MARKERS = "os^Dv*XP"
@@ -23,7 +23,7 @@ def plot_factors(rows: Sequence[Row], base: dict[str, Any], *, title: str) -> Fi
         base: the value of every factor in the base run.
         title: of the figure.
     """
-    figure = plt.figure(figsize=(13, 9.5), layout="constrained")
+    figure = new_figure(13, 9.5)
     top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=(1.25, 1)))
     names = [name for name in base if any(row["factor"] == name for row in rows)]
     grid = top.subplots(2, len(names), sharex="col", sharey="row", squeeze=False)
@@ -92,7 +92,7 @@ def plot_rounds(rounds: dict[str, Any], epsilon: float, *, title: str) -> Figure
         epsilon: ε of the dense network.
         title: of the figure.
     """
-    figure, panels = plt.subplots(1, 3, figsize=(13, 4.3), layout="constrained")
+    figure, panels = new_panels(1, 3, width=13, height=4.3)
     dense, ratios = rounds["dense"]["loss"], [row["ratio"] for row in rounds["gradual"]]
     for arm, color, marker in (("gradual", PREDICTED, "o"), ("one_shot", MEASURED, "D")):
         name = {"gradual": "in rounds", "one_shot": "in one shot"}[arm]

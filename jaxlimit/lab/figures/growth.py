@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, plt
+from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, new_panels
 
 
 def plot_growth(sweeps: dict[str, dict[str, dict[str, list]]]) -> Figure:
@@ -12,9 +12,7 @@ def plot_growth(sweeps: dict[str, dict[str, dict[str, list]]]) -> Figure:
     Args:
         sweeps: for each name of an axis its lines by label, each with `x` and `seconds`.
     """
-    figure, panels = plt.subplots(
-        1, len(sweeps), figsize=(3.1 * len(sweeps), 3.6), layout="constrained"
-    )
+    figure, panels = new_panels(1, len(sweeps), width=3.1 * len(sweeps), height=3.6)
     for axes, (name, lines) in zip(panels, sweeps.items(), strict=True):
         for colour, (label, line) in zip(
             (PREDICTED, MEASURED, NEUTRAL), lines.items(), strict=False

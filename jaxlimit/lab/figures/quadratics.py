@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, plt
+from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, new_panels
 
 
 class QuadraticComparison(NamedTuple):
@@ -44,8 +44,8 @@ def plot_quadratic_limits(comparisons: dict[str, list[QuadraticComparison]]) -> 
     Args:
         comparisons: by the name of the spectrum, in growing D.
     """
-    figure, panels = plt.subplots(
-        2, len(comparisons), figsize=(13, 6.4), sharey="row", layout="constrained", squeeze=False
+    figure, panels = new_panels(
+        2, len(comparisons), width=13, height=6.4, sharey="row", squeeze=False
     )
     for (name, series), above, below in zip(comparisons.items(), *panels, strict=True):
         above.set_title(name)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, plt
+from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, new_panels
 
 _COLOURS = (NEUTRAL, "#a16207", MEASURED, PREDICTED)
 
@@ -23,9 +23,9 @@ def plot_rule_errors(
     """
     columns = min(len(errors), 3)
     rows = -(-len(errors) // columns)
-    figure, panels = plt.subplots(
-        rows, columns, figsize=(2.45 * columns, 2.1 * rows + 0.8), sharex=True, sharey=True,
-        layout="constrained", squeeze=False,
+    figure, panels = new_panels(
+        rows, columns, width=2.45 * columns, height=2.1 * rows + 0.8, sharex=True, sharey=True,
+        squeeze=False,
     )  # fmt: skip
     for axes, (name, table) in zip(panels.flat, errors.items(), strict=False):
         for error, rule, colour in zip(table.T, rules, _COLOURS, strict=True):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, plt
+from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, new_panels
 
 _MARKERS = "osD^v"
 
@@ -32,7 +32,7 @@ def plot_tables(rows: list[TableRow]) -> Figure:
             hollow; a pair of None is said to be not run yet.
     """
     num_lines = len(rows[0].pairs) + 1
-    figure, axes = plt.subplots(figsize=(8.5, 1 + 0.75 * len(rows)), layout="constrained")
+    figure, axes = new_panels(1, 1, width=8.5, height=1 + 0.75 * len(rows))
     for place, row in enumerate(rows):
         for line, (source, pair) in enumerate(row.pairs.items()):
             height = place * num_lines + line

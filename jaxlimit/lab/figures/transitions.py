@@ -3,10 +3,11 @@
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, plt
+from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, new_panels
 
 
 class Transition(NamedTuple):
@@ -47,9 +48,7 @@ def plot_phase_transitions(transitions: dict[str, list[Transition]], confidence:
         transitions: by the name of the set, in growing D.
         confidence: of the bands.
     """
-    figure, panels = plt.subplots(
-        2, len(transitions), figsize=(13, 6.4), sharey="row", layout="constrained"
-    )
+    figure, panels = new_panels(2, len(transitions), width=13, height=6.4, sharey="row")
     for (name, series), above, below in zip(transitions.items(), *panels, strict=True):
         _draw_probabilities(above, series, confidence)
         _draw_widths(below, series)
@@ -71,7 +70,7 @@ def plot_phase_transitions(transitions: dict[str, list[Transition]], confidence:
 
 
 def _draw_probabilities(axes: Axes, series: list[Transition], confidence: float) -> None:
-    shades = plt.get_cmap("Blues")(np.linspace(0.4, 1, len(series)))
+    shades = colormaps["Blues"](np.linspace(0.4, 1, len(series)))
     for transition, shade in zip(series, shades, strict=True):
         share = np.arange(transition.dim + 1) / transition.dim
         probability = transition.probability()

@@ -22,12 +22,15 @@ from jaxlimit.limits.bounds import (
 from jaxlimit.limits.factors import KeyFactors, Sensitivity, key_factors, sensitivity
 from jaxlimit.limits.prediction import PruningLimit, pruning_limit, random_subspace_threshold
 from jaxlimit.limits.quadratic import QuadraticLimit, quadratic_limit
+from jaxlimit.limits.refitting import Refit, RefittedLimit, refit, refitted, refitted_limit
 from jaxlimit.limits.tolerance import loss_tolerance, loss_tolerance_estimate
 
 __all__ = [
     "KeyFactors",
     "PruningLimit",
     "QuadraticLimit",
+    "Refit",
+    "RefittedLimit",
     "Sensitivity",
     "curvature_share",
     "gap",
@@ -38,6 +41,9 @@ __all__ = [
     "pruning_limit",
     "quadratic_limit",
     "random_subspace_threshold",
+    "refit",
+    "refitted",
+    "refitted_limit",
     "ridge",
     "sensitivity",
     "trace_bound",

@@ -1,0 +1,327 @@
+"""What is kept may be refitted: the quadratic's least rise once the removed weights are at zero."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxlimit._core import magnitudes
+from jaxlimit._core.checks import check_count, check_range, is_finite
+from jaxlimit._core.operator import prepare
+
+
+class Refit(NamedTuple):
+    """A quadratic minimised over the kept weights, or several of them along a first axis.
+
+    Attributes:
+        weights: the refitted weights, zero where removed.
+        rise: the quadratic's rise over w*, gradient terms included.
+        one_shot: the same rise with the kept weights left as they were.
+        residual: ‖∇_K‖ after refitting over ‖∇_K‖ before, ∇_K the gradient over the kept weights.
+        curvature: the least pᵀHp/pᵀp over the directions taken; a value ≤ 0 means that the
+            quadratic has no least value there, and the refit stopped before that direction.
+        num_products: products made.
+    """
+
+    weights: Float[Array, "... D"]
+    rise: Float[Array, "..."]
+    one_shot: Float[Array, "..."]
+    residual: Float[Array, "..."]
+    curvature: Float[Array, "..."]
+    num_products: Int[Array, "..."]
+
+
+class RefittedLimit(NamedTuple):
+    """The fewest weights whose refitted quadratic stays within ε.
+
+    Attributes:
+        ratio: k/D.
+        num_kept: k.
+        rise: the refitted rise at k, at most ε.
+        residual: that of the refit at k; a large one means that fewer weights might do.
+        num_products: products made in all.
+    """
+
+    ratio: float
+    num_kept: int
+    rise: float
+    residual: float
+    num_products: int
+
+
+class _Search(NamedTuple):
+    """The state of conjugate gradients over the kept weights."""
+
+    step: Float[Array, "D"]
+    residual: Float[Array, "D"]
+    direction: Float[Array, "D"]
+    square: Float[Array, ""]
+    curvature: Float[Array, ""]
+    num_products: Int[Array, ""]
+
+
+def refit(
+    operator: Any,
+    gradient: Float[Array, "D"],
+    weights: Float[Array, "D"],
+    kept: Bool[Array, "D"],
+    *,
+    start: Float[Array, "D"] | None = None,
+    damping: float = 0.0,
+    num_steps: int = 30,
+    tolerance: float = 1e-3,
+) -> Refit:
+    """Refit the kept weights on the quadratic, by conjugate gradients.
+
+    With R removed and K kept, δ_R = -w_R is given and δ_K = -(H_KK + μI)⁻¹(g_K - H_KR w_R) makes
+    q(δ) = gᵀδ + ½ δᵀHδ + ½ μ‖δ_K‖² least. `rise` is q without its damping term. Costs
+    num_steps + 3 products at most, 6 D floats beside the operator.
+
+    Args:
+        operator: H, or the Gauss-Newton matrix, which alone is sure to have a least value.
+        gradient: g at w*, of the weights under study.
+        weights: w*.
+        kept: True where a weight is kept.
+        start: weights to begin with, such as those of a refit that kept more.
+        damping: μ ≥ 0.
+        num_steps: conjugate gradient steps, at most.
+        tolerance: stop where the residual is this share of the gradient at δ_K = 0.
+
+    Returns:
+        A `Refit`. Every iterate is a valid upper bound of the least rise; the residual tells how
+        far it may still fall.
+
+    Raises:
+        TypeError: if `kept` is not boolean or a count is no static int.
+        ValueError: if the shapes differ, a weight or the gradient is not finite, or damping or
+            tolerance is negative.
+
+    >>> import jax.numpy as jnp
+    >>> H = jnp.array([[2.0, 1.0], [1.0, 2.0]])
+    >>> kept = jnp.array([True, False])
+    >>> refit(lambda v: H @ v, jnp.zeros(2), jnp.array([3.0, 1.0]), kept).rise
+    Array(0.75, dtype=float32)
+
+    Hassibi, Stork (1993), equation 5, for several weights at once; Hestenes, Stiefel (1952).
+    """
+    operator, kept = _checked(operator, gradient, weights, kept)
+    check_count("num_steps", num_steps, 0)
+    for name, value in (("damping", damping), ("tolerance", tolerance)):
+        check_range(name, value, 0)
+    start = weights if start is None else start
+    if start.shape != weights.shape:
+        raise ValueError(
+            f"start must have the shape of weights, {weights.shape}, got {start.shape}"
+        )
+    return _refit(operator, gradient, weights, kept, start, damping, tolerance, num_steps)
+
+
+def refitted(
+    operator: Any,
+    gradient: Float[Array, "D"],
+    weights: Float[Array, "D"],
+    num_kept: Int[Array, "r"],
+    *,
+    ranks: Int[Array, "D"] | None = None,
+    damping: float = 0.0,
+    num_steps: int = 30,
+    tolerance: float = 1e-3,
+) -> Refit:
+    """Refit at several counts of one order of removal: the forecast of pruning with fine-tuning.
+
+    From the most weights kept to the fewest, each refit begins with the one before, cut to its own
+    weights. Costs num_steps + 3 products a count at most; `weights` of the result is [r, D].
+
+    Args:
+        operator: as for `refit`.
+        gradient: as for `refit`.
+        weights: w*.
+        num_kept: counts, each from 0 to D, in any order.
+        ranks: each weight's place in the order, 0 the last to be removed; magnitude by default.
+        damping: μ, as for `refit`.
+        num_steps: as for `refit`.
+        tolerance: as for `refit`.
+
+    Returns:
+        A `Refit` whose fields have the counts along their first axis, in the order given.
+
+    Raises:
+        TypeError: as `refit`.
+        ValueError: as `refit`, or if a count lies outside [0, D].
+
+    >>> import jax.numpy as jnp
+    >>> H = jnp.array([[2.0, 1.0], [1.0, 2.0]])
+    >>> curve = refitted(lambda v: H @ v, jnp.zeros(2), jnp.array([3.0, 1.0]), jnp.array([2, 1]))
+    >>> curve.rise, curve.one_shot
+    (Array([0.  , 0.75], dtype=float32), Array([0., 1.], dtype=float32))
+    """
+    num_kept = jnp.asarray(num_kept)
+    check_range("num_kept", num_kept, 0, weights.size)
+    check_count("num_steps", num_steps, 0)
+    ranks = magnitudes.ranks(weights) if ranks is None else ranks
+    operator, _ = _checked(operator, gradient, weights, ranks >= 0)
+    descending = jnp.argsort(-num_kept)
+    args = (operator, gradient, weights, ranks, num_kept[descending], damping, tolerance)
+    curve = _along(*args, num_steps)
+    return jax.tree.map(lambda leaf: leaf[jnp.argsort(descending)], curve)
+
+
+def refitted_limit(
+    operator: Any,
+    gradient: Float[Array, "D"],
+    weights: Float[Array, "D"],
+    epsilon: float,
+    *,
+    ranks: Int[Array, "D"] | None = None,
+    damping: float = 0.0,
+    num_steps: int = 30,
+    tolerance: float = 1e-3,
+    relative: float = 1e-2,
+) -> RefittedLimit:
+    """Find ρ_refit, the fewest weights of an order whose refitted quadratic stays within ε.
+
+    The least rise grows as fewer weights are kept, so bisection on the logarithm of k finds it, to
+    a relative width in k. Costs log₂(ln D/relative) refits.
+
+    Args:
+        operator: as for `refit`.
+        gradient: as for `refit`.
+        weights: w*.
+        epsilon: ε ≥ 0.
+        ranks: as for `refitted`.
+        damping: as for `refit`.
+        num_steps: as for `refit`.
+        tolerance: as for `refit`.
+        relative: width of the last bracket of k, over k.
+
+    Returns:
+        A `RefittedLimit`, of the quadratic model: how well iterative pruning with fine-tuning does
+        where neither the curvature drifts nor the remainder matters.
+
+    Raises:
+        TypeError: as `refit`.
+        ValueError: as `refit`, or if ε is negative or not finite, or `relative` is not positive.
+
+    >>> import jax.numpy as jnp
+    >>> H = jnp.array([[2.0, 1.0], [1.0, 2.0]])
+    >>> refitted_limit(lambda v: H @ v, jnp.zeros(2), jnp.array([3.0, 1.0]), 0.8).num_kept
+    1
+    """
+    check_range("epsilon", epsilon, 0, float(np.finfo(np.float64).max))
+    check_range("relative", relative, 0, open_low=True)
+    ranks = magnitudes.ranks(weights) if ranks is None else ranks
+    settings = {"damping": damping, "num_steps": num_steps, "tolerance": tolerance}
+    start, products = weights, 0
+
+    def at(count: int) -> Refit:
+        nonlocal products
+        found = refit(operator, gradient, weights, ranks < count, start=start, **settings)
+        products += int(found.num_products)
+        return found
+
+    enough, few, best = weights.size, 0, None
+    nothing = at(0)
+    if float(nothing.rise) <= epsilon:
+        enough, best = 0, nothing
+    while enough - few > max(1, relative * enough) and best is not nothing:
+        middle = int(np.clip(round(np.sqrt(max(few, 1) * enough)), few + 1, enough - 1))
+        found = at(middle)
+        if float(found.rise) <= epsilon:
+            enough, best, start = middle, found, found.weights
+        else:
+            few = middle
+    best = at(enough) if best is None else best
+    return RefittedLimit(
+        enough / weights.size, enough, float(best.rise), float(best.residual), products
+    )
+
+
+def _checked(operator: Any, gradient: Array, weights: Array, kept: Array) -> tuple[Any, Array]:
+    kept = jnp.asarray(kept)
+    if kept.dtype != bool:
+        raise TypeError(f"kept must be boolean, True where a weight is kept, got {kept.dtype}")
+    if weights.ndim != 1 or not gradient.shape == kept.shape == weights.shape:
+        raise ValueError(
+            f"gradient, weights and kept must be flat and of one size, got shapes "
+            f"{gradient.shape}, {weights.shape} and {kept.shape}"
+        )
+    for name, array in (("gradient", gradient), ("weights", weights)):
+        if not is_finite(array):
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
+    return prepare(operator, weights.size, weights.dtype)[0], kept
+
+
+@partial(jax.jit, static_argnums=7)
+def _refit(operator, gradient, weights, kept, start, damping, tolerance, num_steps) -> Refit:
+    cut = jnp.where(kept, 0, -weights)
+    slope = gradient + operator(cut)
+    unrefitted = jnp.vdot(gradient, cut) + jnp.vdot(cut, slope - gradient) / 2
+    before = jnp.where(kept, slope, 0)
+    # In units of the gradient's largest entry, whose squares neither under- nor overflow.
+    unit = jnp.max(jnp.abs(before))
+    unit = jnp.where(unit > 0, unit, 1)
+    norm = jnp.linalg.norm(before / unit)
+    step = jnp.where(kept, start - weights, 0)
+    moved = jnp.any(step != 0)
+    curved = jax.lax.cond(moved, operator, jnp.zeros_like, step)
+    residual = jnp.where(kept, -(slope + curved + damping * step), 0) / unit
+
+    def kept_block(direction):
+        return jnp.where(kept, operator(direction), 0) + damping * direction
+
+    search = _conjugate_gradients(kept_block, residual, tolerance * norm, num_steps)
+    step = step + unit * search.step
+    change = cut + step
+    product = operator(change)
+    left = jnp.where(kept, gradient + product + damping * step, 0) / unit
+    return Refit(
+        jnp.where(kept, weights + step, 0),
+        rise=jnp.vdot(gradient, change) + jnp.vdot(change, product) / 2,
+        one_shot=unrefitted,
+        residual=jnp.linalg.norm(left) / jnp.where(norm > 0, norm, 1),
+        curvature=search.curvature,
+        num_products=search.num_products + 2 + moved,
+    )
+
+
+def _conjugate_gradients(block, residual, least_norm, num_steps) -> _Search:
+    """Solve block(x) = residual from x = 0, up to the first direction without curvature."""
+
+    def unfinished(search: _Search) -> Bool[Array, ""]:
+        more = search.num_products < num_steps
+        return more & (search.square > least_norm**2) & (search.curvature > 0)
+
+    def advance(search: _Search) -> _Search:
+        product = block(search.direction)
+        size = jnp.vdot(search.direction, search.direction)
+        bent = jnp.vdot(search.direction, product)
+        alpha = jnp.where(bent > 0, search.square / jnp.where(bent > 0, bent, 1), 0)
+        residual = search.residual - alpha * product
+        square = jnp.vdot(residual, residual)
+        beta = square / jnp.where(search.square > 0, search.square, 1)
+        return _Search(
+            search.step + alpha * search.direction,
+            residual,
+            residual + beta * search.direction,
+            square,
+            jnp.minimum(search.curvature, bent / jnp.where(size > 0, size, 1)),
+            search.num_products + 1,
+        )
+
+    square = jnp.vdot(residual, residual)
+    infinite = jnp.asarray(jnp.inf, residual.dtype)
+    first = _Search(jnp.zeros_like(residual), residual, residual, square, infinite, jnp.int32(0))
+    return jax.lax.while_loop(unfinished, advance, first)
+
+
+@partial(jax.jit, static_argnums=7)
+def _along(operator, gradient, weights, ranks, counts, damping, tolerance, num_steps) -> Refit:
+    def at(start, count):
+        kept = ranks < count
+        found = _refit(operator, gradient, weights, kept, start, damping, tolerance, num_steps)
+        return found.weights, found
+
+    return jax.lax.scan(at, weights, counts)[1]

@@ -1,0 +1,152 @@
+"""Refitting on the quadratic, against linear algebra in float64 and brute force over supports."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlimit import limits
+from jaxlimit.limits import refit, refitted, refitted_limit
+
+
+def quadratic(seed, dim=30, rank=None):
+    rng = np.random.default_rng(seed)
+    factor = rng.normal(size=(dim, rank or 2 * dim))
+    H = factor @ factor.T / dim
+    return H, rng.normal(size=dim) * 0.1, rng.normal(size=dim)
+
+
+def exact(H, g, w, kept, damping=0.0):
+    """The least rise and the refitted weights, by a dense solve."""
+    cut = np.where(kept, 0, -w)
+    slope = (g + H @ cut)[kept]
+    step = np.zeros_like(w)
+    block = H[np.ix_(kept, kept)] + damping * np.eye(kept.sum())
+    step[kept] = np.linalg.lstsq(block, -slope, rcond=None)[0]
+    change = cut + step
+    return g @ change + change @ H @ change / 2, np.where(kept, w + step, 0)
+
+
+def operator(H):
+    H = jnp.asarray(H, jnp.float32)
+    return jax.tree_util.Partial(jnp.matmul, H)
+
+
+def float32(*arrays):
+    return [jnp.asarray(a, jnp.float32) for a in arrays]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("damping", [0.0, 0.5])
+def test_a_refit_is_the_dense_solution(seed, damping):
+    H, g, w = quadratic(seed)
+    kept = np.random.default_rng(seed).random(30) < 0.4
+    rise, weights = exact(H, g, w, kept, damping)
+    found = refit(operator(H), *float32(g, w), kept, damping=damping, num_steps=60, tolerance=1e-6)
+    np.testing.assert_allclose(found.weights, weights, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.rise, rise, rtol=1e-4, atol=1e-5)
+    assert found.residual < 1e-5
+    assert not np.asarray(found.weights)[~kept].any()
+
+
+def test_the_rise_without_refitting_is_the_quadratic_itself():
+    H, g, w = quadratic(3)
+    kept = np.abs(w) > 0.5
+    cut = np.where(kept, 0, -w)
+    found = refit(operator(H), *float32(g, w), kept, num_steps=0)
+    np.testing.assert_allclose(found.one_shot, g @ cut + cut @ H @ cut / 2, rtol=1e-5)
+    np.testing.assert_allclose(found.rise, found.one_shot, rtol=1e-5)
+    slope = (g + H @ cut)[kept]
+    assert found.num_products == 2
+    np.testing.assert_allclose(found.residual, 1, rtol=1e-5)
+    assert np.linalg.norm(slope) > 0
+
+
+def test_an_unfinished_refit_lies_between_one_shot_and_the_least():
+    H, g, w = quadratic(4)
+    kept = np.abs(w) > 0.7
+    least, _ = exact(H, g, w, kept)
+    rises = [
+        refit(operator(H), *float32(g, w), kept, num_steps=n, tolerance=0).rise for n in range(6)
+    ]
+    assert np.all(np.diff(rises) <= 1e-5)
+    assert rises[0] > rises[5] > least - 1e-5
+
+
+def test_a_curve_agrees_with_refits_of_its_own_and_with_the_exact_limit():
+    H, _, w = quadratic(5)
+    zero = np.zeros_like(w)
+    counts = np.array([3, 25, 12, 30, 0])
+    curve = refitted(operator(H), *float32(zero, w), counts, num_steps=60, tolerance=1e-6)
+    order = np.argsort(-np.abs(w), kind="stable")
+    for i, count in enumerate(counts):
+        kept = np.zeros(30, bool)
+        kept[order[:count]] = True
+        np.testing.assert_allclose(curve.rise[i], exact(H, zero, w, kept)[0], rtol=2e-4, atol=1e-5)
+    epsilon = float(curve.rise[2]) * 1.001
+    truth = limits.quadratic_limit(*float32(H, w), epsilon)
+    found = refitted_limit(operator(H), *float32(zero, w), epsilon, num_steps=60, tolerance=1e-6)
+    assert found.num_kept == truth.refitted == 12
+    assert found.rise <= epsilon
+
+
+def test_the_order_is_the_callers():
+    H, g, w = quadratic(6)
+    ranks = np.random.default_rng(0).permutation(30)
+    kept = ranks < 10
+    found = refitted(
+        operator(H), *float32(g, w), [10], ranks=jnp.asarray(ranks), num_steps=60, tolerance=1e-6
+    )
+    np.testing.assert_allclose(found.rise[0], exact(H, g, w, kept)[0], rtol=1e-3, atol=1e-4)
+    assert np.array_equal(np.asarray(found.weights[0]) != 0, kept)
+
+
+def test_a_singular_quadratic_is_refitted_to_its_least():
+    H, _, w = quadratic(7, rank=6)
+    kept = np.abs(w) > 0.3
+    least, _ = exact(H, np.zeros(30), w, kept)
+    found = refit(operator(H), *float32(np.zeros(30), w), kept, num_steps=60, tolerance=1e-6)
+    np.testing.assert_allclose(found.rise, least, atol=2e-4)
+
+
+def test_negative_curvature_ends_the_refit_and_is_told():
+    H = np.diag([1.0, -1.0, 2.0])
+    found = refit(operator(H), *float32(np.ones(3), np.ones(3)), np.array([True, True, False]))
+    assert found.curvature <= 0
+    assert np.isfinite(found.rise)
+
+
+def test_the_limit_at_the_ends():
+    H, _, w = quadratic(8)
+    args = (operator(H), *float32(np.zeros(30), w))
+    assert refitted_limit(*args, 1e6).num_kept == 0
+    assert refitted_limit(*args, 0.0).num_kept == 30
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_refitting_is_free_of_scale(scale):
+    H, g, w = quadratic(9)
+    kept = np.abs(w) > 0.5
+    plain = refit(operator(H), *float32(g, w), kept)
+    scaled = refit(operator(H * scale), *float32(g * scale, w), kept)
+    np.testing.assert_allclose(scaled.rise / scale, plain.rise, rtol=1e-3)
+    assert scaled.num_products == plain.num_products
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"kept": np.ones(30)}, TypeError),
+        ({"kept": np.ones(29, bool)}, ValueError),
+        ({"gradient": np.full(30, np.nan, np.float32)}, ValueError),
+        ({"damping": -1.0}, ValueError),
+        ({"num_steps": 2.5}, TypeError),
+        ({"start": np.ones(3, np.float32)}, ValueError),
+    ],
+)
+def test_bad_arguments_are_named(change, error):
+    H, g, w = quadratic(0)
+    gradient, weights = float32(g, w)
+    arguments = {"gradient": gradient, "weights": weights, "kept": np.ones(30, bool)} | change
+    with pytest.raises(error, match=next(iter(change))):
+        refit(operator(H), **arguments)

@@ -20,6 +20,7 @@ from jaxlimit.limits.bounds import (
     upper_bound,
 )
 from jaxlimit.limits.factors import KeyFactors, Sensitivity, key_factors, sensitivity
+from jaxlimit.limits.layers import LayerLimits, by_layer, coupling
 from jaxlimit.limits.prediction import PruningLimit, pruning_limit, random_subspace_threshold
 from jaxlimit.limits.quadratic import QuadraticLimit, quadratic_limit
 from jaxlimit.limits.refitting import Refit, RefittedLimit, refit, refitted, refitted_limit
@@ -27,11 +28,14 @@ from jaxlimit.limits.tolerance import loss_tolerance, loss_tolerance_estimate
 
 __all__ = [
     "KeyFactors",
+    "LayerLimits",
     "PruningLimit",
     "QuadraticLimit",
     "Refit",
     "RefittedLimit",
     "Sensitivity",
+    "by_layer",
+    "coupling",
     "curvature_share",
     "gap",
     "key_factors",

@@ -210,7 +210,7 @@ def refitted_limit(
     >>> refitted_limit(lambda v: H @ v, jnp.zeros(2), jnp.array([3.0, 1.0]), 0.8).num_kept
     1
     """
-    check_range("epsilon", epsilon, 0, float(np.finfo(np.float64).max))
+    check_range("epsilon", epsilon, 0, float(np.finfo(np.float32).max))
     check_range("relative", relative, 0, open_low=True)
     ranks = magnitudes.ranks(weights) if ranks is None else ranks
     settings = {"damping": damping, "num_steps": num_steps, "tolerance": tolerance}

@@ -29,8 +29,9 @@ from jaxlimit.curvature.split import Split, check_split
 
 DIAGONAL_MATRICES = ("gauss-newton", "fisher")
 
-# Output Hessians are computed in the type of the outputs; more than this below zero is no rounding.
-_CONVEX = 1e3
+# Of so many units of rounding an eigenvalue of an output Hessian may be negative. Units of one, not
+# of the eigenvalues: the softmax of a confident example is p - p² with p next to 1.
+_CONVEX = 1e2
 
 
 @takes_mesh
@@ -142,7 +143,7 @@ class _GaussNewton:
             example = jax.tree.map(lambda leaf: leaf[None], example)
             hessian = jax.hessian(lambda y: self.loss.output_loss(unravel(y), example))(y)
             values, vectors = jnp.linalg.eigh(hessian)
-            rounding = _CONVEX * jnp.finfo(y.dtype).eps * jnp.abs(values).max()
+            rounding = _CONVEX * jnp.finfo(y.dtype).eps * (1 + jnp.abs(values).max())
             values = jnp.where(values.min() < -rounding, jnp.nan, jnp.maximum(values, 0))
             return vectors * jnp.sqrt(values)
 

@@ -136,6 +136,13 @@ def test_in_float64():
         np.testing.assert_allclose(found, np.diag(GAUSS_NEWTON), rtol=1e-10)
 
 
+def test_confident_examples_are_no_breach_of_convexity():
+    confident = jax.tree.map(lambda leaf: 6 * leaf, MLP)
+    found = curvature.diagonal(LOSS, confident, BATCHES, SCALE)
+    matvec = curvature.gauss_newton_matvec(LOSS, confident, BATCHES, SCALE)
+    assert_close(found, np.diag(dense(matvec, MLP_DIM)))
+
+
 def test_bad_input():
     run = curvature.diagonal
     with pytest.raises(TypeError, match="split_loss"):

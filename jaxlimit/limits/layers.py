@@ -69,8 +69,7 @@ def by_layer(
         num_points: counts, evenly spaced in the logarithm, at which each layer's curve is known.
 
     Returns:
-        A `LayerLimits`. Each layer's limit is exactly that of `pruning_limit` at its share; the
-        shares add up to less than ε where every layer is down to one weight.
+        A `LayerLimits`. Each layer's limit is exactly that of `pruning_limit` at its share.
         The prediction leaves out the coupling of layers; see `coupling`.
 
     Raises:
@@ -259,4 +258,7 @@ def _share_out(
         spent[name] += part * cost
         left -= part * cost
         kept += part * loss
-    return spent, float(rate)
+    else:  # every layer is down to one weight
+        spare = left / len(spent) if np.isfinite(left) else 0.0
+        spent = {name: share + max(spare, 0.0) for name, share in spent.items()}
+    return {name: float(share) for name, share in spent.items()}, float(rate)

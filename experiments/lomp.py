@@ -17,7 +17,7 @@ import tyro
 
 from jaxlimit import distributed, plotting, training
 from jaxlimit.lab import figures
-from jaxlimit.lab.reporting import Stages, build, console, environment, write_json
+from jaxlimit.lab.reporting import Stages, build, console, environment, sole_writer, write_json
 from jaxlimit.pruning import lomp
 
 
@@ -53,8 +53,15 @@ def main(config: Config) -> None:
     if not config.ratios or not all(0 <= ratio <= 1 for ratio in config.ratios):
         raise ValueError(f"ratios must lie in [0, 1], at least one, got {config.ratios}")
     seed = config.seeds[0]
-    finetune = config.finetuning(seed)
+    config.finetuning(seed)  # raises now what it would raise after the training
     folder = config.folder() / f"seed-{seed}"
+    with sole_writer(folder):
+        fine_tune(config, seed, folder)
+
+
+def fine_tune(config: Config, seed: int, folder: Path) -> None:
+    """Train or go on, prune and fine-tune, and write what came of it into the folder."""
+    finetune = config.finetuning(seed)
     with Stages() as stages:
         net = pruning_limit.train(config, seed, folder, stages)
         with stages.time("pruning"):

@@ -39,6 +39,7 @@ from jaxlimit.lab.reporting import (
     environment,
     plain,
     read_json,
+    sole_writer,
     write_json,
 )
 from jaxlimit.pruning import SweepResult
@@ -154,7 +155,7 @@ def fingerprint(tree: Any) -> str:
 def run(config: Config, seed: int) -> dict[str, Any]:
     """Run one seed, write its folder, and return what result.json holds."""
     folder = config.folder() / f"seed-{seed}"
-    with Stages() as stages:
+    with sole_writer(folder), Stages() as stages:
         return analyse(train(config, seed, folder, stages), config, seed, folder, stages)
 
 

@@ -35,8 +35,8 @@ FIGURES = {"plotting", "lab"}
 
 # The floors of the frame, from the ground up: a module imports from lower floors alone.
 FLOORS = (
-    {"checks", "memory", "files", "scale"},
-    {"estimate", "host", "weights", "programs", "magnitudes"},
+    {"checks", "memory", "files", "scale", "extras"},
+    {"estimate", "host", "weights", "programs", "magnitudes", "locks"},
     {"batches", "operator", "checkpoints"},
     {"sharding"},
 )

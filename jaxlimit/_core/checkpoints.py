@@ -1,7 +1,11 @@
 """Checkpoints of a run: written whole or not at all, resumed by their own run alone."""
 
+import contextlib
+import gc
 import json
 import math
+import os
+import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +14,58 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jaxtyping import Array, Num, PyTree, UInt32
+
+from jaxlimit._core import files, locks
+from jaxlimit._core.extras import require
+
+MARK = ".jaxlimit-checkpoints"
+_MARK_TEXT = (
+    "jaxlimit keeps the newest checkpoint of one run in this folder, and removes older ones.\n"
+)
+# What Orbax puts at the top of a checkpoint, and what it has in the names of unfinished ones.
+_ORBAX_FILES = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
+_UNFINISHED = ".orbax-checkpoint-tmp"
+
+
+def check_directory(directory: Any) -> None:
+    """Raise unless checkpoints can be kept in `directory`, or it is None.
+
+    Raises:
+        NotADirectoryError: if it is a file.
+        ValueError: if it holds checkpoints that are not jaxlimit's.
+        ModuleNotFoundError: if Orbax is not installed.
+    """
+    if directory is None:
+        return
+    require("orbax.checkpoint", "train", "checkpoint_dir")
+    folder = Path(directory)
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise NotADirectoryError(f"checkpoint_dir must be a folder, {folder} is a file")
+    if foreign := _foreign(folder):
+        raise ValueError(
+            f"checkpoint_dir {folder} holds checkpoints that jaxlimit did not write "
+            f"({', '.join(foreign[:3])}); give it a new or empty folder of its own"
+        )
+
+
+def _foreign(folder: Path) -> list[str]:
+    """Name what looks like checkpoints of someone else's."""
+    if (folder / MARK).exists():
+        return []
+    steps = [child for child in folder.iterdir() if child.name.isdigit() and child.is_dir()]
+    # Folders of earlier versions are without a mark.
+    own = [step for step in steps if (step / "identity").is_dir() and (step / "run").is_dir()]
+    if own:
+        return []
+    others = [
+        child
+        for child in folder.iterdir()
+        if child.name in _ORBAX_FILES or _UNFINISHED in child.name
+    ]
+    return sorted(child.name for child in (*steps, *others))
 
 
 class Checkpoints:
@@ -19,7 +73,8 @@ class Checkpoints:
 
     Orbax writes under a temporary name and renames when all is on disk, and the old checkpoint
     goes only after that; so a save that fails leaves the last one whole. What is damaged later
-    shows in digests of the arrays, which are kept beside them.
+    shows in digests of the arrays, which are kept beside them. One process at a time has the
+    directory: it is locked until `close`.
 
     Args:
         directory: where; None keeps no checkpoints.
@@ -28,6 +83,10 @@ class Checkpoints:
         unit: what the run counts.
         defaults: what an older checkpoint, whose identity lacks these entries, was made with.
         optional: how entries begin that are compared only where both identities have them.
+
+    Raises:
+        InUseError: if another run is at work in the directory.
+        OSError, ValueError: as `check_directory`, or if the directory cannot be made.
     """
 
     def __init__(
@@ -46,12 +105,22 @@ class Checkpoints:
             return
         self._defaults, self._optional = defaults or {}, optional
         self._identity = json.loads(json.dumps(identity()))
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
-            ),
-        )
+        check_directory(self.directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._ocp: Any = require("orbax.checkpoint", "train", "checkpoint_dir")
+        with contextlib.ExitStack() as held:
+            if jax.process_index() == 0:
+                held.enter_context(locks.hold(self.directory))
+                if not (self.directory / MARK).exists() and os.access(self.directory, os.W_OK):
+                    files.write_text(self.directory / MARK, _MARK_TEXT)
+            self._manager = self._ocp.CheckpointManager(
+                self.directory,
+                options=self._ocp.CheckpointManagerOptions(
+                    max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
+                ),
+            )
+            held.callback(self._manager.close)
+            self._held = held.pop_all()
 
     def restore(self, target: Callable[[int], PyTree]) -> PyTree | None:
         """Return the newest checkpoint, in the form of `target(count)`, or None if there is none.
@@ -63,12 +132,14 @@ class Checkpoints:
         """
         if self.directory is None or (count := self._manager.latest_step()) is None:
             return None
-        self._check_identity(self._read(count, "identity", ocp.args.JsonRestore()))
+        self._check_identity(self._read(count, "identity", self._ocp.args.JsonRestore()))
         like = target(count)
-        tree = self._read(count, "run", ocp.args.StandardRestore(without_keys(like)))
+        tree = self._read(count, "run", self._ocp.args.StandardRestore(without_keys(like)))
         # Checkpoints of earlier versions came without digests.
         if (self.directory / str(count) / "digests").is_dir():
-            self._check_digests(count, tree, self._read(count, "digests", ocp.args.JsonRestore()))
+            self._check_digests(
+                count, tree, self._read(count, "digests", self._ocp.args.JsonRestore())
+            )
         self.saved = count
         return jax.tree.map(_as_key, like, tree)
 
@@ -81,19 +152,28 @@ class Checkpoints:
         due = last or count - self.saved >= self.every
         if self.directory is None or count == self.saved or not due:
             return
-        tree = without_keys(tree)
+        if failure := self._try_to_save(count, without_keys(tree)):
+            # What was being written waits in the frames of the error; were it left to the end of
+            # the process, it would have the last word there.
+            gc.collect()
+            for half in self.directory.glob(f"{count}{_UNFINISHED}*"):
+                shutil.rmtree(half, ignore_errors=True)
+            raise failure
+        self.saved = count
+
+    def _try_to_save(self, count: int, tree: PyTree) -> OSError | None:
+        args = self._ocp.args
         try:
-            items = ocp.args.Composite(
-                run=ocp.args.StandardSave(tree),
-                identity=ocp.args.JsonSave(self._identity),
-                digests=ocp.args.JsonSave(digests(tree)),
+            items = args.Composite(
+                run=args.StandardSave(tree),
+                identity=args.JsonSave(self._identity),
+                digests=args.JsonSave(digests(tree)),
             )
             self._manager.save(count, args=items, force=True)
         except Exception as error:
-            raise OSError(
-                f"could not save the checkpoint of {self.unit} {count}; {self.describe()}: {error}"
-            ) from error
-        self.saved = count
+            what = f"could not save the checkpoint of {self.unit} {count}; {self.describe()}"
+            return OSError(f"{what}: {error}")
+        return None
 
     def describe(self) -> str:
         """Say in words where the run can be taken up again."""
@@ -104,11 +184,17 @@ class Checkpoints:
     def close(self) -> None:
         """Let go of the directory."""
         if self.directory is not None:
-            self._manager.close()
+            self._held.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
 
     def _read(self, count: int, name: str, item: Any) -> Any:
         try:
-            return self._manager.restore(count, args=ocp.args.Composite(**{name: item}))[name]
+            return self._manager.restore(count, args=self._ocp.args.Composite(**{name: item}))[name]
         except Exception as error:
             cause = error.__cause__ or error  # orbax wraps some
             # Lack of memory or permission and the death of a process are no fault of the files.
@@ -126,7 +212,7 @@ class Checkpoints:
     def _damage(self, count: int, what: str) -> ValueError:
         return ValueError(
             f"the checkpoint of {self.unit} {count} in {self.directory} is damaged: {what}; "
-            "remove it to start again"
+            "move it away, or give another checkpoint_dir, to start again"
         )
 
     def _check_identity(self, found: dict) -> None:
@@ -140,7 +226,7 @@ class Checkpoints:
         if different:
             raise ValueError(
                 f"checkpoint_dir {self.directory} holds a checkpoint of another run, which "
-                f"differs in {'; '.join(different[:8])}. Give another checkpoint_dir, or remove it"
+                f"differs in {'; '.join(different[:8])}. Give this run another checkpoint_dir"
             )
 
 

@@ -7,8 +7,8 @@ import platform
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jaxlimit._core import files
 from jaxlimit._core.files import OtherRunError as OtherRunError
 from jaxlimit._core.files import read_json as read_json
+from jaxlimit._core.locks import hold
 
 console = Console()
 T = TypeVar("T")
@@ -190,6 +191,18 @@ def plain(tree: Any) -> Any:
     if isinstance(tree, float):
         return float(f"{tree:.7g}") if np.isfinite(tree) else str(tree)
     return str(tree) if isinstance(tree, Path) else tree
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Make a run's folder, and have it alone while the body runs, the job's first process for all.
+
+    Raises:
+        InUseError: if another run is at work in it; says which process and since when.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold(folder) if jax.process_index() == 0 else nullcontext():
+        yield
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,6 +1,5 @@
 """Runs that are looked at as they go: stopped when good enough, kept on disk, carried on."""
 
-import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
 from jaxlimit import lanczos
-from jaxlimit._core.checkpoints import Checkpoints
+from jaxlimit._core.checkpoints import Checkpoints, check_directory
 from jaxlimit._core.checks import check_count, check_range
 from jaxlimit._core.estimate import Estimate
 from jaxlimit._core.memory import catching_refusals
@@ -93,6 +92,7 @@ def run_probes(
     check_count("num_probes", num_probes)
     check_count("chunk", chunk)
     check_count("checkpoint_every", checkpoint_every)
+    check_directory(checkpoint_dir)
     matvec, dim, dtype = prepare(matvec, dim, dtype)
     num_steps = min(check_count("num_steps", num_steps), dim)
     reorthogonalize = lanczos.choose(reorthogonalize, num_steps)
@@ -103,13 +103,12 @@ def run_probes(
         lanczos.start(probe(k, dim, dtype), num_steps=num_steps, **kept)
         for k in jax.random.split(key, num_probes)
     ]
-    checkpoints = Checkpoints(
+    with Checkpoints(
         checkpoint_dir,
         checkpoint_every,
         lambda: identity(key, recurrences, reorthogonalize),
         unit="step",
-    )
-    with contextlib.closing(checkpoints):
+    ) as checkpoints:
         if not states:
             recurrences = resume(checkpoints, recurrences, matvec)
         done, looked = min(int(state.step) for state in recurrences), 2 * chunk

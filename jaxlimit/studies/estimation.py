@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxlimit import curvature, limits, planning, pruning, spectrum
 from jaxlimit._core.batches import check_scalar, cut_batches, first_batch
+from jaxlimit._core.checkpoints import check_directory
 from jaxlimit._core.checks import check_count, check_range
 from jaxlimit._core.estimate import Estimate, exact_estimate
 from jaxlimit._core.memory import DeviceMemoryError, catching_refusals
@@ -149,6 +150,7 @@ def estimate_limit(
     check_count("num_probes", num_probes)
     check_count("num_gap_steps", num_gap_steps)
     check_count("checkpoint_every", checkpoint_every)
+    check_directory(checkpoint_dir)
     check_range("tolerance", tolerance, 0)
     if settings.pop("mask", None) is not None:
         raise TypeError("mask is no argument of estimate_limit: select whole leaves by where=")

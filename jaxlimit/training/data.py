@@ -1,5 +1,6 @@
 """Images on their way into a network: checked, normalised, augmented."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -81,9 +82,29 @@ def _within(index: Int[Array, "n size"], size: int) -> Bool[Array, "n size"]:
     return (index >= 0) & (index < size)
 
 
+def _first_two(dataset: Any) -> tuple[Any, Any]:
+    wanted = "dataset must begin with two arrays, the images [n, h, w, c] and the labels [n]"
+    if isinstance(dataset, Mapping):
+        names = ", ".join(map(repr, dataset))
+        raise TypeError(f"{wanted}, got a mapping with {names}: pass (dataset[...], dataset[...])")
+    if not isinstance(dataset, Sequence):
+        raise TypeError(
+            f"{wanted}, got {type(dataset).__name__}: collect its batches into arrays first"
+        )
+    if len(dataset) < 2:
+        raise ValueError(f"{wanted}, got {len(dataset)} of them")
+    for entry in dataset[:2]:
+        if not (hasattr(entry, "ndim") and hasattr(entry, "dtype")):
+            raise TypeError(
+                f"{wanted}, got {type(entry).__name__} among {len(dataset)} entries: stack the "
+                "images into one array, the labels into another"
+            )
+    return dataset[0], dataset[1]
+
+
 def check_dataset(dataset: Any) -> tuple[Any, Any]:
     """Return images and labels, the first two entries of `dataset`, or say what is wrong."""
-    images, labels = dataset[0], dataset[1]
+    images, labels = _first_two(dataset)
     if images.ndim != 4 or not (
         images.dtype == np.uint8 or jnp.issubdtype(images.dtype, jnp.floating)
     ):

@@ -1,6 +1,5 @@
 """The training loop: an epoch is one compiled scan over data that stays on the device."""
 
-import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from jaxlimit._core import sharding
 from jaxlimit._core.batches import check_like
-from jaxlimit._core.checkpoints import Checkpoints
+from jaxlimit._core.checkpoints import Checkpoints, check_directory
 from jaxlimit._core.checks import check_count, check_floating_tree
 from jaxlimit._core.memory import catching_refusals
 from jaxlimit._core.programs import canonical_convolutions
@@ -125,7 +124,7 @@ def fit(
         MemoryError: a `planning.DeviceMemoryError` if the device runs out of memory in an epoch.
             The last checkpoint stays.
         OSError: if a checkpoint or the metrics cannot be written; the checkpoint before it stays
-            whole.
+            whole. If another run is at work in `checkpoint_dir`; says which process and since when.
 
     >>> import flax.linen as nn, jax, numpy as np
     >>> def forward(params, state, images, *, train, key):
@@ -141,6 +140,7 @@ def fit(
     1.0
     """
     check_count("checkpoint_every", checkpoint_every)
+    check_directory(checkpoint_dir)
     if shard_params and mesh is None:
         raise ValueError("shard_params needs a mesh to spread the parameters over, got mesh=None")
     images, labels = check_dataset(dataset)
@@ -151,7 +151,9 @@ def fit(
     first = jax.tree.map(lambda leaf: leaf[(0,) * key.ndim], carry)
     check_labels(module, first.params, first.state, images, labels)
     one = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
-    checkpoints = Checkpoints(
+    layout = Layout(mesh, shard_params)
+    run_epoch = _bind_epoch(module, config, key, images, labels, normalization, mask, where, layout)
+    with Checkpoints(
         checkpoint_dir,
         checkpoint_every,
         lambda: run_identity(
@@ -166,10 +168,7 @@ def fit(
         unit="epoch",
         defaults=DEFAULTS,
         optional=("program", "penalised"),
-    )
-    layout = Layout(mesh, shard_params)
-    run_epoch = _bind_epoch(module, config, key, images, labels, normalization, mask, where, layout)
-    with contextlib.closing(checkpoints):
+    ) as checkpoints:
         carry, past = _resume(checkpoints, _lay_out(carry, layout), key.shape)
         if len(past.epoch) and on_resume is not None:
             on_resume(past)

@@ -218,6 +218,13 @@ def test_no_spectrum_of_a_run_that_died_is_taken_for_another(tmp_path, capsys, m
     assert "reusing the spectra" not in capsys.readouterr().out
 
 
+def test_a_second_run_in_the_same_folder_is_told(tmp_path, monkeypatch):
+    config = pruning_limit.Config(epochs=2, output=tmp_path)
+    monkeypatch.setattr(pruning_limit, "train", lambda *_: pruning_limit.run(config, 0))
+    with pytest.raises(OSError, match=r"seed-0 is in use by another call in this process, since"):
+        pruning_limit.run(config, 0)
+
+
 def test_a_cut_spectrum_names_its_file(tmp_path):
     path = tmp_path / "spectrum.npz"
     measure = pruning_limit.spectrum.exact_measure(jnp.arange(4.0))

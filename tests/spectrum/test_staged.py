@@ -168,7 +168,7 @@ def test_a_save_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch):
 
 
 def test_a_basis_too_large_is_refused_before_the_run_and_says_what_to_change(monkeypatch):
-    monkeypatch.setattr(_memory, "device_memory", lambda: 2**30)
+    monkeypatch.setattr(memory, "device_memory", lambda: 2**30)
     dim, key = 4_000_000, jax.random.key(0)
     never = jax.tree_util.Partial(lambda v: v)
     for run in (
@@ -192,7 +192,7 @@ def test_a_basis_too_large_is_refused_before_the_run_and_says_what_to_change(mon
 
 
 def test_a_device_that_does_not_tell_its_memory_refuses_nothing(monkeypatch):
-    monkeypatch.setattr(_memory, "device_memory", lambda: None)
+    monkeypatch.setattr(memory, "device_memory", lambda: None)
     memory.check_memory("anything", 1e30, "")
 
 
@@ -206,6 +206,6 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage, what):
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(content if damage == "flipped" else content[: len(content) // 2])
-    says = rf"checkpoint of step 32 in {tmp_path} is damaged: {what}; remove it to start again"
+    says = rf"checkpoint of step 32 in {tmp_path} is damaged: {what}; move it away"
     with pytest.raises(ValueError, match=says):
         spectrum.run_probes(OPERATOR, KEY, **settings)

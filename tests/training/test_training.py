@@ -872,9 +872,9 @@ def test_damaged_checkpoint_is_named(data, tmp_path, damage):
     run = {"checkpoint_dir": folder, "checkpoint_every": 1}
     whole = training.fit(Net(), data, config(epochs=1), **run)
     folder.rename(intact)
-    says = rf"checkpoint of (epoch 1 in {folder} is damaged: .*remove it|another run)"
+    says = rf"checkpoint of (epoch 1 in {folder} is damaged: .*move it away|another run)"
     named = set()
-    for file in sorted(path for path in intact.rglob("*") if path.is_file()):
+    for file in sorted(path for path in (intact / "1").rglob("*") if path.is_file()):
         shutil.copytree(intact, folder)
         file = folder / file.relative_to(intact)
         damage(file)

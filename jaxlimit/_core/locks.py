@@ -1,0 +1,82 @@
+"""One writer to a folder: the second is told who holds it."""
+
+import errno
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jaxlimit._core import files
+from jaxlimit._core.extras import require
+
+LOCK, HOLDER = ".jaxlimit.lock", ".jaxlimit.holder"
+
+
+class InUseError(OSError):
+    """A folder is being written by another process, or by another call in this one."""
+
+
+@contextmanager
+def hold(folder: Any) -> Iterator[None]:
+    """Be the only writer to a folder while the body runs.
+
+    The lock is the operating system's (`flock`): it goes with the process, however that ends, so
+    that no dead one keeps it, and it holds across machines where the shared disk passes it on, as
+    NFS does. Where a disk has no such locks, the existence of a file stands in. In a folder that
+    cannot be written nothing is locked.
+
+    Raises:
+        InUseError: if another holds it; says which process, where, and since when.
+        OSError: if the folder cannot hold a lock.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, hold(folder):
+    ...     try:
+    ...         hold(folder).__enter__()
+    ...     except InUseError as error:
+    ...         print(error.strerror)
+    /... is in use by another call in this process, since ...; wait for its end or give another ...
+    """
+    folder = Path(folder)
+    if not os.access(folder, os.W_OK):
+        yield
+        return
+    filelock = require("filelock", "train", "a lock on a folder")
+    lock = filelock.FileLock(folder / LOCK, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise InUseError(
+            errno.EAGAIN,
+            f"{folder} is in use by {_holder(folder)}; wait for its end or give another folder",
+        ) from None
+    except OSError as error:
+        raise OSError(error.errno, f"{folder} could not be locked: {error.strerror}") from error
+    try:
+        with suppress(OSError):  # the note is for people: the lock holds without it
+            files.write_text(folder / HOLDER, json.dumps(_self()))
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / HOLDER).unlink()
+        lock.release()
+
+
+def _self() -> dict[str, Any]:
+    now = datetime.now().astimezone().isoformat(" ", "seconds")
+    return {"process": os.getpid(), "host": socket.gethostname(), "since": now}
+
+
+def _holder(folder: Path) -> str:
+    try:
+        note = json.loads((folder / HOLDER).read_bytes())
+        process, host, since = (note[name] for name in ("process", "host", "since"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+    if process == os.getpid() and host == socket.gethostname():
+        return f"another call in this process, since {since}"
+    return f"process {process} on {host}, since {since}"

@@ -6,6 +6,7 @@ quadrature turns them into (1/D) tr f(H) for any f. Two errors stay apart throug
 probes, which averaging reduces, and that of the depth, which only more steps reduce.
 """
 
+from jaxlimit.spectrum.blocks import block_measures
 from jaxlimit.spectrum.functions import (
     density,
     log_density,
@@ -29,6 +30,7 @@ from jaxlimit.spectrum.staged import TraceRun, run_probes, trace_within
 __all__ = [
     "SpectralMeasure",
     "TraceRun",
+    "block_measures",
     "density",
     "exact_measure",
     "load",

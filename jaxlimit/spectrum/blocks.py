@@ -1,0 +1,108 @@
+"""The spectra of an operator's principal blocks, such as those of layers, by one program."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, PRNGKeyArray
+
+from jaxlimit import lanczos
+from jaxlimit._core.checks import check_count
+from jaxlimit._core.operator import prepare
+from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
+from jaxlimit.spectrum.recurrences import probe
+
+
+def block_measures(
+    matvec: Any,
+    key: PRNGKeyArray,
+    blocks: Mapping[str, Bool[Array, "D"]],
+    *,
+    num_steps: int,
+    num_probes: int = 1,
+    reorthogonalize: str = "auto",
+    dtype: Any = jnp.float32,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, SpectralMeasure]:
+    """Estimate the spectral distribution of each principal block H[S, S].
+
+    Lanczos runs with P H P, P the projection on a block's entries, from probes inside the block,
+    which no step leaves. All blocks share one compiled program, whatever their sizes, where an
+    operator of its own for each would be compiled, and linearised, anew. Costs num_probes ·
+    num_steps products a block, and the memory of one `spectral_measure` at that depth.
+
+    Args:
+        matvec: H, a symmetric `Array[D] -> Array[D]`.
+        key: random key of the probes; each block's is folded from its place in `blocks`.
+        blocks: for each block, True on its entries; blocks may overlap.
+        num_steps: Lanczos steps a probe; a smaller block ends by itself.
+        num_probes: independent probes of each block.
+        reorthogonalize: as for `spectral_measure`.
+        dtype: floating type of the probes.
+        on_progress: called with the blocks done and their number.
+
+    Returns:
+        For each block a `SpectralMeasure` whose `dim` is the block's size.
+
+    Raises:
+        TypeError: if a block is not boolean, or as `spectral_measure`.
+        ValueError: if a block has not D entries or selects none, or as `spectral_measure`.
+        FloatingPointError: as `spectral_measure`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> H = jnp.diag(jnp.array([1.0, 2.0, 5.0])).at[0, 2].set(3.0).at[2, 0].set(3.0)
+    >>> halves = {"first": jnp.array([True, True, False]), "last": jnp.array([False, False, True])}
+    >>> found = block_measures(lambda v: H @ v, jax.random.key(0), halves, num_steps=3)
+    >>> found["last"].dim, found["last"].nodes[0, 0].round(3)
+    (1, Array(5., dtype=float32))
+    """
+    masks = {name: _checked(name, mask) for name, mask in blocks.items()}
+    sizes = {mask.size for mask in masks.values()}
+    if len(sizes) != 1:
+        raise ValueError(f"blocks must be masks of one size, got sizes {sorted(sizes)}")
+    dim = sizes.pop()
+    check_count("num_probes", num_probes)
+    matvec, dim, dtype = prepare(matvec, dim, dtype, instead="stack the batches")
+    num_steps = min(check_count("num_steps", num_steps), max(m.sum() for m in masks.values()))
+    reorthogonalize = lanczos.choose(reorthogonalize, num_steps)
+    lanczos.check_basis(lanczos.num_rows(num_steps, reorthogonalize), dim, dtype, "device")
+    measures = {}
+    for i, (name, mask) in enumerate(masks.items()):
+        keys = jax.random.split(jax.random.fold_in(key, i), num_probes)
+        result = _run(matvec, keys, jnp.asarray(mask), num_steps, reorthogonalize, dtype)
+        measures[name] = measure_from(result, dim=int(mask.sum()))
+        if on_progress is not None:
+            on_progress(i + 1, len(masks))
+    return measures
+
+
+def _checked(name: str, mask: Any) -> np.ndarray:
+    mask = np.asarray(mask)
+    if mask.dtype != bool:
+        raise TypeError(f"blocks[{name!r}] must be boolean, True in the block, got {mask.dtype}")
+    if mask.ndim != 1 or not mask.any():
+        raise ValueError(
+            f"blocks[{name!r}] must be flat and select at least one entry, got shape {mask.shape} "
+            f"with {mask.sum()} selected"
+        )
+    return mask
+
+
+@partial(jax.jit, static_argnums=(3, 4, 5))
+def _run(matvec, keys, mask, num_steps, reorthogonalize, dtype):
+    block = Partial(_projected, matvec, mask)
+
+    def one(key):
+        start = jnp.where(mask, probe(key, mask.size, dtype), 0)
+        settings = {"num_steps": num_steps, "reorthogonalize": reorthogonalize}
+        return lanczos.tridiagonalize(block, start, **settings)._replace(basis=None)
+
+    return jax.lax.map(one, keys)
+
+
+def _projected(matvec, mask, vector):
+    return jnp.where(mask, matvec(jnp.where(mask, vector, 0)), 0)

@@ -35,7 +35,7 @@ FIGURES = {"plotting", "lab"}
 
 # The floors of the frame, from the ground up: a module imports from lower floors alone.
 FLOORS = (
-    {"checks", "memory", "files", "scale", "extras"},
+    {"checks", "memory", "files", "scale", "summaries", "extras"},
     {"estimate", "host", "weights", "programs", "magnitudes", "locks"},
     {"batches", "operator", "checkpoints"},
     {"sharding"},

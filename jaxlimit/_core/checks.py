@@ -12,6 +12,8 @@ import numpy as np
 def check_count(name: str, value: Any, minimum: int = 1) -> int:
     """Return `value` as a Python int, or raise if it is no integer or below `minimum`."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         count = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be a static int, got {value!r}") from None
@@ -22,7 +24,7 @@ def check_count(name: str, value: Any, minimum: int = 1) -> int:
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     """Return `value`, or raise if it is not one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
 
@@ -32,10 +34,35 @@ def is_concrete(*values: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
+def check_real(name: str, value: Any) -> jnp.dtype:
+    """Return the type of a real number or array, or raise; Booleans and lists are neither."""
+    try:
+        # A string could name a type.
+        if isinstance(value, bool | str | bytes | list | type | None) or (
+            isinstance(value, tuple) and not hasattr(value, "__jax_array__")
+        ):
+            raise TypeError
+        dtype = jnp.result_type(value.value if hasattr(value, "standard_error") else value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name} must be a real number or array, got {_shown(value)}"
+            f"{'; use jnp.asarray' if isinstance(value, list | tuple) else ''}"
+        ) from None
+    if not jnp.issubdtype(dtype, jnp.floating) and not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"{name} must be real, got dtype {dtype}")
+    return dtype
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text[:60]}{'…' if len(text) > 60 else ''}"
+
+
 def check_range(
     name: str, value: Any, low: float = -jnp.inf, high: float = jnp.inf, *, open_low: bool = False
 ) -> None:
     """Raise unless every entry of `value` is within [low, high]; traced values pass unchecked."""
+    check_real(name, value)
     if not is_concrete(value):
         return
     with jax.ensure_compile_time_eval():
@@ -62,9 +89,9 @@ def check_floating_tree(name: str, tree: Any) -> None:
     if not leaves:
         raise ValueError(f"{name} must hold at least one array, got an empty pytree")
     for path, leaf in leaves:
-        dtype = jnp.result_type(leaf)
+        where = name + jax.tree_util.keystr(path)
+        dtype = check_real(where, leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
-            where = name + jax.tree_util.keystr(path)
             raise TypeError(f"{where} must be a real floating array, got dtype {dtype}")
     known = [(path, leaf) for path, leaf in leaves if is_concrete(leaf)]
     with jax.ensure_compile_time_eval():

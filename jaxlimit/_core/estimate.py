@@ -1,12 +1,14 @@
-"""The one type in which every stochastic number of this package is returned."""
+"""The one type in which every stochastic number of this package is returned, and its intervals."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 from scipy.special import stdtrit
 
 from jaxlimit._core.scale import deviation, wide_type
+from jaxlimit._core.summaries import short_repr
 
 CONFIDENCE = 0.95
 NORMAL_QUANTILE = 1.96  # standard errors on either side of a normal interval of 95 %
@@ -14,6 +16,9 @@ NORMAL_QUANTILE = 1.96  # standard errors on either side of a normal interval of
 
 class Estimate(NamedTuple):
     """A number with its error bar.
+
+    Where a plain number is asked for, by `float`, in arithmetic of arrays or in a format, it is
+    `value`. Multiplied or divided by a number, or shifted by one, it stays an `Estimate`.
 
     Attributes:
         value: the point estimate.
@@ -27,6 +32,54 @@ class Estimate(NamedTuple):
     standard_error: Float[Array, "..."]
     lower: Float[Array, "..."]
     upper: Float[Array, "..."]
+
+    __repr__ = short_repr
+    # NumPy would take it for an array of four.
+    __array_ufunc__ = None
+
+    def __float__(self) -> float:
+        """Return the value as a number."""
+        return float(self.value)
+
+    def __format__(self, spec: str) -> str:
+        """Write the value as a number is written."""
+        return format(float(self), spec) if spec else repr(self)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Return the value where NumPy asks for an array."""
+        return np.array(self.value, dtype, copy=copy)
+
+    def __jax_array__(self) -> Array:
+        """Return the value where JAX asks for an array."""
+        return jnp.asarray(self.value)
+
+    # A tuple would be repeated by * and joined by +.
+    def __mul__(self, factor: Any) -> "Estimate":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Scale the number, its error and its interval."""
+        ends = (factor * self.lower, factor * self.upper)
+        return Estimate(
+            factor * self.value,
+            abs(factor) * self.standard_error,
+            jnp.minimum(*ends),
+            jnp.maximum(*ends),
+        )
+
+    __rmul__ = __mul__  # pyright: ignore[reportAssignmentType]
+
+    def __truediv__(self, divisor: Any) -> "Estimate":
+        """Scale by the inverse of `divisor`."""
+        return self * (1 / divisor)
+
+    def __add__(self, shift: Any) -> "Estimate":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Shift the number and its interval."""
+        ends = (self.lower + shift, self.upper + shift)
+        return Estimate(self.value + shift, self.standard_error, *ends)
+
+    __radd__ = __add__
+
+    def __sub__(self, shift: Any) -> "Estimate":
+        """Shift the number and its interval."""
+        return self + -shift
 
 
 def estimate_from_samples(samples: Float[Array, "n ..."]) -> Estimate:
@@ -60,6 +113,17 @@ def t_interval(
     return Estimate(value, standard_error, value - half_width, value + half_width)
 
 
+def normal_interval(value: Float[Array, "..."], standard_error: Float[Array, "..."]) -> Estimate:
+    """Put the normal interval around a value whose standard error is known, or measured on many.
+
+    >>> normal_interval(jnp.zeros(()), 1.0)
+    Estimate(value=0, standard_error=1, lower=-1.96, upper=1.96)
+    """
+    value, standard_error = jnp.asarray(value), jnp.asarray(standard_error)
+    half_width = NORMAL_QUANTILE * standard_error
+    return Estimate(value, standard_error, value - half_width, value + half_width)
+
+
 def unknown_error(value: Float[Array, "..."]) -> Estimate:
     """Wrap a number whose error cannot be told: the interval is the whole line."""
     infinite = jnp.full_like(value, jnp.inf)
@@ -69,3 +133,8 @@ def unknown_error(value: Float[Array, "..."]) -> Estimate:
 def exact_estimate(value: Float[Array, "..."]) -> Estimate:
     """Wrap a number that has no error, so that exact and sampled results compose alike."""
     return Estimate(value, jnp.zeros_like(value), value, value)
+
+
+def value_of(number: Any) -> Any:
+    """Return the value of an `Estimate`, and any other number as it is."""
+    return number.value if isinstance(number, Estimate) else number

@@ -17,25 +17,25 @@ _BLOCK = 1 << 17
 
 
 class Split(NamedTuple):
-    """The weights at a threshold t: how many above, how many equal, and the squares below."""
+    """The weights at a threshold t: how many above, how many equal, and the norm of those below."""
 
     num_above: Int[Array, "..."]
     num_ties: Int[Array, "..."]
-    squares_below: Float[Array, "..."]
+    radius_below: Float[Array, "..."]
     magnitude: Float[Array, "..."]
 
     def radius(self, num_kept: Int[Array, "..."]) -> Float[Array, "..."]:
         """Norm of what is removed where `num_kept`, from num_above to +num_ties, are kept."""
         removed_ties = self.num_above + self.num_ties - num_kept
-        return jnp.sqrt(self.squares_below + removed_ties * self.magnitude**2)
+        return jnp.hypot(self.radius_below, jnp.sqrt(removed_ties) * self.magnitude)
 
 
 class _Tally(NamedTuple):
-    """What keeping only the magnitudes above a threshold keeps, and the squares it removes."""
+    """What keeping only the magnitudes above a threshold keeps, and the norm it removes."""
 
     threshold: Int[Array, "..."]
     num_above: Int[Array, "..."]
-    squares: Float[Array, "..."]
+    radius: Float[Array, "..."]
 
 
 def magnitude_bits(weights: Float[Array, "D"]) -> Int[Array, "rows _"]:
@@ -65,7 +65,7 @@ def find_split(
     def halve(_, ends):
         low, high = ends
         at = _tally(bits, low.threshold + (high.threshold - low.threshold) // 2)
-        few = keeps_too_few(at.num_above, jnp.sqrt(at.squares))
+        few = keeps_too_few(at.num_above, at.radius)
         return _choose(few, low, at), _choose(few, at, high)
 
     # Above -1 is everything, which is enough; above the largest is nothing, taken as too few.
@@ -76,7 +76,7 @@ def find_split(
     num_bits = 8 * bits.dtype.itemsize - 1
     low, high = jax.lax.fori_loop(0, num_bits, halve, (everything, nothing))
     num_ties = low.num_above - high.num_above
-    at = Split(high.num_above, num_ties, low.squares, _from_bits(high.threshold))
+    at = Split(high.num_above, num_ties, low.radius, _from_bits(high.threshold))
     return at, _keep_of_ties(at, keeps_too_few)
 
 
@@ -96,10 +96,13 @@ def _keep_of_ties(at: Split, keeps_too_few: Callable) -> Int[Array, "..."]:
 
 def _tally(bits: Int[Array, "rows _"], thresholds: Int[Array, "..."]) -> _Tally:
     """Count and sum at all thresholds in one pass."""
+    # Divided by a power of two at the threshold, so that no square leaves the range of the type.
+    units = _power_of_two(_from_bits(jnp.maximum(thresholds, 0)))
+    inverse = (1 / units)[..., None]
 
     def of_row(row):
         below = row <= thresholds[..., None]
-        squares = _from_bits(jnp.maximum(row, 0)) ** 2
+        squares = (_from_bits(jnp.maximum(row, 0)) * inverse) ** 2
         # Counted in floats, exact for a row and faster on a CPU.
         return jnp.sum(jnp.where(below, 0.0, 1.0), -1), jnp.sum(jnp.where(below, squares, 0), -1)
 
@@ -108,7 +111,15 @@ def _tally(bits: Int[Array, "rows _"], thresholds: Int[Array, "..."]) -> _Tally:
     counts, squares = jax.lax.platform_dependent(
         bits, cpu=partial(jax.lax.map, of_row), default=jax.vmap(of_row)
     )
-    return _Tally(thresholds, counts.astype(jnp.int32).sum(0), squares.sum(0))
+    radius = units * jnp.sqrt(squares.sum(0))
+    return _Tally(thresholds, counts.astype(jnp.int32).sum(0), radius)
+
+
+def _power_of_two(size: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return the power of two at or below each size, none so small or large that 1 over it is 0."""
+    info = jnp.finfo(size.dtype)
+    size = jnp.clip(size, float(info.tiny), float(info.max) / 4)
+    return jax.lax.reduce_precision(size, exponent_bits=info.nexp, mantissa_bits=0)
 
 
 def _choose(condition: Bool[Array, "..."], yes: _Tally, no: _Tally) -> _Tally:
@@ -116,13 +127,17 @@ def _choose(condition: Bool[Array, "..."], yes: _Tally, no: _Tally) -> _Tally:
 
 
 def keep_largest(weights: Float[Array, "D"], num_kept: Int[Array, ""]) -> Bool[Array, "D"]:
-    """Mark the `num_kept` entries of greatest magnitude; among equals the lower index wins."""
+    """Mark the `num_kept` entries of greatest magnitude; among equals the lower index wins.
+
+    None where there is a NaN, or where `num_kept` is negative.
+    """
     bits = magnitude_bits(weights)
     at, _ = find_split(bits, lambda kept, radius: kept < num_kept)
     flat = bits.reshape(-1)[: weights.size]
     threshold = jax.lax.bitcast_convert_type(at.magnitude, bits.dtype)
     tied = flat == threshold
-    return (flat > threshold) | (tied & (jnp.cumsum(tied) <= num_kept - at.num_above))
+    keep = (flat > threshold) | (tied & (jnp.cumsum(tied) <= num_kept - at.num_above))
+    return keep & (num_kept >= 0) & ~jnp.isnan(weights).any()
 
 
 @jax.jit

@@ -1,7 +1,9 @@
 """Where the demand of a bound meets the ratio kept: found exactly in k, differentiated implicitly.
 
-A `Criterion` says by how much too little is kept at a ratio ρ and a squared radius S = R²; with
-S = S(ρ) of the network's own weights its excess falls with ρ, and the limit is where it vanishes.
+A `Criterion` says by how much too little is kept at a ratio ρ and a ridge c = 2ε/R²; with R = R(ρ)
+of the network's own weights its excess falls with ρ, and the limit is where it vanishes. All is
+computed from c over a power of two near the largest eigenvalue, which scaling H and ε, or the
+weights, leaves as it is.
 """
 
 from functools import partial
@@ -13,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxlimit._core import magnitudes
 from jaxlimit._core.estimate import Estimate
-from jaxlimit.limits.bounds import curvature_size, ridge_of_square
+from jaxlimit.limits.bounds import curvature_size, eigenvalue_unit, relative_ridge
 from jaxlimit.spectrum import SpectralMeasure, trace_bracket
 
 # The readings of an estimate that a prediction is made of, each with a crossing of its own.
@@ -35,19 +37,25 @@ class Criterion(NamedTuple):
     negative: str
     offset: str | None = None
 
-    def excess(self, measure: SpectralMeasure, square: Any, epsilon: Any, ratio: Any) -> Estimate:
-        """By how much the demand exceeds what the ratio offers; too few are kept if positive."""
-        c = ridge_of_square(square, epsilon)
+    def excess(self, measure: SpectralMeasure, ridge: Any, ratio: Any) -> Estimate:
+        """By how much the demand exceeds what the ratio offers; too few are kept if positive.
+
+        Args:
+            measure: spectrum of H.
+            ridge: c over `eigenvalue_unit(measure)`.
+            ratio: ρ.
+        """
         share, target = (1.0, ratio) if self.offset is None else (ratio, 1.0)
         if self.offset == "perpendicular":
-            all_flat = jnp.isinf(c)
-            c = jnp.where(all_flat, c, jnp.where(all_flat, 0, c) * (1 - ratio))
+            all_flat = jnp.isinf(ridge)
+            ridge = jnp.where(all_flat, ridge, jnp.where(all_flat, 0, ridge) * (1 - ratio))
+        unit = eigenvalue_unit(measure)
 
         def demand(eigenvalues):
-            size = curvature_size(eigenvalues, self.negative)
+            size = curvature_size(eigenvalues / unit, self.negative)
             # At most 2D, so that no ridge and no ratio divide by 0; one eigenvalue of D that
             # asks for so much is too much by itself.
-            whole = jnp.maximum(share * size + c, size / (2 * measure.dim))
+            whole = jnp.maximum(share * size + ridge, size / (2 * measure.dim))
             return jnp.where(size == 0, 0, size / jnp.where(size == 0, 1, whole))
 
         estimate = trace_bracket(measure, demand)
@@ -61,22 +69,34 @@ class Crossing(NamedTuple):
     Attributes:
         ratio: k/D.
         num_kept: k, the fewest weights whose excess is not positive.
-        square: R², the squares of what is removed.
-        threshold: magnitude of the smallest weight kept.
+        radius: R, the norm of what is removed.
+        threshold: t, magnitude of the smallest weight kept.
     """
 
     ratio: Float[Array, "..."]
     num_kept: Int[Array, "..."]
-    square: Float[Array, "..."]
+    radius: Float[Array, "..."]
     threshold: Float[Array, "..."]
+
+    def fall(self, dim: int) -> Float[Array, "..."]:
+        """Return -d log R/dρ = ½D (t/R)²: the next weight to go has magnitude t. ∞ where R = 0."""
+        none = self.radius == 0
+        steps = jnp.where(none, jnp.inf, self.threshold / jnp.where(none, 1, self.radius))
+        return dim / 2 * steps**2
 
 
 class Slopes(NamedTuple):
-    """Derivatives of ρ at a crossing, by a shift of the excess itself, by ε and by R²."""
+    """Derivatives of ρ at a crossing, by a shift of the excess itself, by ε and by log R."""
 
     excess: Float[Array, ""]
     epsilon: Float[Array, ""]
-    square: Float[Array, ""]
+    log_radius: Float[Array, ""]
+
+    def of_epsilon(self, epsilon: Any, error: Any) -> Float[Array, ""]:
+        """Return |dρ| for a change of ε by `error`, where dρ/dε itself may overflow."""
+        none = epsilon == 0
+        relative = self.log_radius / 2 * (error / jnp.where(none, 1, epsilon))
+        return jnp.abs(jnp.where(none, self.epsilon * error, relative))
 
 
 def find(
@@ -84,35 +104,40 @@ def find(
 ) -> Crossing:
     """Find the crossings of all `READINGS` in the same passes over the weights."""
     bits = magnitudes.magnitude_bits(weights)
-    dim = weights.size
+    dim, unit = weights.size, eigenvalue_unit(measure)
 
     def keeps_too_few(num_kept, radius):
-        at = jax.vmap(criterion.excess, (None, 0, None, 0))
-        excess = at(measure, radius**2, epsilon, num_kept / dim)
+        at = jax.vmap(criterion.excess, (None, 0, 0))
+        excess = at(measure, relative_ridge(radius, epsilon, unit), num_kept / dim)
         return jnp.stack([getattr(excess, name)[i] for i, name in enumerate(READINGS)]) > 0
 
     split, num_kept = magnitudes.find_split(bits, keeps_too_few, (len(READINGS),))
-    return Crossing(num_kept / dim, num_kept, split.radius(num_kept) ** 2, split.magnitude)
+    return Crossing(num_kept / dim, num_kept, split.radius(num_kept), split.magnitude)
 
 
 def slopes(criterion: Criterion, measure: SpectralMeasure, at: Crossing, epsilon: Any) -> Slopes:
     """Differentiate the crossing of the value by the implicit function theorem.
 
-    E(S, ε, ρ) = 0 with dS/dρ = -D t² (the next weight to go has magnitude t) gives
-    dρ = (dE + E_ε dε + E_S dS)/(D t² E_S - E_ρ), dE and dS shifts of the excess and of S(ρ).
+    E(c, ρ) = 0 with d log c = d log ε - 2 d log R and R = R(ρ) gives, with E' = c E_c,
+    dρ = (dE + E' d log ε - 2 E' d log R)/(-E_ρ + 2 E' d log R/dρ), dE and d log R shifts of the
+    excess and of the curve R(ρ).
     """
-
-    def excess(square, epsilon, ratio):
-        return criterion.excess(measure, square, epsilon, ratio).value
-
-    by_square, by_epsilon, by_ratio = jax.grad(excess, (0, 1, 2))(
-        at.square, jnp.asarray(epsilon, at.square.dtype), at.ratio
-    )
-    fall = measure.dim * at.threshold**2 * by_square - by_ratio
-    # No fall where R = 0, and too steep a one at eigenvalues whose square underflows: the excess
-    # jumps past 0, at a ratio that nothing moves.
+    unit = eigenvalue_unit(measure)
+    ridge = relative_ridge(at.radius, epsilon, unit)
+    excess = lambda ridge, ratio: criterion.excess(measure, ridge, ratio).value  # noqa: E731
+    by_ridge, by_ratio = jax.grad(excess, (0, 1))(ridge, at.ratio)
+    by_log = jnp.where(jnp.isinf(ridge), 0, ridge * by_ridge)
+    fall = -by_ratio - 2 * by_log * at.fall(measure.dim)
+    # No fall where R = 0, and too steep a one where the next weight to go is very much larger
+    # than all that went: the excess jumps past 0, at a ratio that nothing moves.
     moves = (fall > 0) & jnp.isfinite(fall)
-    rates = jnp.stack([jnp.ones_like(fall), by_epsilon, by_square])
+    none = epsilon == 0
+    by_epsilon = jnp.where(
+        none,
+        by_ridge * relative_ridge(at.radius, 1.0, unit),
+        by_log / jnp.where(none, 1, epsilon),
+    )
+    rates = jnp.stack([jnp.ones_like(fall), by_epsilon, -2 * by_log])
     return Slopes(*jnp.where(moves, rates / jnp.where(moves, fall, 1), 0))
 
 
@@ -126,7 +151,7 @@ def differentiable(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Return ratio and radius of the value's crossing as functions of what they solve for."""
     del criterion, measure, weights, epsilon
-    return at.ratio, jnp.sqrt(at.square)
+    return at.ratio, at.radius
 
 
 @differentiable.defjvp
@@ -134,12 +159,14 @@ def _differentiable_jvp(criterion, primals, tangents):
     at, measure, weights, epsilon = primals
     _, by_measure, by_weights, by_epsilon = tangents
     rates = slopes(criterion, measure, at, epsilon)
-    excess = lambda m: criterion.excess(m, at.square, epsilon, at.ratio).value  # noqa: E731
+    ridge = relative_ridge(at.radius, epsilon, eigenvalue_unit(measure))
+    excess = lambda m: criterion.excess(m, ridge, at.ratio).value  # noqa: E731
     shift = jax.jvp(excess, (measure,), (by_measure,))[1]
-    removed = jnp.where(jnp.abs(weights) < at.threshold, weights, 0).astype(at.square.dtype)
-    square = 2 * jnp.vdot(removed, by_weights)
-    ratio = rates.excess * shift + rates.epsilon * by_epsilon + rates.square * square
-    along = square - weights.size * at.threshold**2 * ratio
-    radius = jnp.where(at.square > 0, jnp.sqrt(at.square), jnp.inf)
-    values, changes = differentiable(criterion, *primals), (ratio, along / (2 * radius))
+    radius = jnp.where(at.radius > 0, at.radius, jnp.inf)
+    removed = jnp.where(jnp.abs(weights) < at.threshold, weights, 0).astype(radius.dtype) / radius
+    log_radius = jnp.vdot(removed, by_weights.astype(radius.dtype) / radius)
+    ratio = rates.excess * shift + rates.epsilon * by_epsilon + rates.log_radius * log_radius
+    # Where R = 0 nothing moves, and the fall is infinite.
+    along = jnp.where(at.radius > 0, at.fall(weights.size) * ratio, 0)
+    values, changes = differentiable(criterion, *primals), (ratio, at.radius * (log_radius - along))
     return values, tuple(dx.astype(x.dtype) for x, dx in zip(values, changes, strict=True))

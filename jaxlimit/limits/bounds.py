@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlimit._core.checks import check_choice, check_count, check_range, is_concrete
-from jaxlimit._core.estimate import Estimate
+from jaxlimit._core import scale
+from jaxlimit._core.checks import check_choice, check_count, check_range, is_concrete, is_finite
+from jaxlimit._core.estimate import Estimate, value_of
 from jaxlimit.spectrum import SpectralMeasure, trace_bracket
 
 NEGATIVE = ("abs", "clip")
@@ -27,16 +28,33 @@ def ridge(radius: Any, epsilon: Any) -> Float[Array, "..."]:
     Returns:
         c, of the broadcast shape.
 
+    Raises:
+        TypeError: if an argument is no real number or array.
+        ValueError: if an argument is negative or NaN.
+
     >>> ridge(2.0, 0.5)
     Array(0.25, dtype=float32)
     """
-    return ridge_of_square(jnp.asarray(radius, jnp.result_type(float)) ** 2, epsilon)
+    epsilon = value_of(epsilon)
+    check_range("radius", radius, 0)
+    check_range("epsilon", epsilon, 0)
+    return relative_ridge(radius, epsilon, 1.0)
 
 
-def ridge_of_square(square: Float[Array, "..."], epsilon: Any) -> Float[Array, "..."]:
-    """Return c of R²; has a derivative, 0, at R = 0 too."""
-    all_flat = (square == 0) | jnp.isinf(epsilon)
-    return jnp.where(all_flat, jnp.inf, 2 * epsilon / jnp.where(all_flat, 1, square))
+def relative_ridge(radius: Any, epsilon: Any, unit: Any) -> Float[Array, "..."]:
+    """Return c/unit, be R² and c representable or not; it has a derivative, 0, where c is ∞."""
+    dtype = jnp.result_type(float, radius, epsilon, unit)
+    radius, epsilon, unit = (jnp.asarray(x, dtype) for x in (radius, epsilon, unit))
+    all_flat = (radius == 0) | jnp.isinf(epsilon)
+    safe = [jnp.where(all_flat, 1, x) for x in (radius, epsilon)]
+    (r, r_power), (e, e_power), (u, u_power) = map(jnp.frexp, (*safe, unit))
+    c = jnp.ldexp(2 * e / (r**2 * u), e_power - 2 * r_power - u_power)
+    return jnp.where(all_flat, jnp.inf, c)
+
+
+def eigenvalue_unit(measure: SpectralMeasure) -> Float[Array, ""]:
+    """Return a power of two near the largest |λ|, a constant to differentiation."""
+    return scale.magnitude(measure.nodes).reshape(())
 
 
 def curvature_size(eigenvalues: Float[Array, "..."], negative: str) -> Float[Array, "..."]:
@@ -94,7 +112,7 @@ def lower_bound(
     Args:
         measure: spectrum of H.
         radius: R ≥ 0, any shape; any R, that of weights (R ≤ ‖w*‖) or beyond.
-        epsilon: ε ≥ 0, any shape that broadcasts with `radius`.
+        epsilon: ε ≥ 0, any shape that broadcasts with `radius`; an `Estimate` counts by its value.
         negative: "abs" or "clip".
 
     Returns:
@@ -103,7 +121,7 @@ def lower_bound(
         measure is, which only `jit` lets through.
 
     Raises:
-        TypeError: if `measure` is no `SpectralMeasure` or `epsilon` is an `Estimate`.
+        TypeError: if `measure` is no `SpectralMeasure`, or `radius` or `epsilon` no real number.
         ValueError: if `radius` or `epsilon` is negative or NaN, `negative` is unknown, or the
             measure is not finite.
 
@@ -116,18 +134,21 @@ def lower_bound(
     """
     check_measure("measure", measure)
     check_choice("negative", negative, NEGATIVE)
-    if isinstance(epsilon, Estimate):
-        raise TypeError("epsilon must be an array here, got an Estimate; pass its value")
+    epsilon = value_of(epsilon)
     check_range("radius", radius, 0)
     check_range("epsilon", epsilon, 0)
-    thresholds = ridge(*jnp.broadcast_arrays(jnp.asarray(radius), jnp.asarray(epsilon)))
-    return _lower_bounds(measure, thresholds, negative)
+    return _lower_bounds(measure, jnp.asarray(radius), jnp.asarray(epsilon), negative)
 
 
-@partial(jax.jit, static_argnums=2)
-def _lower_bounds(measure: SpectralMeasure, thresholds: Array, negative: str) -> Estimate:
+@partial(jax.jit, static_argnums=3)
+def _lower_bounds(
+    measure: SpectralMeasure, radius: Array, epsilon: Array, negative: str
+) -> Estimate:
+    unit = eigenvalue_unit(measure)
+    thresholds = relative_ridge(*jnp.broadcast_arrays(radius, epsilon), unit)
+
     def at(c):
-        share = trace_bracket(measure, partial(curvature_share, ridge=c, negative=negative))
+        share = trace_bracket(measure, lambda x: curvature_share(x / unit, c, negative=negative))
         ends = {name: jnp.clip(getattr(share, name), 0, 1) for name in ("value", "lower", "upper")}
         return share._replace(**ends)
 
@@ -223,8 +244,13 @@ def trace_bound(trace: Any, radius: Any, epsilon: Any, *, dim: int) -> Float[Arr
     >>> trace_bound(2.0, 1.0, 1.0, dim=2)
     Array(0.33333334, dtype=float32)
     """
-    check_range("trace", trace, 0, float(jnp.finfo(jnp.float32).max))
+    epsilon = value_of(epsilon)
+    check_range("trace", trace, 0)
+    if not is_finite(trace):
+        raise ValueError(f"trace must be finite, got {trace}")
     check_range("radius", radius, 0)
     check_range("epsilon", epsilon, 0)
     mean = jnp.asarray(trace, jnp.result_type(float)) / check_count("dim", dim)
-    return curvature_share(mean, ridge(radius, epsilon))
+    flat = mean == 0
+    share = 1 / (1 + relative_ridge(radius, epsilon, jnp.where(flat, 1, mean)))
+    return jnp.where(flat, 0, share)

@@ -7,11 +7,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlimit._core import scale
 from jaxlimit._core.checks import check_choice, is_concrete
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
 from jaxlimit.limits import _crossing
 from jaxlimit.limits._crossing import Criterion, Crossing
-from jaxlimit.limits.bounds import NEGATIVE, check_measure, curvature_size, trace_bound
+from jaxlimit.limits.bounds import (
+    NEGATIVE,
+    check_measure,
+    curvature_size,
+    eigenvalue_unit,
+    trace_bound,
+)
 from jaxlimit.limits.prediction import OFFSETS, PruningLimit, pruning_limit
 from jaxlimit.limits.tolerance import split_epsilon
 from jaxlimit.spectrum import SpectralMeasure, trace_bracket
@@ -101,10 +108,9 @@ def sensitivity(
 
 @partial(jax.jit, static_argnums=0)
 def _sensitivity(criterion, measure, limit, epsilon) -> Sensitivity:
-    at = Crossing(limit.ratio, limit.num_kept, limit.radius**2, limit.threshold)
+    at = Crossing(limit.ratio, limit.num_kept, limit.radius, limit.threshold)
     rates = _crossing.slopes(criterion, measure, at, epsilon)
-    by_radius = rates.square * 2 * limit.radius
-    found = Sensitivity(rates.epsilon, by_radius, by_radius * limit.radius)
+    found = Sensitivity(rates.epsilon, _ratio(rates.log_radius, limit.radius), rates.log_radius)
     return jax.tree.map(lambda x: jnp.where(jnp.isnan(limit.ratio), jnp.nan, x), found)
 
 
@@ -148,22 +154,24 @@ def key_factors(
     if limit is None:
         limit = pruning_limit(measure, weights, epsilon, negative=negative, where=where)
     value, _ = split_epsilon(epsilon)
-    norm = jnp.linalg.norm(flatten_weights(weights, where)[0])
+    norm = scale.norm(flatten_weights(weights, where)[0])
     if is_concrete(limit.radius, norm) and float(limit.radius) > 1.01 * float(norm):
         raise ValueError(
             f"limit must be one of these weights, but its radius {float(limit.radius):.3g} "
             f"exceeds their norm {float(norm):.3g}"
         )
-    mean = trace_bracket(measure, partial(curvature_size, negative=negative)).value
+    unit = eigenvalue_unit(measure)
+    size = lambda x: curvature_size(x / unit, negative)  # noqa: E731
+    mean = unit * trace_bracket(measure, size).value
     trace = mean * measure.dim
     by_scale = sensitivity(measure, limit, value, negative=negative).scale
     return KeyFactors(
         radius=limit.radius,
         norm=norm,
-        removed=_ratio(limit.radius**2, norm**2),
+        removed=_ratio(limit.radius, norm) ** 2,
         trace=trace,
-        rise=limit.radius**2 * mean / 2,
-        bound=trace_bound(trace, limit.radius, value, dim=measure.dim),
+        rise=limit.radius * mean / 2 * limit.radius,
+        bound=trace_bound(mean, limit.radius, value, dim=1),
         elasticity=_ratio(by_scale, limit.ratio),
     )
 

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxlimit._core import scale
 from jaxlimit._core.checks import check_choice, is_finite
+from jaxlimit._core.estimate import NORMAL_QUANTILE
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
 from jaxlimit.limits import _crossing
 from jaxlimit.limits._crossing import Criterion
-from jaxlimit.limits.bounds import NEGATIVE, check_measure
+from jaxlimit.limits.bounds import NEGATIVE, check_measure, eigenvalue_unit, relative_ridge
 from jaxlimit.limits.tolerance import split_epsilon
 from jaxlimit.spectrum import SpectralMeasure
 
@@ -152,17 +154,12 @@ def _checked(
             f"weights must have as many entries as the measure's operator, {measure.dim}, "
             f"got {vector.size}"
         )
-    if not is_finite(_sum_of_squares(vector)):
+    if not is_finite(scale.norm(vector)):
         raise ValueError(
-            f"weights must have squares that {vector.dtype} can sum, got magnitudes up to "
-            f"{float(jnp.abs(vector).max()):.3g}: scale them by s and ε by s²"
+            f"weights must have a norm that {scale.wide_type(vector.dtype)} can hold, got "
+            f"magnitudes up to {float(jnp.abs(vector).max()):.3g}: scale them by s and ε by s²"
         )
     return criterion, measure, vector, jnp.asarray(epsilon, jnp.result_type(float)), epsilon_error
-
-
-def _sum_of_squares(vector: Float[Array, "D"]) -> Float[Array, ""]:
-    wide = vector.astype(jnp.promote_types(vector.dtype, jnp.float32))
-    return jnp.vdot(wide, wide)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -174,7 +171,7 @@ def _predict(criterion, measure, weights, epsilon, epsilon_error) -> PruningLimi
     joint = jnp.hypot(by_probes, by_epsilon)
     ratio, radius = _crossing.differentiable(criterion, at, measure, weights, epsilon)
     # The readings' own crossings hold the error of the probes already.
-    extra = 1.96 * (joint - by_probes)
+    extra = NORMAL_QUANTILE * (joint - by_probes)
     found = PruningLimit(
         ratio=ratio,
         lower=jnp.maximum(crossings.ratio[1] - extra, 0),
@@ -193,12 +190,13 @@ def _predict(criterion, measure, weights, epsilon, epsilon_error) -> PruningLimi
 def _is_known(measure, weights, epsilon):
     read = (measure.nodes, measure.weights, measure.family_nodes, measure.family_weights)
     finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(read)]
-    finite.append(jnp.isfinite(_sum_of_squares(weights)))
+    finite.append(jnp.isfinite(weights).all())
     return jnp.stack(finite).all() & (epsilon >= 0)
 
 
 def _random_errors(criterion, at, measure, epsilon, epsilon_error):
     """Return the standard errors of the ratio that come from the probes and from ε."""
     rates = _crossing.slopes(criterion, measure, at, epsilon)
-    excess = criterion.excess(measure, at.square, epsilon, at.ratio)
-    return rates.excess * excess.standard_error, jnp.abs(rates.epsilon) * epsilon_error
+    ridge = relative_ridge(at.radius, epsilon, eigenvalue_unit(measure))
+    excess = criterion.excess(measure, ridge, at.ratio)
+    return rates.excess * excess.standard_error, rates.of_epsilon(epsilon, epsilon_error)

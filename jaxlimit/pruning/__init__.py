@@ -6,15 +6,17 @@ fine-tunes a trained network.
 """
 
 from jaxlimit.pruning.magnitude import (
-    SweepResult,
     apply_mask,
-    empirical_limit,
     flat_magnitude_mask,
     magnitude_mask,
-    magnitude_sweep,
     num_kept,
     removed_norm,
     support_fraction,
+)
+from jaxlimit.pruning.sweeps import (
+    SweepResult,
+    empirical_limit,
+    magnitude_sweep,
     taylor_forecast,
 )
 

@@ -176,7 +176,7 @@ def test_a_sweep_that_runs_out_of_memory_says_what_to_change(problem, monkeypatc
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying")
 
     params, batches, _ = problem
-    monkeypatch.setattr(pruning, "_sweep", refuse)
+    monkeypatch.setattr(pruning.sweeps, "_sweep", refuse)
     with pytest.raises(DeviceMemoryError, match=r"in a sweep .*: make batches smaller: RESOURCE"):
         pruning.magnitude_sweep(quadratic, params, batches, [0.5, 1.0])
 
@@ -233,6 +233,87 @@ def test_the_empirical_limit_is_that_of_a_walk_from_the_top(losses):
             break
         limit = ratio
     assert float(limit_of(sweep_of(ratios, losses), 0.5, 0.5)) == np.float32(limit)
+
+
+# --- sums and scales ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_sweep_sums_in_float32_whatever_the_loss_and_the_weights_are(dtype):
+    rng = np.random.default_rng(3)
+    offsets = rng.uniform(5, 9, (2000, 4)).astype(np.float32)
+
+    def loss(params, batch):
+        return jnp.mean(batch * params["kernel"].sum() / params["kernel"].size).astype(dtype)
+
+    params = {"kernel": jnp.ones(256, dtype) * jnp.arange(1, 257, dtype=jnp.float32).astype(dtype)}
+    sweep = pruning.magnitude_sweep(loss, params, offsets, [0.5, 1.0])
+    weights = np.asarray(params["kernel"], np.float64)
+    kept = np.where(np.arange(256) >= 128, weights, 0)
+    for row, pruned in enumerate((kept, weights)):
+        losses = jnp.asarray(offsets.mean(1) * pruned.mean(), dtype).astype(jnp.float32)
+        assert sweep.losses[row] == pytest.approx(float(np.mean(losses)), rel=0.02)
+        assert sweep.kept_norms[row] == pytest.approx(pruned.sum(), rel=1e-6)
+        assert sweep.radii[row] == pytest.approx(np.linalg.norm(weights - pruned), rel=1e-6)
+    tiny = {"kernel": jnp.full(100, 1e-3, dtype)}
+    sweep = pruning.magnitude_sweep(loss, tiny, offsets[:1], [0.0])
+    assert sweep.radii[0] == pytest.approx(10 * float(tiny["kernel"][0]), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_the_support_of_many_narrow_weights(dtype):
+    weights = np.zeros(2_000_000, np.float32)
+    weights[: 2_000_000 * 3 // 10] = 1
+    weights[-1000:] = 1e-3
+    assert pruning.support_fraction(jnp.asarray(weights, dtype)) == pytest.approx(0.3, abs=1e-6)
+    count = 2_000_000 * 3 // 10 / 2
+    assert pruning.removed_norm(jnp.asarray(weights, dtype), 0.15) == pytest.approx(
+        math.sqrt(count), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("s", [2.0**n for n in (-100, -65, 65, 100)])
+def test_every_figure_of_pruning_scales_with_the_weights(s):
+    weights = np.random.default_rng(4).normal(size=50).astype(np.float32)
+    loss = lambda w, x: jnp.mean(x @ (w / jnp.float32(s)))  # noqa: E731
+    data, ratios = jnp.ones((1, 3, 50)), [0.0, 0.3, 1.0]
+    near = pruning.magnitude_sweep(lambda w, x: jnp.mean(x @ w), weights, data, ratios)
+    far = pruning.magnitude_sweep(loss, weights * np.float32(s), data, ratios)
+    np.testing.assert_allclose(far.radii, near.radii * s, rtol=1e-6)
+    np.testing.assert_allclose(far.kept_norms, near.kept_norms * s, rtol=1e-6)
+    np.testing.assert_allclose(far.losses, near.losses, rtol=1e-6)
+    for ratio in ratios:
+        np.testing.assert_allclose(
+            norm_of(weights * np.float32(s), ratio), norm_of(weights, ratio) * s, rtol=1e-6
+        )
+        np.testing.assert_array_equal(
+            pruning.magnitude_mask(jnp.asarray(weights * np.float32(s)), ratio),
+            pruning.magnitude_mask(jnp.asarray(weights), ratio),
+        )
+    assert support_of(weights * np.float32(s), relative_norm=0.3) == support_of(
+        weights, relative_norm=0.3
+    )
+
+
+def test_the_radius_of_few_small_weights_under_a_large_one():
+    weights = jnp.concatenate([jnp.full(100, 1e-25), jnp.ones(1)])
+    assert pruning.removed_norm(weights, 1 / 101) == pytest.approx(1e-24, rel=1e-6)
+
+
+def test_nan_under_jit_is_announced():
+    broken = jnp.array([1.0, jnp.nan, 2.0, 3.0])
+    for keep in (
+        jax.jit(pruning.magnitude_mask)(broken, 0.5),
+        jax.jit(pruning.magnitude_mask)(jnp.ones(4), jnp.nan),
+        jax.jit(pruning.flat_magnitude_mask)(broken, 2),
+    ):
+        assert not keep.any()
+    assert np.isnan(norm_of(broken, 0.5))
+    assert np.isnan(norm_of(jnp.ones(4), jnp.nan))
+    assert np.isnan(support_of(broken))
+    assert int(kept_of(4, jnp.nan)) == -1
+    pruned = jax.jit(pruning.apply_mask)(jnp.ones(3), jnp.array([1.0, jnp.nan, 0.0]))
+    np.testing.assert_array_equal(pruned, [1, np.nan, 0])
 
 
 # --- baselines --------------------------------------------------------------------------------
@@ -293,6 +374,24 @@ def test_the_taylor_forecast_is_exact_for_a_quadratic():
             lambda: pruning.apply_mask(jnp.ones(3), jnp.ones(2, bool)),
             ValueError,
             r"mask must have the shapes .*\(3,\).*\(2,\)",
+        ),
+        (
+            lambda: pruning.apply_mask({"a": jnp.ones(2)}, {"a": jnp.array([1.0, jnp.nan])}),
+            ValueError,
+            r"mask\['a'\] must hold Booleans",
+        ),
+        (lambda: pruning.apply_mask(jnp.ones(2), jnp.full(2, 2)), ValueError, "mask must hold"),
+        (lambda: pruning.apply_mask(jnp.ones(2), jnp.ones(2, complex)), TypeError, "mask .*real"),
+        (lambda: pruning.magnitude_mask(jnp.ones(3), "0.5"), TypeError, "ratio .*str '0.5'"),
+        (lambda: pruning.magnitude_mask(jnp.ones(3), True), TypeError, "ratio .*bool"),
+        (lambda: pruning.magnitude_mask(jnp.ones(3), None), TypeError, "ratio .*None"),
+        (lambda: pruning.flat_magnitude_mask(jnp.ones(3), 4), ValueError, r"num_kept .*3\], got 4"),
+        (lambda: pruning.flat_magnitude_mask(jnp.ones(3), 1.5), TypeError, "num_kept .*integer"),
+        (lambda: pruning.flat_magnitude_mask(jnp.ones((3, 1)), 1), ValueError, "weights .*vector"),
+        (
+            lambda: pruning.flat_magnitude_mask(jnp.array([jnp.nan]), 1),
+            ValueError,
+            "weights must be finite",
         ),
         (
             lambda: pruning.empirical_limit(sweep_of([1.0], [1.0]), 1.0, -0.1),

@@ -1,5 +1,13 @@
 """The whole chain on one trained network."""
 
 from jaxlimit.studies.estimation import LimitEstimate, check_deterministic, estimate_limit
+from jaxlimit.studies.layers import LayerStudy, layer_limits, layer_masks
 
-__all__ = ["LimitEstimate", "check_deterministic", "estimate_limit"]
+__all__ = [
+    "LayerStudy",
+    "LimitEstimate",
+    "check_deterministic",
+    "estimate_limit",
+    "layer_limits",
+    "layer_masks",
+]

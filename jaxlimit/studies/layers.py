@@ -1,0 +1,115 @@
+"""Layer by layer: the spectrum of each layer's block, and the tolerance shared out among them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, PRNGKeyArray
+
+from jaxlimit import curvature, limits, spectrum
+from jaxlimit._core.weights import Where, flatten_weights, is_weight
+from jaxlimit.limits import LayerLimits
+from jaxlimit.spectrum import SpectralMeasure
+
+
+class LayerStudy(NamedTuple):
+    """What the layers of a network ask for.
+
+    Attributes:
+        limits: each layer's limit at its share of ε.
+        measures: the spectrum of each layer's block of the Hessian.
+        sizes: weights of each layer.
+    """
+
+    limits: LayerLimits
+    measures: dict[str, SpectralMeasure]
+    sizes: dict[str, int]
+
+
+def layer_masks(params: Any, where: Where = is_weight) -> dict[str, Bool[Array, "D"]]:
+    """Mark the weights of each layer in the flat vector of all weights under study.
+
+    A layer is what holds its leaves: kernel and bias of `Dense_0` go together, under that name. A
+    leaf at the top of the tree is a layer of its own.
+
+    Args:
+        params: pytree of floating arrays.
+        where: which leaves are weights under study.
+
+    Returns:
+        For each layer, in the order of the flat vector, a mask [D]; together they cover all D.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"Dense_0": {"bias": jnp.ones(1), "kernel": jnp.ones((2, 1))}, "top": jnp.ones(1)}
+    >>> {name: mask.astype(int).tolist() for name, mask in layer_masks(params).items()}
+    {'Dense_0': [1, 1, 1, 0], 'top': [0, 0, 0, 1]}
+    """
+    names: list[str] = []
+    sizes: list[int] = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if where(name, leaf):
+            parts = name.removesuffix("/value").split("/")
+            names.append("/".join(parts[:-1]) or name)
+            sizes.append(int(np.size(leaf)))
+    layers = list(dict.fromkeys(names))
+    owner = np.repeat([layers.index(name) for name in names], sizes)
+    return {name: owner == i for i, name in enumerate(layers)}
+
+
+def layer_limits(
+    loss: Callable,
+    params: Any,
+    batches: Any,
+    *operands: Any,
+    epsilon: float,
+    key: PRNGKeyArray,
+    where: Where = is_weight,
+    num_steps: int = 64,
+    num_probes: int = 1,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> LayerStudy:
+    """Predict how far each layer can be pruned, the tolerance shared out so that the fewest stay.
+
+    One operator and one compiled program serve all layers, see `spectrum.block_measures`; the
+    shares are those of `limits.by_layer`. Costs num_steps · num_probes products a layer.
+
+    Args:
+        loss: as for `curvature.hessian_matvec`.
+        params: trained weights.
+        batches: as for `curvature.hessian_matvec`.
+        *operands: passed on to `loss`.
+        epsilon: ε of the whole network, as from `limits.loss_tolerance`.
+        key: random key of the probes.
+        where: which leaves are weights under study.
+        num_steps: Lanczos steps a probe.
+        num_probes: probes a layer.
+        on_progress: called with the layers done and their number.
+
+    Returns:
+        A `LayerStudy`.
+
+    Raises:
+        TypeError: as `curvature.hessian_matvec` and `spectrum.block_measures`.
+        ValueError: as those and `limits.by_layer`.
+        FloatingPointError: if a product was not finite.
+
+    >>> import jax, jax.numpy as jnp
+    >>> loss = lambda p, x: jnp.mean(jnp.tanh(jnp.tanh(x @ p["a"]["w"]) @ p["b"]["w"]) ** 2)
+    >>> params = {"a": {"w": 0.5 * jnp.ones((3, 4))}, "b": {"w": 0.5 * jnp.ones((4, 2))}}
+    >>> batches = jax.random.normal(jax.random.key(0), (2, 8, 3))
+    >>> found = layer_limits(loss, params, batches, epsilon=0.1, key=jax.random.key(1))
+    >>> found.sizes
+    {'a': 12, 'b': 8}
+    """
+    matvec = curvature.hessian_matvec(loss, params, batches, *operands, where=where)
+    vector, _ = flatten_weights(params, where)
+    masks = layer_masks(params, where)
+    measures = spectrum.block_measures(
+        matvec, key, masks, num_steps=num_steps, num_probes=num_probes, on_progress=on_progress
+    )
+    flat = np.asarray(vector)
+    weights = {name: jax.numpy.asarray(flat[mask]) for name, mask in masks.items()}
+    shares = limits.by_layer(measures, weights, epsilon=epsilon)
+    return LayerStudy(shares, measures, {name: int(mask.sum()) for name, mask in masks.items()})

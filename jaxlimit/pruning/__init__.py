@@ -5,6 +5,7 @@ once; among equal magnitudes the lower flat index is kept. `jaxlimit.pruning.lom
 fine-tunes a trained network.
 """
 
+from jaxlimit.pruning.budgets import erdos_renyi_kernel, lamp_scores, mask_by_leaf
 from jaxlimit.pruning.magnitude import (
     apply_mask,
     flat_magnitude_mask,
@@ -24,9 +25,12 @@ __all__ = [
     "SweepResult",
     "apply_mask",
     "empirical_limit",
+    "erdos_renyi_kernel",
     "flat_magnitude_mask",
+    "lamp_scores",
     "magnitude_mask",
     "magnitude_sweep",
+    "mask_by_leaf",
     "num_kept",
     "removed_norm",
     "support_fraction",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         training,
     )
     from jaxlimit._core.estimate import Estimate
+    from jaxlimit._core.operator import Operator
     from jaxlimit._core.weights import flatten_weights
     from jaxlimit.studies import LimitEstimate, estimate_limit
 
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Estimate",
     "LimitEstimate",
+    "Operator",
     "adapters",
     "curvature",
     "datasets",
@@ -62,6 +64,7 @@ __all__ = [
 _HOMES = {
     "Estimate": "jaxlimit._core.estimate",
     "LimitEstimate": "jaxlimit.studies",
+    "Operator": "jaxlimit._core.operator",
     "estimate_limit": "jaxlimit.studies",
     "flatten_weights": "jaxlimit._core.weights",
 }

@@ -17,13 +17,13 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
+from jaxlimit._core import sharding
 from jaxlimit._core.checks import check_count
-from jaxlimit._core.host import HostMatvec
 from jaxlimit._core.memory import check_memory
-from jaxlimit._core.operator import apply, map_blocks, prepare
+from jaxlimit._core.operator import Operator, apply, map_blocks, prepare
 
 
-def to_scipy(matvec: Any, dim: int, dtype: Any = jnp.float32) -> LinearOperator:
+def to_scipy(matvec: Any, dim: int | None = None, dtype: Any = None) -> LinearOperator:
     """Make a SciPy operator of a matvec, for `eigsh`, `cg` and their like.
 
     Each of its products is one compiled product, with a copy to the device and back.
@@ -31,8 +31,8 @@ def to_scipy(matvec: Any, dim: int, dtype: Any = jnp.float32) -> LinearOperator:
     Args:
         matvec: H, a symmetric `Array[D] -> Array[D]`; it may loop over data on the host
             (`curvature.hessian_matvec_over`).
-        dim: D.
-        dtype: floating type of the products.
+        dim: D; an `Operator` knows it.
+        dtype: floating type of the products; float32 where `matvec` does not know.
 
     Returns:
         A symmetric `scipy.sparse.linalg.LinearOperator` of shape [D, D]. It counts its products in
@@ -49,10 +49,10 @@ def to_scipy(matvec: Any, dim: int, dtype: Any = jnp.float32) -> LinearOperator:
     >>> operator @ np.ones(2)
     array([1., 3.], dtype=float32)
     """
-    return _JaxOperator(*prepare(matvec, dim, dtype))
+    return _JaxOperator(prepare(matvec, dim, dtype))
 
 
-def from_scipy(operator: Any) -> Partial:
+def from_scipy(operator: Any) -> Operator:
     """Make a matvec of a SciPy operator, a sparse matrix or a NumPy array.
 
     It works under `jit`, `vmap` and `scan` by a call back to the host for each product; a block of
@@ -65,7 +65,7 @@ def from_scipy(operator: Any) -> Partial:
             `scipy.sparse.linalg.aslinearoperator` takes; real, [D, D].
 
     Returns:
-        A `Partial` from [D] to [D], in the type of the vector it is given.
+        An `Operator` on [D], in the type of the vector it is given.
 
     Raises:
         TypeError: if `operator` is no linear operator, or complex.
@@ -88,13 +88,13 @@ def from_scipy(operator: Any) -> Partial:
         raise TypeError(f"operator must be real, got dtype {operator.dtype}")
     if isinstance(operator, _JaxOperator):
         return operator.product
-    return Partial(_HostProduct(operator))
+    return Operator(_HostProduct(operator), operator.shape[0])
 
 
-def from_lineax(operator: Any) -> Partial:
+def from_lineax(operator: Any) -> Operator:
     """Make a matvec of a lineax operator.
 
-    The operator's arrays become operands of the `Partial`. Vectors are flat; an operator on
+    The operator's arrays become operands. Vectors are flat; an operator on
     pytrees sees them in the order of `jax.flatten_util.ravel_pytree`.
 
     Args:
@@ -102,7 +102,7 @@ def from_lineax(operator: Any) -> Partial:
             itself.
 
     Returns:
-        A `Partial` from [D] to [D], in the type of the vector it is given.
+        An `Operator` on [D], in the type of the vector it is given.
 
     Raises:
         TypeError: if `operator` is no lineax operator, or not on real floating arrays.
@@ -123,13 +123,14 @@ def from_lineax(operator: Any) -> Partial:
             raise TypeError(f"operator must be on real floating arrays, got dtype {leaf.dtype}")
     leaves, treedef = jax.tree.flatten(operator)
     static = tuple(None if _is_operand(leaf) else leaf for leaf in leaves)
-    return Partial(
+    product = Partial(
         _LineaxProduct(treedef, static), [leaf if _is_operand(leaf) else None for leaf in leaves]
     )
+    return Operator(product, sum(leaf.size for leaf in jax.tree.leaves(domain)))
 
 
 def to_dense(
-    matvec: Any, dim: int, dtype: Any = jnp.float32, *, block_size: int = 64
+    matvec: Any, dim: int | None = None, dtype: Any = None, *, block_size: int = 64
 ) -> np.ndarray:
     """Write a matvec out as a matrix on the host: the oracle for operators that are small.
 
@@ -137,8 +138,8 @@ def to_dense(
 
     Args:
         matvec: H, `Array[D] -> Array[D]`, symmetric or not; it may loop over data on the host.
-        dim: D.
-        dtype: floating type of the products.
+        dim: D; an `Operator` knows it.
+        dtype: floating type of the products; float32 where `matvec` does not know.
         block_size: products made at once, by `vmap`; on the host they come one by one.
 
     Returns:
@@ -155,12 +156,15 @@ def to_dense(
            [1., 0., 0.],
            [0., 1., 0.]], dtype=float32)
     """
-    matvec, dim, dtype = prepare(matvec, dim, dtype)
+    operator = prepare(matvec, dim, dtype)
+    dim, dtype = operator.dim, operator.dtype
     block_size = check_count("block_size", block_size)
     check_memory(f"a matrix of order {dim}", dim**2 * dtype.itemsize, "use products only")
-    if isinstance(matvec, HostMatvec):
-        return np.stack([np.asarray(matvec(row)) for row in jnp.eye(dim, dtype=dtype)], axis=1)
-    return np.asarray(_rows(matvec, dim, block_size, dtype)).T
+    if not operator.traceable:
+        return np.stack([np.asarray(operator(row)) for row in jnp.eye(dim, dtype=dtype)], axis=1)
+    with sharding.on(operator.mesh):
+        rows = _rows(operator, dim, block_size, dtype)
+    return np.asarray(sharding.local(rows, operator.mesh)).T
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
@@ -172,9 +176,9 @@ def _rows(matvec, dim, block_size, dtype):
 
 
 class _JaxOperator(LinearOperator):
-    def __init__(self, product: Partial, dim: int, dtype: Any):
-        super().__init__(dtype, (dim, dim))
-        self.product = product
+    def __init__(self, operator: Operator):
+        super().__init__(operator.dtype, (operator.dim, operator.dim))
+        self.product = operator
         self.num_products = 0
 
     def _matvec(self, x: np.ndarray) -> np.ndarray:

@@ -12,7 +12,17 @@ from jax.sharding import PartitionSpec as P
 from mesh_problem import close, cross_entropy, logits, loss, problem, ragged
 
 import jaxlimit
-from jaxlimit import curvature, lanczos, limits, planning, pruning, spectrum, training
+from jaxlimit import (
+    adapters,
+    curvature,
+    lanczos,
+    limits,
+    planning,
+    pruning,
+    spectrum,
+    traces,
+    training,
+)
 
 AUTO = Mesh(np.array(jax.devices()), ("data",))
 MESHES = {
@@ -106,6 +116,76 @@ def test_masks_and_narrow_products():
         loss, params, batches, mask=mask, mesh=AUTO, product_dtype=jnp.bfloat16
     )
     close(narrow(vector), one(vector), 2e-2)
+
+
+def trace_within(H, **kw):
+    f = lambda x: jnp.abs(x) / (jnp.abs(x) + 0.1)  # noqa: E731
+    return spectrum.trace_within(H, KEY, f, tolerance=1.0, num_steps=12, num_probes=1, **kw)
+
+
+KEY, START = jax.random.key(5), jax.random.normal(jax.random.key(6), (103,))
+TAKES_MESH = {
+    "spectral_measure": lambda H, **kw: spectrum.spectral_measure(H, KEY, num_steps=6, **kw).nodes,
+    "run_probes": lambda H, **kw: spectrum.run_probes(H, KEY, num_steps=6, chunk=4, **kw).nodes,
+    "trace_within": lambda H, **kw: trace_within(H, **kw).estimate.value[None],
+    "tridiagonalize": lambda H, **kw: lanczos.tridiagonalize(H, START, num_steps=6, **kw).diagonal,
+    "two passes": lambda H, **kw: (
+        lanczos.two_pass_eigenpairs(H, START, num_steps=8, num_pairs=1, **kw).values
+    ),
+    "eigenpairs": lambda H, **kw: lanczos.extremal_eigenpairs(H, KEY, num_pairs=2, **kw).values,
+}
+TAKES_NONE = {
+    "hutchinson": lambda H: traces.hutchinson(H, KEY, num_matvecs=4).value[None],
+    "hutch++": lambda H: traces.hutch_plus_plus(H, KEY, num_matvecs=9).value[None],
+    "xtrace": lambda H: traces.xtrace(H, KEY, num_matvecs=8).value[None],
+    "diagonal": lambda H: traces.diagonal(H, KEY, num_matvecs=8).value,
+    "hutchinson's diagonal": lambda H: (
+        traces.diagonal(H, KEY, num_matvecs=8, method="hutchinson").value
+    ),
+    "to_dense": adapters.to_dense,
+    "to_scipy": lambda H: adapters.to_scipy(H) @ np.asarray(START),
+    "taylor_forecast": lambda H: pruning.taylor_forecast(START, H, START, [0.1, 0.5]),
+    "extend": lambda H: (
+        lanczos.extend(H, lanczos.start(START, num_steps=4), num_steps=4).off_diagonal
+    ),
+    "restrict": lambda H: H.restrict(np.arange(103) > 50)(START[:52]),
+}
+
+
+@pytest.fixture(scope="module")
+def three_operators():
+    """On one device, split over eight, and over eight reading from the host."""
+    params, batch = problem()
+    read = lambda: ragged(batch, 20, 51)  # noqa: E731
+    return (
+        curvature.hessian_matvec(loss, params, ragged(batch)),
+        curvature.hessian_matvec(loss, params, ragged(batch), mesh=MESHES["explicit"]),
+        curvature.hessian_matvec_over(loss, params, read, mesh=AUTO),
+    )
+
+
+@pytest.mark.parametrize("name", [*TAKES_MESH, *TAKES_NONE])
+def test_a_split_operator_needs_no_mesh(name, three_operators):
+    """And what comes back goes with any other array."""
+    one, split, host = three_operators
+    run = (TAKES_MESH | TAKES_NONE)[name]
+    wanted = run(one)
+    for settings in ({}, {"mesh": AUTO})[: 1 + (name in TAKES_MESH)]:
+        result = run(split, **settings)
+        close(result + jnp.zeros(len(wanted)), wanted, 2e-5)
+    if name in {"spectral_measure", "two passes", "tridiagonalize", "to_scipy", "restrict"}:
+        close(run(host) + jnp.zeros(len(wanted)), wanted, 2e-5)
+
+
+def test_an_operator_knows_its_mesh(three_operators):
+    one, split, host = three_operators
+    assert one.mesh is None
+    assert split.mesh == host.mesh == AUTO
+    assert split.restrict(np.arange(103) > 50).mesh == AUTO
+    assert "mesh={'data': 8}" in repr(split)
+    with pytest.raises(ValueError, match="mesh must be that of matvec"):
+        spectrum.spectral_measure(split, KEY, num_steps=2, mesh=MESHES["three devices"])
+    assert curvature.check(split, KEY).problems == ()
 
 
 def lowered(matvec, size):

@@ -36,9 +36,9 @@ FIGURES = {"plotting", "lab"}
 # The floors of the frame, from the ground up: a module imports from lower floors alone.
 FLOORS = (
     {"checks", "memory", "files", "scale", "summaries", "extras"},
-    {"estimate", "host", "weights", "programs", "magnitudes", "locks"},
-    {"batches", "operator", "checkpoints"},
-    {"sharding"},
+    {"estimate", "weights", "programs", "magnitudes", "locks", "sharding"},
+    {"batches", "mesh_product", "checkpoints"},
+    {"shares", "operator"},
 )
 
 
@@ -157,7 +157,7 @@ def test_experiments_leave_figures_to_plotting():
         ("jaxlimit.limits", "jaxlimit.__init__"),
         ("jaxlimit._core.weights", "jaxlimit.curvature"),
         ("jaxlimit._core.checks", "jaxlimit._core.weights"),
-        ("jaxlimit._core.batches", "jaxlimit._core.sharding"),
+        ("jaxlimit._core.batches", "jaxlimit._core.shares"),
         ("jaxlimit._core.newcomer", "jaxlimit._core.checks"),
         ("jaxlimit.traces", "matplotlib.pyplot"),
         ("jaxlimit.studies.estimation", "jaxlimit.plotting"),

@@ -1,14 +1,11 @@
-"""Work over a mesh of devices: examples and vectors split along its first axis, by JAX's own means.
+"""Where arrays lie on a mesh of devices: sharded along one axis, replicated, or local to a process.
 
-A device multiplies the whole of a vector with the operator of its own examples, and the sum over
-devices comes back split: one all-gather before and one reduce-scatter after each product. Inside,
-everything is manual (`jax.shard_map`), so that a loss sees plain local arrays and its program is
-the one it has on one device. Vectors whose size no device count divides are padded with zeros.
+The first axis of a mesh shares the work. Vectors whose size its device count does not divide are
+padded with zeros.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -17,12 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jax.tree_util import Partial
 from jaxtyping import Array
 
-from jaxlimit._core.batches import Group, first_batch, group_batches, leading_size, mean_over
 from jaxlimit._core.checks import is_concrete
-from jaxlimit._core.host import HostMatvec, check_same_dtype
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -87,29 +81,29 @@ def mesh_of(array: Any) -> Mesh | None:
     return cast(Mesh, sharding.mesh) if isinstance(sharding, NamedSharding) else None
 
 
-def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
+def sharded(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """Return the sharding that splits an array's `axis` over the first axis of the mesh."""
     return NamedSharding(mesh, P(*[None] * axis, mesh.axis_names[0]))
 
 
-def whole(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
     """Return the sharding that gives every device all of an array."""
     return NamedSharding(mesh, P())
 
 
-def num_shares(mesh: Mesh) -> int:
+def num_shards(mesh: Mesh) -> int:
     """Return how many devices share the examples."""
     return mesh.shape[mesh.axis_names[0]]
 
 
 def padded_size(dim: int, mesh: Mesh | None) -> int:
-    """Return the next multiple of the number of shares."""
-    return dim if mesh is None else dim + -dim % num_shares(mesh)
+    """Return the next multiple of the number of shards."""
+    return dim if mesh is None else dim + -dim % num_shards(mesh)
 
 
-def share_of(dim: int, mesh: Mesh | None) -> int:
+def shard_size(dim: int, mesh: Mesh | None) -> int:
     """Return how many entries of a vector each device has."""
-    return dim if mesh is None else padded_size(dim, mesh) // num_shares(mesh)
+    return dim if mesh is None else padded_size(dim, mesh) // num_shards(mesh)
 
 
 def place(tree: Any, sharding: NamedSharding) -> Any:
@@ -137,10 +131,10 @@ def _place(array: Any, sharding: NamedSharding) -> Any:
 
 def replicate(tree: Any, mesh: Mesh | None) -> Any:
     """Give every device all of some arrays, if there is a mesh."""
-    return tree if mesh is None else place(tree, whole(mesh))
+    return tree if mesh is None else place(tree, replicated(mesh))
 
 
-def gather(tree: Any, mesh: Mesh | None) -> Any:
+def local(tree: Any, mesh: Mesh | None) -> Any:
     """Return arrays that every process has all of, free to go with any others."""
     if mesh is None or not is_concrete(tree):
         return tree
@@ -151,7 +145,7 @@ def zeros(shape: tuple[int, ...], dtype: Any, mesh: Mesh | None, *, on_host: boo
     """Make zeros, no device holding more than its part of the last axis, or its host for it."""
     if mesh is None:
         return jnp.zeros(shape, dtype)
-    sharding = split(mesh, len(shape) - 1)
+    sharding = sharded(mesh, len(shape) - 1)
     if not on_host:
         return jnp.zeros(shape, dtype, device=sharding)
     # Made by a program, which allocates them there.
@@ -159,117 +153,16 @@ def zeros(shape: tuple[int, ...], dtype: Any, mesh: Mesh | None, *, on_host: boo
     return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
 
 
-def split_vector(vector: Array, mesh: Mesh) -> Array:
+def shard_vector(vector: Array, mesh: Mesh) -> Array:
     """Pad a vector with zeros to a size that divides, and split it."""
     size = padded_size(vector.size, mesh)
-    return place(jnp.pad(vector, (0, size - vector.size)), split(mesh))
+    return place(jnp.pad(vector, (0, size - vector.size)), sharded(mesh))
 
 
 def largest_axis(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    """Split the longest axis that divides; an array that has none stays whole on every device."""
-    lengths = [length if length % num_shares(mesh) == 0 else 0 for length in shape]
-    return split(mesh, int(np.argmax(lengths))) if any(lengths) else whole(mesh)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Shares:
-    """All examples, dealt out to the devices of a mesh; each counts once in the sum over devices.
-
-    Attributes:
-        weights: for each stack of `own` and then of `common`, its share of all examples, over
-            the number of devices.
-        own: stacks of batches with leaves [devices, num_batches, batch, ...], the first axis split.
-        common: stacks with leaves [1, batch, ...] of fewer examples than devices, which all have.
-        mesh: the devices.
-    """
-
-    weights: tuple[float, ...]
-    own: tuple[Any, ...]
-    common: tuple[Any, ...]
-    mesh: Mesh = field(metadata={"static": True})
-
-
-def groups_of_device(weights: tuple, own: tuple, common: tuple) -> tuple[Group, ...]:
-    """Return the groups of one device from its `Shares`, the first axis of `own` off."""
-    return tuple(map(Group, weights, own + common))
-
-
-Examples = Shares | tuple[Group, ...]
-
-
-def examples_of(batches: Any, mesh: Mesh | None) -> Examples:
-    """Deal all examples out to a mesh, or group them on the one device."""
-    return group_batches(batches) if mesh is None else share_out(batches, mesh)
-
-
-def share_out(batches: Any, mesh: Mesh) -> Shares:
-    """Deal the examples of all batches out, in batches of the same size over the whole mesh.
-
-    Batches of examples of one kind are one pool, however they were cut. A loss that is a mean over
-    examples is the same for any cut.
-    """
-    n, size = num_shares(mesh), max(1, leading_size(first_batch(batches)) // num_shares(mesh))
-    own, common, counts = [], [], []
-    pools = _pools(batches)
-    for pool in pools:
-        each, rest = divmod(leading_size(pool), n)
-        full, tail = each // size * size, each % size
-        for start, length, batch in ((0, full, size), (full, tail, tail)):
-            if length:
-                own.append(jax.tree.map(partial(_deal, n, each, start, length, batch), pool))
-                counts.append(n * length)
-        if rest:
-            common.append(jax.tree.map(lambda leaf, k=rest: leaf[-k:][None], pool))
-    counts += [leading_size(jax.tree.map(lambda leaf: leaf[0], stack)) for stack in common]
-    total = sum(map(leading_size, pools))
-    return Shares(
-        tuple(count / total / n for count in counts),
-        place(tuple(own), split(mesh)),
-        place(tuple(common), whole(mesh)),
-        mesh,
-    )
-
-
-def _deal(n: int, each: int, start: int, length: int, batch: int, leaf: Any) -> Any:
-    """Cut `length` of the `each` examples of every device, from the `start`-th, into batches."""
-    rows = leaf[: n * each].reshape(n, each, *leaf.shape[1:])[:, start : start + length]
-    return rows.reshape(n, length // batch, batch, *leaf.shape[1:])
-
-
-def _pools(batches: Any) -> list[Any]:
-    """Join batches whose examples have the same structure, shapes and types."""
-    if not isinstance(batches, list):
-        return [jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batches)]
-    alike: dict[Any, list] = {}
-    for batch in batches:
-        leading_size(batch)
-        kinds = [(jnp.shape(leaf)[1:], jnp.result_type(leaf)) for leaf in jax.tree.leaves(batch)]
-        alike.setdefault((jax.tree.structure(batch), *kinds), []).append(batch)
-    return [
-        jax.tree.map(lambda *leaves: (np if _on_host(leaves) else jnp).concatenate(leaves), *pool)
-        for pool in alike.values()
-    ]
-
-
-def _on_host(leaves: Any) -> bool:
-    return all(isinstance(leaf, np.ndarray) for leaf in leaves)
-
-
-def mean(examples: Examples, of_batch: Callable, *operands: Any) -> Array:
-    """Average `of_batch(batch, *operands)` over all examples: on a mesh one all-reduce."""
-    if not isinstance(examples, Shares):
-        return mean_over(examples, lambda batch: of_batch(batch, *operands))
-    mesh = examples.mesh
-
-    def of_device(common: tuple, own: Any) -> Array:
-        weights, rest, operands = common
-        groups = groups_of_device(weights, _first(own), rest)
-        part = mean_over(groups, lambda batch: of_batch(batch, *operands))
-        return jax.lax.psum(part, mesh.axis_names[0])
-
-    common = (examples.weights, examples.common, operands)
-    return shard_map(of_device, mesh, P())(common, examples.own)
+    """Split the longest axis that divides; an array that has none is replicated."""
+    lengths = [length if length % num_shards(mesh) == 0 else 0 for length in shape]
+    return sharded(mesh, int(np.argmax(lengths))) if any(lengths) else replicated(mesh)
 
 
 def shard_map(function: Callable, mesh: Mesh, out_specs: Any, num_split: int = 1) -> Callable:
@@ -283,90 +176,3 @@ def shard_map(function: Callable, mesh: Mesh, out_specs: Any, num_split: int = 1
         out_specs=out_specs,
         check_vma=False,
     )
-
-
-def _first(own: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[0], own)
-
-
-@dataclass(frozen=True)
-class SplitProduct:
-    """The sum over a mesh's devices of the products of one whole vector with each one's operator.
-
-    Called with vectors of `dim` entries or of the padded size; the latter, split over the mesh, are
-    what algorithms on the mesh use, and then no device ever holds more than one whole vector.
-
-    Attributes:
-        mesh: the devices.
-        dim: size of the vectors.
-        term: `term(common, own, vector)`, one device's product, `own` without its first axis.
-        dtype: type of the vectors; None takes any.
-    """
-
-    mesh: Mesh
-    dim: int
-    term: Callable
-    dtype: Any = None
-
-    def __call__(self, common: Any, own: Any, vector: Array) -> Array:
-        """Multiply one vector; `own` has leaves [devices, ...], the first axis split."""
-        size = padded_size(self.dim, self.mesh)
-        if getattr(vector, "shape", None) not in ((self.dim,), (size,)):
-            raise ValueError(
-                f"vector must have shape ({self.dim},), or ({size},) padded for the mesh, "
-                f"got {getattr(vector, 'shape', vector)}"
-            )
-        check_same_dtype(jnp.result_type(vector), self.dtype)
-        with on(self.mesh):
-            product = _multiply(self, common, own, split_vector(vector, self.mesh))
-            if vector.size == size:
-                return product
-            return place(product, whole(self.mesh))[: self.dim]
-
-    def restrict(self, restricted: Any, index: Array, common: Any, own: Any) -> Partial:
-        """Return the operator on the entries at `index`: no further communication."""
-        term = _RestrictedTerm(restricted, self.term)
-        operator = SplitProduct(self.mesh, index.size, term, self.dtype)
-        return Partial(operator, (place(index, whole(self.mesh)), common), own)
-
-
-@dataclass(frozen=True)
-class _RestrictedTerm:
-    restricted: Callable
-    term: Callable
-
-    def __call__(self, common: Any, own: Any, vector: Array) -> Array:
-        index, common = common
-        return self.restricted(partial(self.term, common, own), index, vector)
-
-
-@partial(jax.jit, static_argnums=0)
-def _multiply(operator: SplitProduct, common: Any, own: Any, vector: Array) -> Array:
-    axis, dim = operator.mesh.axis_names[0], operator.dim
-
-    def of_device(common: Any, own: Any, piece: Array) -> Array:
-        gathered = jax.lax.all_gather(piece, axis, tiled=True)[:dim]
-        product = operator.term(common, _first(own), gathered).astype(piece.dtype)
-        product = jnp.pad(product, (0, vector.size - dim))
-        return jax.lax.psum_scatter(product, axis, tiled=True)
-
-    return shard_map(of_device, operator.mesh, P(axis), 2)(common, own, vector)
-
-
-def pad_operator(matvec: Any, dim: int, size: int) -> Any:
-    """Make an operator on [dim] one on [size] that is zero on the rest."""
-    if dim == size:
-        return matvec
-    if isinstance(matvec, HostMatvec):
-        return HostMatvec(partial(_Padded(dim), matvec), size, matvec.dtype)
-    if isinstance(matvec.func, SplitProduct):
-        return matvec
-    return Partial(_Padded(dim), matvec)
-
-
-@dataclass(frozen=True)
-class _Padded:
-    dim: int
-
-    def __call__(self, matvec: Callable, vector: Array) -> Array:
-        return jnp.pad(matvec(vector[: self.dim]), (0, vector.size - self.dim))

@@ -10,7 +10,11 @@ So one mechanism serves them all: `jax.jvp` of the gradient map for each product
 `jax.linearize` of it once and then only its linear part.
 """
 
-from jaxlimit._core.host import HostMatvec
+import warnings
+from functools import partial
+from typing import Any
+
+from jaxlimit._core.operator import Operator
 from jaxlimit._core.weights import Where, every_leaf, is_weight
 from jaxlimit.curvature._operator import MATVEC_MODES, MatvecSettings, restrict
 from jaxlimit.curvature.derivatives import HVP_MODES, hvp, mean_gradient
@@ -29,8 +33,8 @@ __all__ = [
     "DIAGONAL_MATRICES",
     "HVP_MODES",
     "MATVEC_MODES",
-    "HostMatvec",
     "MatvecSettings",
+    "Operator",
     "Preflight",
     "Split",
     "SplitLoss",
@@ -49,3 +53,15 @@ __all__ = [
     "restrict",
     "split_loss",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "HostMatvec":
+        warnings.warn(
+            "curvature.HostMatvec is now Operator(..., traceable=False); the old name goes in the "
+            "next version",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return partial(Operator, traceable=False)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

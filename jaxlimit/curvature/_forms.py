@@ -11,9 +11,10 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Array
 
-from jaxlimit._core import sharding
+from jaxlimit._core import sharding, shares
 from jaxlimit._core.batches import mean_over
-from jaxlimit._core.host import check_vector
+from jaxlimit._core.mesh_product import MeshProduct
+from jaxlimit._core.operator import Operator
 from jaxlimit._core.programs import (
     canonical_linear,
     narrow_products,
@@ -54,19 +55,6 @@ def _linearize(kind, product_dtype, unflatten, weights, groups, operands) -> Any
     return canonical_linear(linear, weights)
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """Apply an operator on [dim] as one compiled program."""
-
-    dim: int
-    dtype: Any = None
-
-    def __call__(self, matvec: Partial, vector: Array) -> Array:
-        """Multiply one vector."""
-        check_vector(vector, self.dim, self.dtype)
-        return _apply(matvec, vector)
-
-
 @jax.jit
 def _apply(matvec: Partial, vector: Array) -> Array:
     with precise_products():
@@ -93,17 +81,19 @@ class OneDevice:
         """Return what the linearised form holds."""
         return linearization_size(self.kind, None, *self.args)
 
-    def linearized(self, product_dtype: Any) -> Partial:
+    def linearized(self, product_dtype: Any) -> Operator:
         """Linearise now."""
-        return self._compiled(_linearize(self.kind, product_dtype, *self.args))
+        linear = _linearize(self.kind, product_dtype, *self.args)
+        return self._operator(linear, linearized=True)
 
-    def recomputed(self) -> Partial:
+    def recomputed(self) -> Operator:
         """Linearise anew in each product."""
-        return self._compiled(Partial(Recomputed(self.kind), *self.args))
+        return self._operator(Partial(Recomputed(self.kind), *self.args), linearized=False)
 
-    def _compiled(self, matvec: Partial) -> Partial:
+    def _operator(self, matvec: Partial, *, linearized: bool) -> Operator:
         weights = self.args[1]
-        return Partial(Compiled(weights.size, weights.dtype), matvec)
+        product = Partial(_apply, matvec)
+        return Operator(product, weights.size, weights.dtype, linearized=linearized)
 
 
 class _Common(NamedTuple):
@@ -138,19 +128,20 @@ class _OnMesh:
         """Return what the linearised form holds on each device."""
         linearize = partial(_linearize_on, self.mesh, self._term, None)
         stored = jax.eval_shape(linearize, self.common, self.own)
-        return _num_bytes(stored) // sharding.num_shares(self.mesh)
+        return _num_bytes(stored) // sharding.num_shards(self.mesh)
 
-    def linearized(self, product_dtype: Any) -> Partial:
+    def linearized(self, product_dtype: Any) -> Operator:
         """Linearise now, on each device what it has."""
         linear = _linearize_on(self.mesh, self._term, product_dtype, self.common, self.own)
-        return Partial(self._split(_apply_own), (), linear)
+        return self._operator((), linear, _apply_own, linearized=True)
 
-    def recomputed(self) -> Partial:
+    def recomputed(self) -> Operator:
         """Linearise anew in each product."""
-        return Partial(self._split(self._term), self.common, self.own)
+        return self._operator(self.common, self.own, self._term, linearized=False)
 
-    def _split(self, term: Callable) -> sharding.SplitProduct:
-        return sharding.SplitProduct(self.mesh, self.dim, term, self.dtype)
+    def _operator(self, common: Any, own: Any, term: Callable, *, linearized: bool) -> Operator:
+        product = MeshProduct(common, own, term, self.dim, self.mesh)
+        return Operator(product, self.dim, self.dtype, self.mesh, linearized=linearized)
 
     @property
     def _term(self) -> "_Term":
@@ -167,14 +158,14 @@ def lay_out(
     sharded: bool,
 ) -> _OnMesh:
     """Lay out over a mesh what an operator needs."""
-    shares = sharding.share_out(batches, mesh)
+    dealt = shares.share_out(batches, mesh)
     whole, piece = weights, None
     if sharded:
-        pieces = sharding.split_vector(weights, mesh).reshape(sharding.num_shares(mesh), -1)
-        whole, piece = None, sharding.place(pieces, sharding.split(mesh))
-    common = _Common(unflatten, whole, operands, shares.weights, shares.common)
+        pieces = sharding.shard_vector(weights, mesh).reshape(sharding.num_shards(mesh), -1)
+        whole, piece = None, sharding.place(pieces, sharding.sharded(mesh))
+    common = _Common(unflatten, whole, operands, dealt.weights, dealt.common)
     common = sharding.replicate(common, mesh)
-    own = _Own(piece, shares.own)
+    own = _Own(piece, dealt.own)
     return _OnMesh(kind, mesh, weights.size, weights.dtype, common, own)
 
 
@@ -191,7 +182,7 @@ class _Term:
         weights = common.weights
         if weights is None:
             weights = jax.lax.all_gather(own.piece, self.axis, tiled=True)[: self.dim]
-        groups = sharding.groups_of_device(common.shares, own.batches, common.batches)
+        groups = shares.groups_of_device(common.shares, own.batches, common.batches)
         return common.unflatten, weights, groups, common.operands
 
     def __call__(self, common: _Common, own: _Own, vector: Array) -> Array:

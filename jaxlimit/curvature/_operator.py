@@ -1,7 +1,6 @@
 """The mechanism behind every operator: differentiate a gradient map, once or for each product."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypedDict
 
@@ -9,16 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 from jaxtyping import Array, Bool
 
 from jaxlimit._core import sharding
 from jaxlimit._core.batches import check_like, group_batches, leading_size
 from jaxlimit._core.checks import check_choice, check_range
-from jaxlimit._core.host import HostMatvec
-from jaxlimit._core.sharding import SplitProduct
+from jaxlimit._core.operator import Operator
 from jaxlimit._core.weights import Where, flatten_weights, is_weight, selected
-from jaxlimit.curvature._forms import Compiled, OneDevice, Recomputed, lay_out
+from jaxlimit.curvature._forms import OneDevice, Recomputed, lay_out
 
 Matvec = Callable[[Array], Array]
 
@@ -75,7 +72,7 @@ def make_operator(
     product_dtype: Any = None,
     mesh: Mesh | None = None,
     shard_params: bool = False,
-) -> Partial:
+) -> Operator:
     """Make the product with the derivative of a gradient map; see `MatvecSettings`."""
     check_choice("mode", mode, MATVEC_MODES)
     check_range("memory_budget", float(memory_budget), 0)
@@ -93,8 +90,8 @@ def make_operator(
         fits = form.num_bytes() <= memory_budget
         mode = "linearized" if fits else "forward-over-reverse"
     recomputed = mode == "forward-over-reverse"
-    matvec = form.recomputed() if recomputed else form.linearized(product_dtype)
-    return matvec if mask is None else restrict(matvec, flat_mask(mask, params, where))
+    operator = form.recomputed() if recomputed else form.linearized(product_dtype)
+    return operator if mask is None else operator.restrict(flat_mask(mask, params, where))
 
 
 def _check_product_dtype(product_dtype: Any, dtype: Any, mode: str) -> None:
@@ -125,7 +122,7 @@ def make_host_operator(
     mask: Any = None,
     where: Where = is_weight,
     mesh: Mesh | None = None,
-) -> HostMatvec:
+) -> Operator:
     """Make the product that reads its batches anew each time; see `hessian_matvec_over`."""
     weights, unflatten = flatten_weights(params, where)
     unflatten, weights, operands = sharding.replicate((unflatten, weights, operands), mesh)
@@ -147,8 +144,8 @@ def make_host_operator(
             )
         return total / num_examples
 
-    matvec = HostMatvec(product, weights.size, weights.dtype)
-    return matvec if mask is None else restrict(matvec, flat_mask(mask, params, where))
+    operator = Operator(product, weights.size, weights.dtype, mesh, traceable=False)
+    return operator if mask is None else operator.restrict(flat_mask(mask, params, where))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -157,7 +154,7 @@ def _add_product(kind, unflatten, weights, batch, operands, vector, total):
     return total + leading_size(batch) * product
 
 
-def restrict(matvec: Matvec, mask: Bool[Array | np.ndarray, "D"]) -> Any:
+def restrict(matvec: Matvec, mask: Bool[Array | np.ndarray, "D"]) -> Operator:
     """Restrict an operator to the principal submatrix on the entries where `mask` is True.
 
     H[S, S] v = Pᵀ H P v, P the embedding of S. Costs one product, a scatter and a gather.
@@ -167,7 +164,7 @@ def restrict(matvec: Matvec, mask: Bool[Array | np.ndarray, "D"]) -> Any:
         mask: True on S; concrete, since its count is the size of the vectors.
 
     Returns:
-        A `Partial` from [sum(mask)] to [sum(mask)], or a `HostMatvec` if `matvec` is one.
+        An `Operator` on [sum(mask)], which can do what `matvec` can.
 
     Raises:
         TypeError: if `mask` is not boolean.
@@ -177,31 +174,10 @@ def restrict(matvec: Matvec, mask: Bool[Array | np.ndarray, "D"]) -> Any:
     >>> restrict(lambda v: jnp.arange(3.0) * v, jnp.array([False, True, True]))(jnp.ones(2))
     Array([1., 2.], dtype=float32)
     """
-    chosen = _boolean(mask)
-    if chosen.ndim != 1 or not chosen.any():
-        raise ValueError(
-            f"mask must be flat and select at least one entry, got shape {chosen.shape} "
-            f"with {chosen.sum()} selected"
-        )
-    index = jnp.asarray(np.flatnonzero(chosen), jnp.int32)
-    restricted = _Restricted(chosen.size)
-    if isinstance(matvec, Partial) and isinstance(matvec.func, SplitProduct):
-        return matvec.func.restrict(restricted, index, *matvec.args)
-    if isinstance(matvec, HostMatvec):
-        return HostMatvec(partial(restricted, matvec, index), index.size, matvec.dtype)
-    matvec = matvec if isinstance(matvec, Partial) else Partial(matvec)
-    return Partial(Compiled(index.size), Partial(restricted, matvec, index))
-
-
-@dataclass(frozen=True)
-class _Restricted:
-    """Embed a vector in [dim], multiply, and take its entries out again."""
-
-    dim: int
-
-    def __call__(self, matvec: Matvec, index: Array, vector: Array) -> Array:
-        embedded = jnp.zeros(self.dim, vector.dtype).at[index].set(vector, unique_indices=True)
-        return matvec(embedded)[index]
+    chosen = np.asarray(mask)
+    if not isinstance(matvec, Operator):
+        matvec = Operator(matvec, max(chosen.size, 1))
+    return matvec.restrict(chosen)
 
 
 def _boolean(mask: Any) -> np.ndarray:

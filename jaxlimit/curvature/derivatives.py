@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxlimit._core import sharding
+from jaxlimit._core import sharding, shares
 from jaxlimit._core.batches import check_like, check_scalar, first_batch
 from jaxlimit._core.checks import check_choice, check_floating_tree
 from jaxlimit._core.programs import precise_products
@@ -123,9 +123,9 @@ def mean_gradient(
     """
     check_scalar(loss, params, first_batch(batches), *operands)
     weights, unflatten = flatten_weights(params, where)
-    examples = sharding.examples_of(batches, mesh)
+    examples = shares.examples_of(batches, mesh)
     at = sharding.replicate((unflatten, weights, operands), mesh)
-    return sharding.gather(_gradient(loss, examples, *at), mesh)
+    return sharding.local(_gradient(loss, examples, *at), mesh)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -134,4 +134,4 @@ def _gradient(loss, examples, *at):
         return jax.grad(lambda vector: loss(unflatten(vector), batch, *operands))(weights)
 
     with precise_products():
-        return sharding.mean(examples, of_batch, *at)
+        return shares.mean(examples, of_batch, *at)

@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlimit._core import sharding
+from jaxlimit._core import sharding, shares
 from jaxlimit._core.batches import check_scalar, first_batch, leading_size
 from jaxlimit._core.checks import check_choice, check_count, check_range, is_concrete
 from jaxlimit._core.programs import precise_products
@@ -106,9 +106,9 @@ def diagonal(
         if key is None:
             raise ValueError("key must be given where num_probes is: the probes are random")
         batches = _with_index(batches)
-    examples = sharding.examples_of(batches, mesh)
+    examples = shares.examples_of(batches, mesh)
     at = sharding.replicate((jax.tree.map(jnp.asarray, params), operands, key), mesh)
-    found = sharding.gather(_diagonal(settings, examples, *at), mesh).astype(weights.dtype)
+    found = sharding.local(_diagonal(settings, examples, *at), mesh).astype(weights.dtype)
     if is_concrete(found) and not bool(jnp.isfinite(found).all()):
         raise FloatingPointError(
             "the diagonal has NaN or infinity: loss must be finite, and output_loss convex at the "
@@ -204,7 +204,7 @@ def _diagonal(settings, examples, params, operands, key):
         return flatten_weights(squares, settings.where)[0] / leading_size(batch)
 
     with precise_products():
-        return sharding.mean(examples, of_batch, params, operands, key)
+        return shares.mean(examples, of_batch, params, operands, key)
 
 
 def _squares(settings: _Settings, batch: Any, params: Any, operands: tuple) -> Any:

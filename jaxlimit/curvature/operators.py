@@ -6,12 +6,11 @@ from typing import Any, Unpack, overload
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jaxlimit._core.batches import check_scalar, first_batch, group_batches, leading_size
 from jaxlimit._core.checks import check_floating_tree
-from jaxlimit._core.host import HostMatvec
+from jaxlimit._core.operator import Operator
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
 from jaxlimit.curvature._forms import linearization_size
@@ -23,7 +22,7 @@ from jaxlimit.curvature.split import Split, check_split, split_loss
 @takes_mesh
 def hessian_matvec(
     loss: Callable, params: Any, batches: Any, *operands: Any, **settings: Unpack[MatvecSettings]
-) -> Partial:
+) -> Operator:
     """Make the product with the Hessian of the mean loss over all examples.
 
     H = (1/N) Σ_b n_b ∇²L(w; batch b), n_b the size of batch b and N their sum, restricted to the
@@ -40,8 +39,8 @@ def hessian_matvec(
         **settings: see `MatvecSettings`.
 
     Returns:
-        A `Partial` from [D] to [D], D the number of weights under study. It carries its arrays as
-        operands through `jit`, `vmap` and `scan`.
+        An `Operator` on [D], D the number of weights under study. It carries its arrays as operands
+        through `jit`, `vmap` and `scan`.
 
     Raises:
         TypeError: if a leaf of `params` is not real floating, or `loss` gives no scalar.
@@ -103,7 +102,7 @@ def gauss_newton_matvec(
     /,
     *operands: Any,
     **settings: Unpack[MatvecSettings],
-) -> Partial: ...
+) -> Operator: ...
 
 
 @overload
@@ -115,11 +114,11 @@ def gauss_newton_matvec(
     /,
     *operands: Any,
     **settings: Unpack[MatvecSettings],
-) -> Partial: ...
+) -> Operator: ...
 
 
 @takes_mesh
-def gauss_newton_matvec(loss: Any, *args: Any, **settings: Unpack[MatvecSettings]) -> Partial:
+def gauss_newton_matvec(loss: Any, *args: Any, **settings: Unpack[MatvecSettings]) -> Operator:
     """Make the product with the Gauss-Newton matrix of a loss of a network's outputs.
 
     G = (1/N) Σ Jᵀ ∇²ℓ J, the Hessian without the curvature of the network itself: positive
@@ -133,7 +132,7 @@ def gauss_newton_matvec(loss: Any, *args: Any, **settings: Unpack[MatvecSettings
         **settings: see `MatvecSettings`.
 
     Returns:
-        A `Partial` from [D] to [D], as `hessian_matvec`.
+        An `Operator` on [D], as `hessian_matvec`.
 
     Raises:
         TypeError: as `hessian_matvec`.
@@ -165,7 +164,7 @@ def fisher_matvec(
     *operands: Any,
     example_losses: Callable | None = None,
     **settings: Unpack[MatvecSettings],
-) -> Partial:
+) -> Operator:
     """Make the product with the Fisher information of a classifier, exact or empirical.
 
     Exact, labels drawn from the model itself: F = (1/N) Σ Jᵀ (diag p - p pᵀ) J, p the softmax of
@@ -182,7 +181,7 @@ def fisher_matvec(
         **settings: see `MatvecSettings`.
 
     Returns:
-        A `Partial` from [D] to [D], positive semi-definite.
+        An `Operator` on [D], positive semi-definite.
 
     Raises:
         TypeError: if `apply` or `example_losses` returns another shape, or as `hessian_matvec`.
@@ -228,7 +227,7 @@ def hessian_matvec_over(
     mask: Any = None,
     where: Where = is_weight,
     mesh: Mesh | None = None,
-) -> HostMatvec:
+) -> Operator:
     """Make the Hessian product over data that do not fit in memory, read anew for each product.
 
     The matrix of `hessian_matvec`. A Python loop over the batches, with one compiled product for
@@ -245,7 +244,7 @@ def hessian_matvec_over(
         mesh: devices to share the examples of each batch. Every process reads all batches.
 
     Returns:
-        A `HostMatvec` from [D] to [D].
+        An `Operator` on [D] that is not traceable.
 
     Raises:
         TypeError: if `make_iterator` is not callable, or as `hessian_matvec`.

@@ -8,8 +8,7 @@ from jax.extend import core
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxlimit._core.checks import check_range
-from jaxlimit._core.host import HostMatvec
-from jaxlimit._core.operator import check_dtype, prepare
+from jaxlimit._core.operator import Operator, prepare
 from jaxlimit._core.programs import change_products, highest_precision, product_dtypes
 
 _NUM_VECTORS = 4
@@ -25,7 +24,7 @@ class Preflight(NamedTuple):
         symmetry_error: an estimate of ‖A - Aᵀ‖/‖A‖, Frobenius norms.
         linearity_error: ‖A(a u + b v) - a A u - b A v‖ over the sum of its terms' norms.
         precision_error: how far a product is from the same with matrix products in the full
-            precision of their operands; None where it cannot be told (a `HostMatvec`).
+            precision of their operands; None where the operator is not traceable.
         product_dtypes: operand types of the matrix products, likewise.
         num_bytes: memory of one compiled product, with its operands, likewise.
     """
@@ -44,8 +43,8 @@ def check(
     matvec: Any,
     key: PRNGKeyArray,
     *,
-    dim: int,
-    dtype: Any = jnp.float32,
+    dim: int | None = None,
+    dtype: Any = None,
     tolerance: float = 1e-2,
 ) -> Preflight:
     """Check that an operator is deterministic, finite, linear, symmetric and precise.
@@ -53,10 +52,10 @@ def check(
     Costs eight products, memory of some ten vectors, and three compilations of the product.
 
     Args:
-        matvec: the operator A, `Array[D] -> Array[D]`.
+        matvec: the operator A, an `Operator` or `Array[D] -> Array[D]`.
         key: random key of the Gaussian vectors it is tried on.
-        dim: D.
-        dtype: type of the vectors.
+        dim: D; an `Operator` knows it.
+        dtype: type of the vectors; float32 where `matvec` does not know.
         tolerance: greatest relative error of symmetry and linearity that passes; the default lets
             bfloat16 products pass. Determinism and precision pass to 100 units of rounding.
 
@@ -74,15 +73,15 @@ def check(
     ('matvec is not symmetric: A and its transpose are ... apart',)
     """
     check_range("tolerance", tolerance, 0)
-    dtype = check_dtype(dtype)
-    vectors = jax.random.normal(key, (_NUM_VECTORS, dim), dtype)
+    operator = prepare(matvec, dim, dtype)
+    dtype = operator.dtype
+    vectors = jax.random.normal(key, (_NUM_VECTORS, operator.dim), dtype)
     u, v, *_ = vectors
     program = {"precision_error": None, "product_dtypes": None, "num_bytes": None}
-    if not isinstance(matvec, HostMatvec):
-        matvec, dim, dtype = prepare(matvec, dim, dtype)
-        program = _inspect_program(matvec, u)
-    products = jnp.stack([matvec(vector) for vector in vectors])
-    again, mixed = matvec(u), matvec(0.7 * u - 1.3 * v)
+    if operator.traceable:
+        program = _inspect_program(operator, u)
+    products = jnp.stack([operator(vector) for vector in vectors])
+    again, mixed = operator(u), operator(0.7 * u - 1.3 * v)
     terms = jnp.stack([mixed, 0.7 * products[0], -1.3 * products[1]])
     finite = bool(jnp.isfinite(products).all() & jnp.isfinite(mixed).all())
     report = Preflight(
@@ -112,7 +111,7 @@ def _asymmetry(vectors: Float[Array, "k D"], products: Float[Array, "k D"]) -> f
     return _ratio(pairs / len(pairs) ** 0.5, products / len(products) ** 0.5)
 
 
-def _inspect_program(matvec: Any, vector: Float[Array, "D"]) -> dict[str, Any]:
+def _inspect_program(matvec: Operator, vector: Float[Array, "D"]) -> dict[str, Any]:
     leaves = [*jax.tree.leaves(matvec), vector]
     program = jax.make_jaxpr(lambda matvec, vector: matvec(vector))(matvec, vector)
     exact = change_products(program, highest_precision)

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxlimit._core import sharding
@@ -24,14 +23,15 @@ from jaxlimit._core.checks import check_choice, check_count, is_concrete
 from jaxlimit._core.memory import check_memory
 from jaxlimit._core.operator import (
     ALL_FINITE,
+    Operator,
     check_factorable,
     check_products,
     dot,
     earlier_failure,
     first_failure,
     prepare,
+    takes_operator,
 )
-from jaxlimit._core.sharding import takes_mesh
 
 WHICH = ("largest", "smallest", "both", "magnitude")
 
@@ -61,18 +61,18 @@ class Eigenpairs(NamedTuple):
     failed_product: Int[Array, ""]
 
 
-@takes_mesh
+@takes_operator
 def extremal_eigenpairs(
     matvec: Any,
     key: PRNGKeyArray,
     *,
-    dim: int,
+    dim: int | None = None,
     num_pairs: int,
     which: str = "largest",
     basis_size: int | None = None,
     tolerance: float | None = None,
     max_products: int | None = None,
-    dtype: Any = jnp.float32,
+    dtype: Any = None,
     mesh: Mesh | None = None,
 ) -> Eigenpairs:
     """Find the eigenpairs at the ends of a symmetric operator's spectrum.
@@ -84,9 +84,9 @@ def extremal_eigenpairs(
     takes 8 m D operations a product.
 
     Args:
-        matvec: H, a symmetric `Array[D] -> Array[D]`.
+        matvec: H, symmetric: an `Operator` or `Array[D] -> Array[D]`.
         key: random key of the start vectors.
-        dim: D.
+        dim: D; an `Operator` knows it.
         num_pairs: k ≤ D.
         which: "largest" (values descend), "smallest" (ascend), "magnitude" (|values| descend), or
             "both": the ⌈k/2⌉ largest and ⌊k/2⌋ smallest (values descend).
@@ -94,7 +94,7 @@ def extremal_eigenpairs(
         tolerance: relative to ‖H‖, which the products bound from below; default ε^(2/3) of
             `dtype`. The error of a value is about (tolerance · ‖H‖)² over its gap to the others.
         max_products: where to stop, converged or not; default 50 m.
-        dtype: floating type of the vectors.
+        dtype: floating type of the vectors; float32 where `matvec` does not know.
         mesh: devices that each keep a part of every vector, as for `tridiagonalize`.
 
     Returns:
@@ -122,14 +122,15 @@ def extremal_eigenpairs(
     Kuczyński, Woźniakowski (1992), section 4, for when a round may be trusted to have missed
     nothing (their bound is for Lanczos without restarts; with them it is a guide).
     """
-    matvec, dim, dtype = prepare(matvec, dim, dtype, instead="use lanczos.two_pass_eigenpairs")
+    operator = prepare(matvec, dim, dtype, mesh, instead="use lanczos.two_pass_eigenpairs")
+    dim, dtype = operator.dim, operator.dtype
     check_factorable(dtype)
     check_choice("which", which, WHICH)
     num_pairs = check_count("num_pairs", num_pairs)
     if num_pairs > dim:
         raise ValueError(f"num_pairs must be at most dim = {dim}, got {num_pairs}")
     basis_size = _check_basis_size(basis_size, num_pairs, dim)
-    share = sharding.share_of(dim, mesh)
+    share = sharding.shard_size(dim, mesh)
     check_memory(
         f"two bases of {basis_size} vectors of {share} entries",
         2 * basis_size * share * dtype.itemsize,
@@ -143,9 +144,8 @@ def extremal_eigenpairs(
         raise ValueError(f"tolerance must be positive, got {tolerance}")
     settings = _Settings(dim, num_pairs, which, basis_size, dtype, mesh)
     limits = jnp.asarray(tolerance, dtype), jnp.int32(min(max_products, jnp.iinfo(jnp.int32).max))
-    matvec = sharding.pad_operator(matvec, dim, sharding.padded_size(dim, mesh))
     key, limits = sharding.replicate((key, limits), mesh)
-    pairs = _extremal_eigenpairs(matvec, key, *limits, settings)
+    pairs = _extremal_eigenpairs(operator, key, *limits, settings)
     check_products(pairs.failed_product)
     return pairs
 
@@ -184,7 +184,7 @@ class _State(NamedTuple):
 
 @partial(jax.jit, static_argnums=4)
 def _extremal_eigenpairs(
-    matvec: Partial, key: PRNGKeyArray, tolerance: Array, max_products: Array, settings: _Settings
+    matvec: Operator, key: PRNGKeyArray, tolerance: Array, max_products: Array, settings: _Settings
 ) -> Eigenpairs:
     m, k = settings.basis_size, settings.num_pairs
 
@@ -202,7 +202,7 @@ def _extremal_eigenpairs(
     if settings.mesh is None:
         return pairs
     short = sharding.replicate(pairs._replace(vectors=None), settings.mesh)
-    return short._replace(vectors=sharding.place(pairs.vectors, sharding.split(settings.mesh, 1)))
+    return short._replace(vectors=sharding.place(pairs.vectors, sharding.sharded(settings.mesh, 1)))
 
 
 def _initial(key: PRNGKeyArray, settings: _Settings) -> _State:
@@ -224,7 +224,7 @@ def _initial(key: PRNGKeyArray, settings: _Settings) -> _State:
     )
 
 
-def _expand(matvec: Partial, key: PRNGKeyArray, settings: _Settings, state: _State) -> _State:
+def _expand(matvec: Operator, key: PRNGKeyArray, settings: _Settings, state: _State) -> _State:
     """Append `following` to the basis and find the next one."""
     j, vector = state.filled, state.following
     product, size, finite = _finite_product(matvec, vector)
@@ -319,7 +319,7 @@ def _nothing_better(
     return absent
 
 
-def _read_out(matvec: Partial, tolerance: Array, settings: _Settings, state: _State) -> Eigenpairs:
+def _read_out(matvec: Operator, tolerance: Array, settings: _Settings, state: _State) -> Eigenpairs:
     vectors = state.basis[: settings.num_pairs]
     norms = jnp.linalg.norm(vectors, axis=1, keepdims=True)
     vectors = vectors / jnp.where(norms > 0, norms, 1)
@@ -348,7 +348,7 @@ def _read_out(matvec: Partial, tolerance: Array, settings: _Settings, state: _St
     )
 
 
-def _finite_product(matvec: Partial, vector: Array) -> tuple[Array, Array, Bool[Array, ""]]:
+def _finite_product(matvec: Operator, vector: Array) -> tuple[Array, Array, Bool[Array, ""]]:
     """Return the product and its norm, zeros where that is not finite, and whether it was."""
     product = matvec(vector)
     size = jnp.linalg.norm(product)
@@ -371,7 +371,7 @@ def _fresh_vector(
 ) -> Float[Array, "D"]:
     vector = jax.random.normal(key, (settings.dim,), settings.dtype)
     if settings.mesh is not None:
-        vector = sharding.split_vector(vector, settings.mesh)
+        vector = sharding.shard_vector(vector, settings.mesh)
     # Normalised in between too: where the basis is nearly full, little is left of the vector.
     for _ in range(2):
         vector, _ = _orthogonalize(vector, basis)

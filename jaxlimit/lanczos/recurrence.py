@@ -7,13 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jaxlimit._core import sharding
 from jaxlimit._core.checks import check_choice, check_count, is_concrete, is_finite
-from jaxlimit._core.host import HostMatvec
-from jaxlimit._core.operator import prepare
+from jaxlimit._core.operator import Operator, prepare, takes_operator
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit.lanczos import _basis
 from jaxlimit.lanczos._basis import STORES
@@ -27,7 +25,7 @@ from jaxlimit.lanczos.state import (
 from jaxlimit.lanczos.step import step
 
 
-@takes_mesh
+@takes_operator
 def tridiagonalize(
     matvec: Any,
     start_vector: Float[Array, "D"],
@@ -45,7 +43,7 @@ def tridiagonalize(
     2·48²·D + 48·num_steps·D multiply-adds and a basis of 72·D. Twice that where steps cancel.
 
     Args:
-        matvec: H, a symmetric `Array[D] -> Array[D]`.
+        matvec: H, symmetric: an `Operator` or `Array[D] -> Array[D]`.
         start_vector: q₁ before normalisation, real floating, not zero.
         num_steps: m; more than D is clamped to D.
         reorthogonalize: "full" keeps the basis orthonormal to working precision, so that no
@@ -82,9 +80,8 @@ def tridiagonalize(
     settings = {"reorthogonalize": reorthogonalize, "keep_basis": keep_basis}
     state = start(start_vector, num_steps=num_steps, store=store, mesh=mesh, **settings)
     num_steps = state.diagonal.shape[0]
-    matvec, dim, _ = prepare(matvec, jnp.size(start_vector), state.current.dtype)
-    matvec = sharding.pad_operator(matvec, dim, state.current.size)
-    state = extend(matvec, state, num_steps=num_steps, reorthogonalize=reorthogonalize)
+    operator = prepare(matvec, jnp.size(start_vector), state.current.dtype, mesh)
+    state = extend(operator, state, num_steps=num_steps, reorthogonalize=reorthogonalize)
     return finish(state)
 
 
@@ -133,11 +130,11 @@ def start(
         )
     rows = num_steps if keep_basis else rows
     dtype = start_vector.dtype
-    check_basis(rows, sharding.share_of(dim, mesh), dtype, store)
+    check_basis(rows, sharding.shard_size(dim, mesh), dtype, store)
     norm = jnp.linalg.norm(start_vector)
     current = start_vector / jnp.where(norm > 0, norm, 1)
     if mesh is not None:
-        current = sharding.split_vector(current, mesh)
+        current = sharding.shard_vector(current, mesh)
     state = LanczosState(
         previous=sharding.zeros(current.shape, dtype, mesh),
         current=current,
@@ -188,17 +185,16 @@ def extend(
             f"reorthogonalize={reorthogonalize!r} needs a state with a basis, got basis None"
         )
     size, dtype = state.current.size, state.current.dtype
-    is_padded = isinstance(matvec, HostMatvec) and matvec.dim == size
-    if is_concrete(state.dim) and size != state.dim and not is_padded:
-        matvec, dim, _ = prepare(matvec, int(state.dim), dtype)
-        matvec = sharding.pad_operator(matvec, dim, size)
-    matvec, _, _ = prepare(matvec, size, dtype)
-    if isinstance(matvec, HostMatvec):
+    dim = int(state.dim) if is_concrete(state.dim) else None
+    if dim is None and not isinstance(matvec, Operator):
+        dim = size
+    operator = prepare(matvec, dim, dtype).pad(size)
+    if not operator.traceable:
         for _ in range(num_steps):
-            state = _advance(matvec(state.current), state, reorthogonalize)
+            state = _advance(operator(state.current), state, reorthogonalize)
         return state
-    with sharding.on(sharding.mesh_of(state.current)):
-        return _extend(matvec, state, num_steps, reorthogonalize)
+    with sharding.on(operator.mesh or sharding.mesh_of(state.current)):
+        return _extend(operator, state, num_steps, reorthogonalize)
 
 
 def finish(state: LanczosState) -> Tridiagonalization:
@@ -227,7 +223,7 @@ def finish(state: LanczosState) -> Tridiagonalization:
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def _extend(matvec: Partial, state: LanczosState, num_steps: int, mode: str) -> LanczosState:
+def _extend(matvec: Operator, state: LanczosState, num_steps: int, mode: str) -> LanczosState:
     def carry_on(state, _):
         return step(matvec, state, mode), None
 

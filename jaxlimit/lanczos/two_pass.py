@@ -11,14 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jaxlimit._core import sharding
 from jaxlimit._core.checks import check_choice, check_count, is_concrete
-from jaxlimit._core.host import HostMatvec
-from jaxlimit._core.operator import dot, prepare
-from jaxlimit._core.sharding import takes_mesh
+from jaxlimit._core.operator import Operator, dot, prepare, takes_operator
 from jaxlimit.lanczos.recurrence import extend, start
 
 
@@ -37,7 +34,7 @@ class RitzPairs(NamedTuple):
     residual_norms: Float[Array, "k"]
 
 
-@takes_mesh
+@takes_operator
 def two_pass_eigenpairs(
     matvec: Any,
     start_vector: Float[Array, "D"],
@@ -85,9 +82,8 @@ def two_pass_eigenpairs(
     if num_pairs > depth:
         raise ValueError(f"num_pairs must be at most num_steps = {depth}, got {num_pairs}")
     first = state.current
-    matvec, dim, _ = prepare(matvec, jnp.size(start_vector), first.dtype)
-    matvec = sharding.pad_operator(matvec, dim, first.size)
-    state = extend(matvec, state, num_steps=depth, reorthogonalize="none")
+    operator = prepare(matvec, jnp.size(start_vector), first.dtype, mesh)
+    state = extend(operator, state, num_steps=depth, reorthogonalize="none")
     if not is_concrete(state):
         raise TypeError(
             "two_pass_eigenpairs chooses eigenvectors on the host and cannot run under jit, vmap "
@@ -98,9 +94,9 @@ def two_pass_eigenpairs(
     num_valid = int(state.num_valid)
     alpha, beta = (np.asarray(x)[:num_valid] for x in (state.diagonal, state.off_diagonal))
     coefficients = _pick_distinct(alpha, beta, num_pairs, which)
-    vectors = _combine_again(matvec, first, alpha, beta, coefficients, mesh)
+    vectors = _combine_again(operator, first, alpha, beta, coefficients, mesh)
     vectors /= jnp.linalg.norm(vectors, axis=1, keepdims=True)
-    values, norms = _judge(matvec, vectors)
+    values, norms = _judge(operator, vectors)
     return RitzPairs(values, vectors, norms)
 
 
@@ -128,7 +124,7 @@ def _pick_distinct(
 
 
 def _combine_again(
-    matvec: Any,
+    matvec: Operator,
     start: Float[Array, "D"],
     diagonal: np.ndarray,
     off_diagonal: np.ndarray,
@@ -140,7 +136,7 @@ def _combine_again(
     carry = (jnp.zeros_like(start), start, total)
     couplings = np.append(np.zeros(1, diagonal.dtype), off_diagonal[:-1])
     steps = (diagonal, couplings, off_diagonal, coefficients)
-    if isinstance(matvec, HostMatvec):
+    if not matvec.traceable:
         for step in zip(*steps, strict=True):
             carry = _again(matvec(carry[1]), carry, step)
         return carry[2]
@@ -148,7 +144,7 @@ def _combine_again(
 
 
 @jax.jit
-def _scan_again(matvec: Partial, carry: tuple, steps: tuple) -> tuple:
+def _scan_again(matvec: Operator, carry: tuple, steps: tuple) -> tuple:
     def step(carry, step):
         return _again(matvec(carry[1]), carry, step), None
 
@@ -164,7 +160,7 @@ def _again(product: Array, carry: tuple, step: tuple) -> tuple:
     return current, jnp.where(norm > 0, residual / jnp.where(norm > 0, norm, 1), 0), total
 
 
-def _judge(matvec: Any, vectors: Float[Array, "k D"]) -> tuple[Array, Array]:
+def _judge(matvec: Operator, vectors: Float[Array, "k D"]) -> tuple[Array, Array]:
     """Return vᵀHv and ‖Hv - (vᵀHv) v‖ of each vector, from a product made for it."""
     pairs = []
     for i in range(len(vectors)):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxlimit._core import sharding
+from jaxlimit._core import sharding, shares
 from jaxlimit._core.batches import check_scalar, first_batch
 from jaxlimit._core.checks import check_count, check_range, is_finite
 from jaxlimit._core.estimate import Estimate
@@ -96,9 +96,9 @@ def loss_tolerance_estimate(
     """
     check_count("batch_size", batch_size)
     check_scalar(loss, params, first_batch(batches), *operands)
-    examples = sharding.examples_of(batches, mesh)
+    examples = shares.examples_of(batches, mesh)
     at = sharding.replicate((params, operands), mesh)
-    losses = sharding.gather(_example_losses(loss, examples, *at), mesh)
+    losses = sharding.local(_example_losses(loss, examples, *at), mesh)
     if losses.size < 2:
         raise ValueError("batches must hold at least 2 examples to measure a spread, got 1")
     if not is_finite(losses):
@@ -119,7 +119,7 @@ def _example_losses(loss, examples, params, operands):
         return loss(params, jax.tree.map(lambda x: x[None], example), *operands)
 
     of_stack = partial(jax.lax.map, canonical_convolutions(jax.vmap(of_example)))
-    if isinstance(examples, sharding.Shares):  # each device's own, then those that all have
+    if isinstance(examples, shares.Shares):  # each device's own, then those that all have
         losses = [*map(jax.vmap(of_stack), examples.own), *map(of_stack, examples.common)]
     else:
         losses = [of_stack(group.batches) for group in examples]

@@ -164,7 +164,7 @@ def prepare(
     dtype = settings.get("product_dtype")
     workload = measure(loss, params, batches, *operands, where=where, product_dtype=dtype)
     if mesh is not None:
-        workload = share(workload, sharding.num_shares(mesh))
+        workload = share(workload, sharding.num_shards(mesh))
     return workload, {"modes": _modes(workload.linearization, **settings)}
 
 

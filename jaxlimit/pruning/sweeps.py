@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from jaxlimit._core import magnitudes, scale, sharding
+from jaxlimit._core import magnitudes, scale, sharding, shares
 from jaxlimit._core.batches import check_scalar, first_batch
 from jaxlimit._core.checks import check_floating_tree, check_range, check_real
 from jaxlimit._core.estimate import value_of
 from jaxlimit._core.memory import catching_refusals
+from jaxlimit._core.operator import prepare
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.summaries import short_repr
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
@@ -94,7 +94,7 @@ def magnitude_sweep(
     ratios = _check_ratios(ratios)
     check_scalar(loss, params, first_batch(batches), *operands)
     weights, unflatten = flatten_weights(params, where)
-    examples = sharding.examples_of(batches, mesh)
+    examples = shares.examples_of(batches, mesh)
     arrays = (weights, magnitudes.ranks(weights), unflatten, operands)
     weights, ranks, unflatten, operands = sharding.replicate(arrays, mesh)
     # Pieces of one size, so that there is one program and progress can be told in between.
@@ -108,7 +108,7 @@ def magnitude_sweep(
             pieces.append(jax.block_until_ready(_sweep(*args)))
         if on_progress is not None:
             on_progress(stage, min(i * size, ratios.size), ratios.size)
-    pieces = sharding.gather(pieces, mesh)
+    pieces = sharding.local(pieces, mesh)
     return jax.tree.map(lambda *x: jnp.concatenate(x)[: ratios.size], *pieces)
 
 
@@ -131,7 +131,7 @@ def _sweep(loss, weights, ranks, unflatten, examples, ratios, operands) -> Sweep
     def at(ratio):
         kept = num_kept(weights.size, ratio)
         pruned = jnp.where(ranks < kept, weights, 0)
-        value = sharding.mean(examples, of_batch, unflatten, pruned, operands)
+        value = shares.mean(examples, of_batch, unflatten, pruned, operands)
         radius = scale.norm(jnp.where(ranks < kept, 0, weights))
         return SweepResult(ratio, value, kept, radius, jnp.sum(jnp.abs(pruned), dtype=wide))
 
@@ -210,9 +210,10 @@ def taylor_forecast(
             f"gradient must have the shape of weights, {weights.shape}, got {gradient.shape}"
         )
     ranks = magnitudes.ranks(weights)
-    # A Partial within a Partial would be a constant of the program, with all of its data.
-    matvec = matvec if isinstance(matvec, Partial) else Partial(matvec)
-    return _taylor(matvec, gradient, weights, ranks, ratios)
+    operator = prepare(matvec, weights.size, weights.dtype)
+    with sharding.on(operator.mesh):
+        forecast = _taylor(operator, gradient, weights, ranks, ratios)
+    return sharding.local(forecast, operator.mesh)
 
 
 @jax.jit

@@ -4,32 +4,29 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from jaxlimit import lanczos
 from jaxlimit._core.checks import check_count
-from jaxlimit._core.host import HostMatvec
-from jaxlimit._core.operator import prepare
-from jaxlimit._core.sharding import takes_mesh
+from jaxlimit._core.operator import prepare, takes_operator
 from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
 from jaxlimit.spectrum.recurrences import probe
 from jaxlimit.spectrum.staged import run_probes
 
 
-@takes_mesh
+@takes_operator
 def spectral_measure(
     matvec: Any,
     key: PRNGKeyArray,
     *,
-    dim: int,
+    dim: int | None = None,
     num_steps: int,
     num_probes: int = 1,
     reorthogonalize: str = "auto",
     store: str = "device",
     vectorize: bool = False,
-    dtype: Any = jnp.float32,
+    dtype: Any = None,
     mesh: Mesh | None = None,
 ) -> SpectralMeasure:
     """Estimate the spectral distribution of a symmetric operator by stochastic Lanczos quadrature.
@@ -38,10 +35,10 @@ def spectral_measure(
     72 selectively, of three if not at all.
 
     Args:
-        matvec: H, a symmetric `Array[D] -> Array[D]`; one that loops over data on the host
-            (`curvature.hessian_matvec_over`) is called eagerly, probe by probe.
+        matvec: H, symmetric: an `Operator` or `Array[D] -> Array[D]`; an operator that loops over
+            data on the host (`curvature.hessian_matvec_over`) is called eagerly, probe by probe.
         key: random key of the probes.
-        dim: D.
+        dim: D; an `Operator` knows it.
         num_steps: Lanczos steps a probe, at most D.
         num_probes: independent probes.
         reorthogonalize: "full", "selective" or "none", see `lanczos.tridiagonalize`; "auto" is
@@ -49,7 +46,7 @@ def spectral_measure(
             `trace_bracket` closes: without any at twice the depth or more.
         store: where the basis is kept, "device", "bfloat16" or "pinned_host", likewise.
         vectorize: run all probes side by side by `vmap` instead of one after the other.
-        dtype: floating type of the probes.
+        dtype: floating type of the probes; float32 where `matvec` does not know.
         mesh: devices that each keep a part of every vector, as for `lanczos.tridiagonalize`; the
             probes then run one after the other.
 
@@ -73,16 +70,16 @@ def spectral_measure(
     Golub, Meurant (2010), chapter 7; Ubaru, Chen, Saad (2017).
     """
     check_count("num_probes", num_probes)
-    matvec, dim, dtype = prepare(matvec, dim, dtype)
+    operator = prepare(matvec, dim, dtype, mesh)
+    dim, dtype = operator.dim, operator.dtype
     num_steps = min(check_count("num_steps", num_steps), dim)
     reorthogonalize = lanczos.choose(reorthogonalize, num_steps)
-    on_host = isinstance(matvec, HostMatvec)
-    if vectorize and on_host:
+    if vectorize and not operator.traceable:
         raise ValueError("vectorize must be False where matvec loops over data on the host")
-    if mesh is not None or on_host:
+    if mesh is not None or not operator.traceable:
         settings = {"num_probes": num_probes, "reorthogonalize": reorthogonalize, "dtype": dtype}
         return run_probes(
-            matvec, key, dim=dim, num_steps=num_steps, chunk=num_steps, store=store, mesh=mesh,
+            operator, key, dim=dim, num_steps=num_steps, chunk=num_steps, store=store, mesh=mesh,
             **settings,
         )  # fmt: skip
     at_once = num_probes if vectorize else 1
@@ -91,7 +88,7 @@ def spectral_measure(
         raise ValueError("vectorize must be False where store is 'pinned_host'")
     keys = jax.random.split(key, num_probes)
     settings = (dim, num_steps, reorthogonalize, store, dtype)
-    return measure_from(_run_probes(matvec, keys, vectorize, *settings), dim=dim)
+    return measure_from(_run_probes(operator, keys, vectorize, *settings), dim=dim)
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5, 6, 7))

@@ -50,7 +50,7 @@ def measure_of(
 ) -> SpectralMeasure:
     """Turn recurrences into a measure of their first `depth` steps."""
     long = dict.fromkeys(("previous", "current", "basis"))
-    parts = sharding.gather([state._replace(**long) for state in states], mesh)
+    parts = sharding.local([state._replace(**long) for state in states], mesh)
     s = jax.tree.map(lambda *x: jnp.stack(x), *parts)
     num_valid = jnp.minimum(s.num_valid, depth)
     last = jnp.maximum(num_valid - 1, 0)[:, None]

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
@@ -13,8 +12,8 @@ from jaxlimit._core.checkpoints import Checkpoints, check_directory
 from jaxlimit._core.checks import check_count, check_range
 from jaxlimit._core.estimate import Estimate
 from jaxlimit._core.memory import catching_refusals
-from jaxlimit._core.operator import prepare
-from jaxlimit._core.sharding import share_of, takes_mesh
+from jaxlimit._core.operator import prepare, takes_operator
+from jaxlimit._core.sharding import shard_size
 from jaxlimit.lanczos import LanczosState
 from jaxlimit.spectrum.functions import trace_bracket
 from jaxlimit.spectrum.measure import SpectralMeasure, check_steps
@@ -24,12 +23,12 @@ CHUNK = 32
 FIRST_DEPTH = 64
 
 
-@takes_mesh
+@takes_operator
 def run_probes(
     matvec: Any,
     key: PRNGKeyArray,
     *,
-    dim: int,
+    dim: int | None = None,
     num_steps: int,
     num_probes: int = 1,
     reorthogonalize: str = "auto",
@@ -39,7 +38,7 @@ def run_probes(
     stop: Callable[[SpectralMeasure], bool] | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
     stage: str = "spectrum",
-    dtype: Any = jnp.float32,
+    dtype: Any = None,
     mesh: Mesh | None = None,
     checkpoint_dir: Any = None,
     checkpoint_every: int = 128,
@@ -51,7 +50,7 @@ def run_probes(
     Args:
         matvec: as for `spectral_measure`.
         key: as for `spectral_measure`; the same key gives the same measure.
-        dim: D.
+        dim: D; an `Operator` knows it.
         num_steps: steps a probe, at most.
         num_probes: independent probes, carried on in turn.
         reorthogonalize: as for `spectral_measure`.
@@ -63,7 +62,7 @@ def run_probes(
             at least 4 chunks are done; True ends the run.
         on_progress: called as `on_progress(stage, steps_done, steps)` after every chunk.
         stage: a name for `on_progress`.
-        dtype: floating type of the probes.
+        dtype: floating type of the probes; float32 where `matvec` does not know.
         mesh: as for `spectral_measure`.
         checkpoint_dir: where this run, and no other, keeps its newest checkpoint: a run that is
             asked for again goes on from it, and ends with the same bits on the same machine.
@@ -93,11 +92,12 @@ def run_probes(
     check_count("chunk", chunk)
     check_count("checkpoint_every", checkpoint_every)
     check_directory(checkpoint_dir)
-    matvec, dim, dtype = prepare(matvec, dim, dtype)
+    operator = prepare(matvec, dim, dtype, mesh)
+    dim, dtype = operator.dim, operator.dtype
     num_steps = min(check_count("num_steps", num_steps), dim)
     reorthogonalize = lanczos.choose(reorthogonalize, num_steps)
     rows = num_probes * lanczos.num_rows(num_steps, reorthogonalize)
-    lanczos.check_basis(rows, share_of(dim, mesh), dtype, store)
+    lanczos.check_basis(rows, shard_size(dim, mesh), dtype, store)
     kept: dict[str, Any] = {"reorthogonalize": reorthogonalize, "store": store, "mesh": mesh}
     recurrences = list(states) or [
         lanczos.start(probe(k, dim, dtype), num_steps=num_steps, **kept)
@@ -110,7 +110,7 @@ def run_probes(
         unit="step",
     ) as checkpoints:
         if not states:
-            recurrences = resume(checkpoints, recurrences, matvec)
+            recurrences = resume(checkpoints, recurrences, operator)
         done, looked = min(int(state.step) for state in recurrences), 2 * chunk
         while 2 * looked < done:
             looked *= 2
@@ -124,7 +124,7 @@ def run_probes(
                 if int(state.step) >= goal:
                     continue
                 with catching_refusals(f"at step {done} of probe {i}", recurrences):
-                    following = carry(matvec, state, goal, chunk, reorthogonalize)
+                    following = carry(operator, state, goal, chunk, reorthogonalize)
                     recurrences[i] = jax.block_until_ready(following)
                 check_steps(recurrences[i].failed_step, i)
                 if on_progress is not None:
@@ -149,18 +149,18 @@ class TraceRun(NamedTuple):
     converged: bool
 
 
-@takes_mesh
+@takes_operator
 def trace_within(
     matvec: Any,
     key: PRNGKeyArray,
     f: Callable[[Array], Array],
     *,
-    dim: int,
+    dim: int | None = None,
     tolerance: float,
     num_steps: int = 1024,
     num_probes: int = 8,
     reorthogonalize: str = "auto",
-    dtype: Any = jnp.float32,
+    dtype: Any = None,
     mesh: Mesh | None = None,
 ) -> TraceRun:
     """Run until the interval of `trace_bracket` is as narrow as asked, or say how far it got.
@@ -170,15 +170,15 @@ def trace_within(
     takes, num_probes · num_steps at most; memory as `run_probes`.
 
     Args:
-        matvec: H, a symmetric `Array[D] -> Array[D]`.
+        matvec: H, symmetric: an `Operator` or `Array[D] -> Array[D]`.
         key: random key of the probes.
         f: as for `trace_bracket`.
-        dim: D.
+        dim: D; an `Operator` knows it.
         tolerance: greatest width of the interval, as a share of the value.
         num_steps: steps a probe, at most.
         num_probes: probes, at most.
         reorthogonalize: as for `spectral_measure`.
-        dtype: floating type of the probes.
+        dtype: floating type of the probes; float32 where `matvec` does not know.
         mesh: as for `spectral_measure`.
 
     Returns:
@@ -200,11 +200,12 @@ def trace_within(
     """
     check_range("tolerance", tolerance, 0)
     check_count("num_probes", num_probes)
-    matvec, dim, dtype = prepare(matvec, dim, dtype)
+    operator = prepare(matvec, dim, dtype, mesh)
+    dim, dtype = operator.dim, operator.dtype
     num_steps = min(check_count("num_steps", num_steps), dim)
     reorthogonalize = lanczos.choose(reorthogonalize, num_steps)
     rows = num_probes * lanczos.num_rows(num_steps, reorthogonalize)
-    lanczos.check_basis(rows, share_of(dim, mesh), dtype)
+    lanczos.check_basis(rows, shard_size(dim, mesh), dtype)
     kept: dict[str, Any] = {"reorthogonalize": reorthogonalize, "mesh": mesh}
     keys, states = jax.random.split(key, num_probes), []
     depth, count = min(FIRST_DEPTH, num_steps), 1
@@ -213,7 +214,7 @@ def trace_within(
             lanczos.start(probe(k, dim, dtype), num_steps=num_steps, **kept)
             for k in keys[len(states) : count]
         ]
-        states = [carry(matvec, state, depth, CHUNK, reorthogonalize) for state in states]
+        states = [carry(operator, state, depth, CHUNK, reorthogonalize) for state in states]
         measure = measure_of(states, depth, dim, mesh)
         estimate = trace_bracket(measure, f)
         width = float(estimate.upper - estimate.lower)

@@ -10,11 +10,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from jaxlimit._core.estimate import Estimate, estimate_from_samples, t_interval
-from jaxlimit._core.operator import ALL_FINITE, dot, earlier_failure, first_non_finite, map_blocks
+from jaxlimit._core.operator import (
+    ALL_FINITE,
+    Operator,
+    dot,
+    earlier_failure,
+    first_non_finite,
+    map_blocks,
+)
 from jaxlimit._core.scale import deviation, norm
 
 
@@ -28,7 +34,7 @@ class Sketch(NamedTuple):
     failed: Int[Array, ""]  # index of the first product that was not finite, or `ALL_FINITE`
 
 
-def sketch_range(matvec: Partial, probes: Float[Array, "k D"], block_size: int) -> Sketch:
+def sketch_range(matvec: Operator, probes: Float[Array, "k D"], block_size: int) -> Sketch:
     """Sketch the range by test vectors, rows of `probes`; 2 k products."""
     products = map_blocks(matvec, probes, block_size)
     failed = first_non_finite(products)

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxlimit._core.checks import check_choice, check_count
@@ -18,6 +17,7 @@ from jaxlimit._core.estimate import (
 )
 from jaxlimit._core.operator import (
     ALL_FINITE,
+    Operator,
     check_factorable,
     check_products,
     dot,
@@ -25,6 +25,7 @@ from jaxlimit._core.operator import (
     first_non_finite,
     map_blocks,
     prepare,
+    returns_local,
 )
 from jaxlimit._core.scale import norm, wide_type
 from jaxlimit.traces._sketch import exchangeable_estimate, normalize_columns, sketch_range
@@ -34,15 +35,16 @@ DIAGONAL_METHODS = ("xdiag", "hutchinson")
 _INSTEAD = "use spectrum.spectral_measure and spectrum.trace_function"
 
 
+@returns_local
 def hutchinson(
     matvec: Any,
     key: PRNGKeyArray,
     *,
-    dim: int,
+    dim: int | None = None,
     num_matvecs: int,
     distribution: str = "rademacher",
     block_size: int = 1,
-    dtype: Any = jnp.float32,
+    dtype: Any = None,
 ) -> Estimate:
     """Estimate a trace by the mean of quadratic forms with random probes.
 
@@ -51,13 +53,13 @@ def hutchinson(
     them.
 
     Args:
-        matvec: H, a symmetric `Array[D] -> Array[D]`.
+        matvec: H, symmetric: an `Operator` or `Array[D] -> Array[D]`.
         key: random key of the probes.
-        dim: D.
+        dim: D; an `Operator` knows it.
         num_matvecs: n; one probe leaves the error unknown, so infinite.
         distribution: "rademacher" (random signs), "gaussian", or "sphere" (uniform, of norm √D).
         block_size: products made at once, by `vmap`; more is faster and takes more memory.
-        dtype: floating type of the probes.
+        dtype: floating type of the probes; float32 where `matvec` does not know.
 
     Returns:
         The trace as an `Estimate`, with Student's t interval over the probes. Where one eigenvalue
@@ -79,12 +81,13 @@ def hutchinson(
 
     Girard (1989); Hutchinson (1990).
     """
-    matvec, dim, dtype = prepare(matvec, dim, dtype, instead=_INSTEAD)
+    operator = prepare(matvec, dim, dtype, instead=_INSTEAD)
+    dim, dtype = operator.dim, operator.dtype
     check_choice("distribution", distribution, DISTRIBUTIONS)
     num_matvecs = check_count("num_matvecs", num_matvecs)
     block_size = check_count("block_size", block_size)
     settings = (dim, num_matvecs, distribution, block_size, dtype)
-    return _announce(*_hutchinson(matvec, key, *settings))
+    return _announce(*_hutchinson(operator, key, *settings))
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5, 6))
@@ -97,14 +100,15 @@ def _hutchinson(matvec, key, dim, num_matvecs, distribution, block_size, dtype):
     return estimate_from_samples(samples), first_non_finite(samples)
 
 
+@returns_local
 def hutch_plus_plus(
     matvec: Any,
     key: PRNGKeyArray,
     *,
-    dim: int,
+    dim: int | None = None,
     num_matvecs: int,
     block_size: int = 1,
-    dtype: Any = jnp.float32,
+    dtype: Any = None,
 ) -> Estimate:
     """Estimate a trace from a sketch of the range plus Hutchinson on what is left.
 
@@ -114,12 +118,12 @@ def hutch_plus_plus(
     Hutchinson's falls like 1/√n. Costs n products, memory 3 s D.
 
     Args:
-        matvec: H, a symmetric `Array[D] -> Array[D]`.
+        matvec: H, symmetric: an `Operator` or `Array[D] -> Array[D]`.
         key: random key of the probes.
-        dim: D.
+        dim: D; an `Operator` knows it.
         num_matvecs: n ≥ 3; below 6 the error is infinite. From D on the result is exact.
         block_size: products made at once, by `vmap`.
-        dtype: floating type of the probes.
+        dtype: floating type of the probes; float32 where `matvec` does not know.
 
     Returns:
         The trace as an `Estimate`: standard error and t interval of the sampled term, whose probes
@@ -139,13 +143,14 @@ def hutch_plus_plus(
 
     Meyer, Musco, Musco, Woodruff (2021), algorithm 1 and theorem 1.
     """
-    matvec, dim, dtype = prepare(matvec, dim, dtype, instead=_INSTEAD)
+    operator = prepare(matvec, dim, dtype, instead=_INSTEAD)
+    dim, dtype = operator.dim, operator.dtype
     num_matvecs = check_count("num_matvecs", num_matvecs, 3)
     block_size = check_count("block_size", block_size)
     if num_matvecs >= dim:
-        return _announce(*_exact_trace(matvec, dim, block_size, dtype))
+        return _announce(*_exact_trace(operator, dim, block_size, dtype))
     check_factorable(dtype)
-    return _announce(*_hutch_plus_plus(matvec, key, dim, num_matvecs, block_size, dtype))
+    return _announce(*_hutch_plus_plus(operator, key, dim, num_matvecs, block_size, dtype))
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5))
@@ -168,14 +173,15 @@ def _hutch_plus_plus(matvec, key, dim, num_matvecs, block_size, dtype):
     )
 
 
+@returns_local
 def xtrace(
     matvec: Any,
     key: PRNGKeyArray,
     *,
-    dim: int,
+    dim: int | None = None,
     num_matvecs: int,
     block_size: int = 1,
-    dtype: Any = jnp.float32,
+    dtype: Any = None,
 ) -> Estimate:
     """Estimate a trace by leaving each of k test vectors out of the sketch in turn.
 
@@ -184,13 +190,13 @@ def xtrace(
     exact for rank below k. Costs n = 2k products, memory 5 k D, and k⁴ operations for the interval.
 
     Args:
-        matvec: H, a symmetric `Array[D] -> Array[D]`.
+        matvec: H, symmetric: an `Operator` or `Array[D] -> Array[D]`.
         key: random key of the test vectors.
-        dim: D.
+        dim: D; an `Operator` knows it.
         num_matvecs: n ≥ 2, an odd one left unused; below 4 the error is infinite. From D on the
             result is exact.
         block_size: products made at once, by `vmap`.
-        dtype: floating type of the test vectors.
+        dtype: floating type of the test vectors; float32 where `matvec` does not know.
 
     Returns:
         The trace as an `Estimate`. `standard_error` is the authors' √(Σ (tᵢ-t)² / (k(k-1))), which
@@ -213,13 +219,14 @@ def xtrace(
     Epperly, Tropp, Webber (2024), "XTrace", sections 2.1 and 2.3; Epperly, Tropp (2024),
     "Efficient error and variance estimation for randomized matrix computations", for the jackknife.
     """
-    matvec, dim, dtype = prepare(matvec, dim, dtype, instead=_INSTEAD)
+    operator = prepare(matvec, dim, dtype, instead=_INSTEAD)
+    dim, dtype = operator.dim, operator.dtype
     num_matvecs = check_count("num_matvecs", num_matvecs, 2)
     block_size = check_count("block_size", block_size)
     if num_matvecs >= dim:
-        return _announce(*_exact_trace(matvec, dim, block_size, dtype))
+        return _announce(*_exact_trace(operator, dim, block_size, dtype))
     check_factorable(dtype)
-    return _announce(*_xtrace(matvec, key, dim, num_matvecs // 2, block_size, dtype))
+    return _announce(*_xtrace(operator, key, dim, num_matvecs // 2, block_size, dtype))
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5))
@@ -241,15 +248,16 @@ def _xtrace(matvec, key, dim, num_probes, block_size, dtype):
     return exchangeable_estimate(sketch.G, samples), sketch.failed
 
 
+@returns_local
 def diagonal(
     matvec: Any,
     key: PRNGKeyArray,
     *,
-    dim: int,
+    dim: int | None = None,
     num_matvecs: int,
     method: str = "xdiag",
     block_size: int = 1,
-    dtype: Any = jnp.float32,
+    dtype: Any = None,
 ) -> Estimate:
     """Estimate the diagonal of an operator, with an error for each entry.
 
@@ -260,13 +268,13 @@ def diagonal(
     Costs n products and the memory of one block of them.
 
     Args:
-        matvec: H, a symmetric `Array[D] -> Array[D]`.
+        matvec: H, symmetric: an `Operator` or `Array[D] -> Array[D]`.
         key: random key of the test vectors.
-        dim: D.
+        dim: D; an `Operator` knows it.
         num_matvecs: n; at least 2 for "xdiag", which is exact from D on.
         method: "xdiag" or "hutchinson".
         block_size: products made at once, by `vmap`.
-        dtype: floating type of the test vectors.
+        dtype: floating type of the test vectors; float32 where `matvec` does not know.
 
     Returns:
         The diagonal [D] as an `Estimate`, its errors as those of `xtrace` or `hutchinson`.
@@ -284,19 +292,20 @@ def diagonal(
 
     Epperly, Tropp, Webber (2024), section 2.4; Bekas, Kokiopoulou, Saad (2007).
     """
-    matvec, dim, dtype = prepare(matvec, dim, dtype, instead="write it out by operators.to_dense")
+    operator = prepare(matvec, dim, dtype, instead="write it out by adapters.to_dense")
+    dim, dtype = operator.dim, operator.dtype
     check_choice("method", method, DIAGONAL_METHODS)
     num_matvecs = check_count("num_matvecs", num_matvecs, 2 if method == "xdiag" else 1)
     block_size = check_count("block_size", block_size)
     if method == "hutchinson":
         run, count = _hutchinson_diagonal, num_matvecs
     elif num_matvecs >= dim:
-        values, failed = _unit_vectors(matvec, dim, block_size, dtype)
+        values, failed = _unit_vectors(operator, dim, block_size, dtype)
         return _announce(exact_estimate(values), failed)
     else:
         check_factorable(dtype)
         run, count = _xdiag, num_matvecs // 2
-    return _announce(*run(matvec, key, dim, count, block_size, dtype))
+    return _announce(*run(operator, key, dim, count, block_size, dtype))
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5))
@@ -353,7 +362,7 @@ def _hutchinson_diagonal(matvec, key, dim, num_matvecs, block_size, dtype):
     return t_interval(mean, standard_error, num_matvecs - 1), failed
 
 
-def _exact_trace(matvec: Partial, dim: int, block_size: int, dtype: Any):
+def _exact_trace(matvec: Operator, dim: int, block_size: int, dtype: Any):
     entries, failed = _unit_vectors(matvec, dim, block_size, dtype)
     return exact_estimate(jnp.sum(entries)), failed
 

@@ -27,7 +27,7 @@ class Layout:
 
     def examples(self, tree: PyTree) -> PyTree:
         """Split the first axis of every array."""
-        return tree if self.mesh is None else sharding.place(tree, sharding.split(self.mesh))
+        return tree if self.mesh is None else sharding.place(tree, sharding.sharded(self.mesh))
 
     def params(self, tree: PyTree) -> PyTree:
         """Lay out parameters, or what is shaped like them."""

@@ -184,8 +184,8 @@ def fit(
             history.append(metrics)
             tree = {**carry._asdict(), "history": history.stacked()._asdict()}
             checkpoints.save(epoch, tree, last=epoch == config.epochs)
-    params = carry.params if shard_params else sharding.gather(carry.params, mesh)
-    state = sharding.gather(carry.state, mesh)
+    params = carry.params if shard_params else sharding.local(carry.params, mesh)
+    state = sharding.local(carry.state, mesh)
     return TrainingResult(params, state, normalization, history.stacked(), len(past.epoch))
 
 

@@ -253,7 +253,9 @@ def test_operators_cross_jit_scan_and_vmap_as_pytrees(operators):
 
     expected = matvec(matvec(vector))
     np.testing.assert_allclose(power(matvec, vector), expected, rtol=1e-4, atol=1e-5)
-    assert isinstance(matvec, Partial)
+    assert isinstance(matvec, curvature.Operator)
+    assert matvec.linearized
+    assert not operators["recomputed"].linearized
 
 
 def test_a_block_of_vectors_shares_the_primal_pass(operators):

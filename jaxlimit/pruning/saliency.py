@@ -1,0 +1,107 @@
+"""Orders of removal: by saliency, and by any other score."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxlimit._core.checks import check_floating_tree
+
+
+def saliency(
+    weights: Float[Array, "D"],
+    gradient: Float[Array, "D"],
+    diagonal: Float[Array, "D"],
+    *,
+    signed: bool = True,
+) -> Float[Array, "D"]:
+    """Forecast by how much the loss rises when one weight alone goes, to second order.
+
+    sᵢ = -wᵢgᵢ + ½ wᵢ²Gᵢᵢ, or |wᵢgᵢ| + ½ wᵢ²|Gᵢᵢ|, which does not take the gains of many removals
+    for granted: away from a minimum these do not add up. Works under `jit` and `vmap`.
+
+    Args:
+        weights: w [D].
+        gradient: g [D], of the data loss.
+        diagonal: of the Gauss-Newton matrix or the Hessian [D].
+        signed: whether terms that lower the loss count as gains.
+
+    Returns:
+        s [D], in units of the loss.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    >>> import jax.numpy as jnp
+    >>> saliency(jnp.array([1.0, -2.0]), jnp.array([0.5, 0.5]), jnp.array([2.0, 2.0]))
+    Array([0.5, 5. ], dtype=float32)
+
+    LeCun, Denker, Solla (1990), "Optimal brain damage", with the gradient kept.
+    """
+    for name, value in {"gradient": gradient, "diagonal": diagonal}.items():
+        if jnp.shape(value) != jnp.shape(weights):
+            raise ValueError(
+                f"{name} must have the shape of weights, {jnp.shape(weights)}, "
+                f"got {jnp.shape(value)}"
+            )
+    linear, square = -weights * gradient, weights * (weights * diagonal) / 2
+    return linear + square if signed else jnp.abs(linear) + jnp.abs(square)
+
+
+def order_by(scores: Float[Array, "D"], live: Bool[Array, "D"] | None = None) -> Int[Array, "D"]:
+    """Order weights by a score, the greatest kept longest; among equals the lower index wins.
+
+    Costs one sort.
+
+    Args:
+        scores: what each weight is worth [D].
+        live: weights that are not dead [D]; the others go first, whatever their score.
+
+    Returns:
+        The place of each weight [D], int32: a mask of k weights keeps the places below k.
+
+    Raises:
+        ValueError: if a score is NaN or infinite.
+
+    >>> import jax.numpy as jnp
+    >>> order_by(jnp.array([0.1, 3.0, 2.0, 2.0]))
+    Array([3, 0, 1, 2], dtype=int32)
+    """
+    check_floating_tree("scores", scores)
+    return _places(scores if live is None else jnp.where(live, scores, -jnp.inf))
+
+
+@jax.jit
+def _places(scores: Float[Array, "D"]) -> Int[Array, "D"]:
+    order = jnp.argsort(scores, descending=True, stable=True)
+    places = jnp.arange(scores.size, dtype=jnp.int32)
+    return jnp.zeros_like(places).at[order].set(places, unique_indices=True)
+
+
+def order_by_relaxed(relaxed: Float[Array, "D"], gradient: Any) -> Int[Array, "D"]:
+    """Round a relaxed mask to an order: what is removed most goes first.
+
+    Weights with equal z̄, as the many at 0 and at 1, are ordered by ∂q/∂zᵢ, the rise for each unit
+    more of zᵢ: the smaller goes first.
+
+    Args:
+        relaxed: z̄ in [0, 1] [D], 1 = removed, as `limits.certificate` returns it.
+        gradient: ∇q(z̄) [D].
+
+    Returns:
+        Places [D], as `order_by`.
+
+    >>> import jax.numpy as jnp
+    >>> order_by_relaxed(jnp.array([1.0, 0.0, 0.0]), jnp.array([0.0, 2.0, 3.0]))
+    Array([2, 1, 0], dtype=int32)
+    """
+    check_floating_tree("gradient", gradient)
+    return _places_of_relaxed(relaxed, jnp.asarray(gradient))
+
+
+@jax.jit
+def _places_of_relaxed(relaxed: Array, gradient: Array) -> Int[Array, "D"]:
+    order = jnp.lexsort((-gradient, relaxed))
+    places = jnp.arange(relaxed.size, dtype=jnp.int32)
+    return jnp.zeros_like(places).at[order].set(places, unique_indices=True)

@@ -1,0 +1,150 @@
+"""What a mask's rise of the loss consists of, how near to an l1 minimum, and layer by layer."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from jaxlimit._core.checks import check_range
+from jaxlimit._core.weights import Where, is_weight, selected
+
+
+class Shares(NamedTuple):
+    """The rise of the loss at a mask, in parts that add up to it, in units of the loss.
+
+    Attributes:
+        linear: gᵀδ.
+        quadratic: ½ δᵀGδ.
+        remainder: what the true loss rises beyond: neither of these knows of it.
+    """
+
+    linear: Float[Array, ""]
+    quadratic: Float[Array, ""]
+    remainder: Float[Array, ""]
+
+
+def rise_shares(
+    operator: Any,
+    gradient: Float[Array, "D"],
+    weights: Float[Array, "D"],
+    mask: Bool[Array, "D"],
+    rise: Any,
+) -> Shares:
+    """Split the rise of the loss at a mask into its linear part, its quadratic part and the rest.
+
+    L(w∘m) - L(w) = gᵀδ + ½ δᵀGδ + remainder, δ = w∘m - w. Costs one product. Exact, G being
+    whatever `operator` is: with the Gauss-Newton matrix the remainder holds the network's own
+    curvature as well as all higher orders.
+
+    Args:
+        operator: G, from [D] to [D].
+        gradient: g [D], of the data loss at w.
+        weights: w [D].
+        mask: True = kept [D].
+        rise: L(w∘m) - L(w), measured.
+
+    Returns:
+        The `Shares`.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    >>> import jax.numpy as jnp
+    >>> w, g = jnp.array([1.0, 2.0]), jnp.array([0.5, 0.0])
+    >>> rise_shares(lambda v: 2 * v, g, w, jnp.array([False, True]), 1.0)
+    Shares(linear=Array(-0.5, ...), quadratic=Array(1., ...), remainder=Array(0.5, ...))
+    """
+    for name, value in {"gradient": gradient, "mask": mask}.items():
+        if jnp.shape(value) != jnp.shape(weights):
+            raise ValueError(
+                f"{name} must have the shape of weights, {jnp.shape(weights)}, "
+                f"got {jnp.shape(value)}"
+            )
+    step = jnp.where(mask, 0, -weights)
+    linear, quadratic = jnp.vdot(gradient, step), jnp.vdot(step, operator(step)) / 2
+    return Shares(linear, quadratic, rise - linear - quadratic)
+
+
+class L1Residual(NamedTuple):
+    """How far from a minimum under an l1 penalty: max and median of ||gᵢ|/l1 - 1| on the support.
+
+    Attributes:
+        maximum: 0 exactly where the support's conditions hold.
+        median: of the same.
+        ratio: the median of |gᵢ|/l1 there, 1 at a minimum.
+        num_support: how many weights the support has.
+    """
+
+    maximum: Float[Array, ""]
+    median: Float[Array, ""]
+    ratio: Float[Array, ""]
+    num_support: int
+
+
+def l1_residual(
+    gradient: Float[Array, "D"], weights: Float[Array, "D"], l1: Any, *, support: Any = None
+) -> L1Residual:
+    """Measure how well the weights that an l1 penalty keeps satisfy its conditions of optimality.
+
+    At a minimum of L + l1·‖w‖₁ every wᵢ ≠ 0 has gᵢ = -l1·sign(wᵢ), so that |gᵢ|/l1 = 1. Then the
+    first-order rise of the loss by removing weight i is l1·|wᵢ|: magnitude is the order that the
+    first order gives.
+
+    Args:
+        gradient: g [D], of the data loss without the penalty.
+        weights: w [D].
+        l1: strength of the penalty, above 0.
+        support: weights to look at [D], such as those that are not dead; None takes wᵢ ≠ 0.
+
+    Returns:
+        An `L1Residual`; NaN where the support is empty.
+
+    Raises:
+        ValueError: if `l1` is not above 0, or the shapes differ.
+
+    >>> import jax.numpy as jnp
+    >>> l1_residual(jnp.array([-0.1, 0.05, 9.0]), jnp.array([1.0, -1.0, 0.0]), 0.1).maximum
+    Array(0.5, dtype=float32)
+    """
+    check_range("l1", l1, 0, open_low=True)
+    support = jnp.asarray(weights != 0 if support is None else support)
+    if not jnp.shape(gradient) == jnp.shape(weights) == support.shape:
+        raise ValueError(
+            f"gradient, weights and support must have one shape, got {jnp.shape(gradient)}, "
+            f"{jnp.shape(weights)} and {support.shape}"
+        )
+    ratios = jnp.where(support, jnp.abs(gradient) / l1, jnp.nan)
+    residuals = jnp.abs(ratios - 1)
+    return L1Residual(
+        jnp.where(support.any(), jnp.nanmax(jnp.where(support, residuals, -1)), jnp.nan),
+        jnp.nanmedian(residuals),
+        jnp.nanmedian(ratios),
+        int(support.sum()),
+    )
+
+
+def kept_by_layer(mask: Any, *, where: Where = is_weight) -> dict[str, tuple[int, int]]:
+    """Count what a mask keeps of each leaf under study, and how many weights it has.
+
+    Args:
+        mask: pytree of booleans like the parameters, True = kept.
+        where: which leaves are under study.
+
+    Returns:
+        The counts (kept, all) by the leaf's path.
+
+    >>> import jax.numpy as jnp
+    >>> kept_by_layer({"Dense_0": {"kernel": jnp.array([True, False])}})
+    {'Dense_0/kernel': (1, 2)}
+    """
+    paths = jax.tree_util.tree_leaves_with_path(mask)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (
+            int(np.asarray(leaf).sum()),
+            int(np.size(leaf)),
+        )
+        for (path, leaf), studied in zip(paths, selected(mask, where), strict=True)
+        if studied
+    }

@@ -1,0 +1,225 @@
+"""The search against all 2ᴰ masks, by the true loss."""
+
+import itertools
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from annealed import annealed
+
+from jaxlimit import curvature, pruning
+
+KEY = jax.random.key(0)
+D = 10
+NUM_SEEDS = 25
+
+# Weights kept beyond the optimum over all masks, of ten: by the search, by magnitude. Means of 25
+# random quadratics of a kind.
+DISTANCES = {
+    "plain": (0.04, 0.88),
+    "zero rows": (0, 1.44),
+    "rank one": (0, 0.6),
+    "equal weights": (0.04, 3.28),
+    "ties": (0, 0.88),
+    "zero": (0, 0.16),
+    "huge": (0, 0),
+    "not at a minimum": (0.04, 1.32),
+}
+
+
+def squares(outputs, batch):
+    return 0.5 * jnp.mean((outputs - batch[1]) ** 2)
+
+
+LINEAR = curvature.split_loss(lambda w, batch: batch[0] @ w, squares)
+ALL = np.array(list(itertools.product([False, True], repeat=D)))
+
+
+def quadratic(kind, seed):
+    """Weights, examples and ε of a linear network with square loss, which is its own quadratic."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(24, D)) * rng.uniform(0.1, 2, D)
+    w, noise = rng.normal(size=D), 0.1 * rng.normal(size=24)
+    epsilon = rng.uniform(0.1, 2)
+    if kind == "zero rows":
+        x[:, ::3] = 0
+    if kind == "rank one":
+        x = rng.normal(size=(24, 1)) * rng.normal(size=D)
+    if kind == "equal weights":
+        w = np.ones(D)
+    if kind == "ties":
+        x, w = np.repeat(x[:, :5], 2, 1), np.repeat(w[:5], 2)
+    if kind == "zero":
+        epsilon = 0.0
+    if kind == "huge":
+        epsilon = 1e6
+    if kind == "not at a minimum":
+        noise = rng.normal(size=D) @ x.T
+    return w, (x[None], (x @ w + noise)[None]), epsilon
+
+
+def smallest(w, batches, epsilon):
+    """The optimum over all masks, in float64."""
+    x, y = (np.float64(leaf[0]) for leaf in batches)
+    losses = 0.5 * np.mean((x @ (ALL * np.float64(w)).T - y[:, None]) ** 2, 0)
+    allowed = losses[-1] + epsilon
+    # A mask at the edge may pass in one precision and not in the other.
+    clear = losses <= allowed * (1 - 1e-5) if epsilon else losses <= allowed
+    near = losses <= allowed * (1 + 1e-5)
+    return ALL[near].sum(1).min(), ALL[clear].sum(1).min()
+
+
+KINDS = ("plain", "zero rows", "rank one", "equal weights", "ties", "zero", "huge",
+         "not at a minimum")  # fmt: skip
+
+
+def search(w, batches, epsilon, dtype):
+    w, batches = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (w, batches))
+    return pruning.smallest_mask(LINEAR, w, batches, epsilon=epsilon, key=KEY)
+
+
+def check(found, w, batches, epsilon):
+    x, y = (leaf[0] for leaf in batches)
+    value = lambda mask: 0.5 * np.mean((x @ np.where(mask, w, 0) - y) ** 2)  # noqa: E731
+    least, most = smallest(w, batches, epsilon)
+    assert found.num_kept >= least
+    mask = np.asarray(found.mask)
+    assert mask.sum() == found.num_kept == found.ratio * D
+    np.testing.assert_allclose(found.loss, value(mask), rtol=1e-4, atol=1e-6)
+    assert value(mask) <= value(np.ones(D, bool)) * (1 + 1e-5) + epsilon + 1e-7
+    kept = {candidate.method: candidate.num_kept for candidate in found.candidates}
+    assert found.num_kept == min(kept.values()) <= kept["magnitude"]
+    # Magnitude by definition: every count tried.
+    order = np.argsort(np.argsort(-np.abs(np.float64(w)), kind="stable"))
+    counts = [k for k in range(D) if value(order < k) <= found.dense_loss * (1 - 1e-6) + epsilon]
+    assert least <= kept["magnitude"] <= min(counts, default=D)
+    return found.num_kept - most, kept["magnitude"] - most
+
+
+def distances(kind, seeds, dtype=jnp.float32):
+    problems = [quadratic(kind, seed) for seed in seeds]
+    return np.array([check(search(*problem, dtype), *problem) for problem in problems])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_quadratics_over_all_masks(kind):
+    found, magnitude = distances(kind, range(NUM_SEEDS)).mean(0)
+    assert 0 <= found <= DISTANCES[kind][0] + 0.005
+    np.testing.assert_allclose(magnitude, DISTANCES[kind][1], atol=0.05)
+
+
+@pytest.mark.parametrize("kind", ["plain", "rank one"])
+def test_in_float64(kind):
+    with jax.enable_x64(True):
+        assert distances(kind, range(5), jnp.float64).min() >= 0
+
+
+def cubes(outputs, batch):
+    return jnp.mean(jnp.logaddexp(0.0, -outputs[:, 0] * batch[1]))
+
+
+def tanh_net(params, batch):
+    return jnp.tanh(batch[0] @ params["in"] + params["bias"]) @ params["out"]
+
+
+def relu_net(params, batch):
+    return jax.nn.relu(batch[0] @ params["in"] + params["bias"]) @ params["out"]
+
+
+@pytest.mark.parametrize("net", [tanh_net, relu_net])
+@pytest.mark.parametrize(
+    ("seed", "l1", "epsilon"), [(0, 0.003, 0.02), (1, 0.01, 0.1), (2, 0, 0.05)]
+)
+def test_trained_networks_over_all_masks(net, seed, l1, epsilon):
+    """Three inputs, three hidden units: 15 weights and 2^15 masks, by the true loss."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    x = jax.random.normal(keys[0], (1, 64, 3))
+    batches = x, jnp.sign(x[..., 0] * x[..., 1] + 0.5 * x[..., 2])
+    flat = jax.tree.map(lambda leaf: leaf[0], batches)
+    params = {
+        "in": jax.random.normal(keys[1], (3, 3)),
+        "bias": jnp.zeros(3),
+        "out": jax.random.normal(keys[2], (3, 1)),
+    }
+    loss = curvature.split_loss(net, cubes)
+    params = annealed(loss, params, flat, rate=0.3, l1=l1, num_steps=400)
+    weights, unflatten = jax.flatten_util.ravel_pytree(params)
+    masks = jnp.array(list(itertools.product([False, True], repeat=15)))
+    losses = jax.lax.map(lambda m: loss(unflatten(weights * m), flat), masks, batch_size=4096)
+    allowed = float(losses[-1]) + epsilon
+    least = int(masks[np.asarray(losses) <= allowed * (1 + 1e-5)].sum(1).min())
+    found = pruning.smallest_mask(loss, params, batches, epsilon=epsilon, key=KEY)
+    value = loss(pruning.apply_mask(params, found.mask), flat)
+    assert value <= allowed * (1 + 1e-5)
+    magnitude = next(c.num_kept for c in found.candidates if c.method == "magnitude")
+    assert least <= found.num_kept <= min(magnitude, least + 2)
+
+
+def test_a_loss_that_is_not_split_has_no_certificate_and_still_a_mask():
+    w, batches, epsilon = quadratic("plain", 0)
+    whole = lambda w, batch: squares(batch[0] @ w, batch)  # noqa: E731
+    w, batches = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (w, batches))
+    found = pruning.smallest_mask(whole, w, batches, epsilon=epsilon, key=KEY)
+    assert found.certificate is None
+    assert any("split" in note for note in found.notes)
+    assert found.loss <= found.dense_loss + epsilon
+
+
+def test_where_and_operands_and_ragged_batches():
+    """Frozen leaves stay, and a loss with operands over ragged batches is the same problem."""
+    w, (x, y), epsilon = quadratic("plain", 3)
+    w, x, y = (jnp.asarray(leaf, jnp.float32) for leaf in (w, x[0], y[0]))
+    ragged = [(x[:10], y[:10]), (x[10:20], y[10:20]), (x[20:], y[20:])]
+    loss = curvature.split_loss(
+        lambda p, batch, scale: scale * (batch[0] @ p["kernel"]) + p["norm"], squares
+    )
+    params = {"kernel": w / 2, "norm": jnp.zeros(())}
+    found = pruning.smallest_mask(loss, params, ragged, 2.0, epsilon=epsilon, key=KEY)
+    one = search(w, (x[None], y[None]), epsilon, jnp.float32)
+    assert found.num_kept == one.num_kept
+    assert found.mask["norm"]
+    assert found.mask["kernel"].sum() == found.num_kept
+
+
+def test_only_magnitude_and_what_the_budget_does_not_hold():
+    w, batches, epsilon = quadratic("plain", 1)
+    settings = {"epsilon": epsilon, "key": KEY}
+    w, batches = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (w, batches))
+    found = pruning.smallest_mask(LINEAR, w, batches, methods=("magnitude",), **settings)
+    assert [c.method for c in found.candidates] == ["magnitude"]
+    found = pruning.smallest_mask(LINEAR, w, batches, memory_budget=0, **settings)
+    assert any("greedy" in note for note in found.notes)
+    # Five weights at a time: greedy on the most salient ones, the others removed before.
+    some = pruning.smallest_mask(LINEAR, w, batches, memory_budget=5 * 5 * 4, **settings)
+    assert "greedy" in [c.method for c in some.candidates]
+    assert some.loss <= some.dense_loss + epsilon
+
+
+def test_zeros_alone_keep_nothing():
+    _, batches, epsilon = quadratic("plain", 1)
+    batches = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), batches)
+    found = pruning.smallest_mask(LINEAR, jnp.zeros(D), batches, epsilon=epsilon, key=KEY)
+    assert found.num_kept == 0
+    assert not found.mask.any()
+
+
+def test_repr_is_short():
+    w, batches, epsilon = quadratic("plain", 1)
+    lines = repr(search(w, batches, epsilon, jnp.float32)).splitlines()
+    assert 3 < len(lines) < 12
+    assert lines[0].startswith("MaskSearch: ")
+
+
+def test_bad_input():
+    w, batches, _ = quadratic("plain", 0)
+    with pytest.raises(ValueError, match="epsilon must lie"):
+        search(w, batches, -1.0, jnp.float32)
+    with pytest.raises(ValueError, match="epsilon must lie"):
+        search(w, batches, float("nan"), jnp.float32)
+    with pytest.raises(ValueError, match="methods must be one of"):
+        pruning.smallest_mask(LINEAR, w, batches, epsilon=1.0, key=KEY, methods=("magic",))
+    nan = curvature.split_loss(lambda w, batch: batch[0] @ w * jnp.nan, squares)
+    with pytest.raises(FloatingPointError, match="finite"):
+        pruning.smallest_mask(nan, jnp.ones(D), batches, epsilon=1.0, key=KEY)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlimit._core import sharding
+from jaxlimit._core import sharding, shares
 from jaxlimit._core.batches import check_scalar, first_batch
 from jaxlimit._core.memory import catching_refusals
 from jaxlimit._core.programs import precise_products
@@ -41,7 +41,7 @@ class MaskedLoss:
     loss: Callable = field(metadata={"static": True})
     weights: Float[Array, "D"]
     unflatten: Partial
-    examples: sharding.Examples
+    examples: shares.Examples
     operands: tuple
     mesh: Mesh | None = field(metadata={"static": True})
 
@@ -51,7 +51,7 @@ class MaskedLoss:
         def of_batch(batch, unflatten, weights, operands):
             return self.loss(unflatten(weights), batch, *operands)
 
-        return sharding.mean(self.examples, of_batch, self.unflatten, weights, self.operands)
+        return shares.mean(self.examples, of_batch, self.unflatten, weights, self.operands)
 
 
 def masked_loss(
@@ -60,7 +60,7 @@ def masked_loss(
     """Check a loss and its data, and lay them out for many evaluations."""
     check_scalar(loss, params, first_batch(batches), *operands)
     weights, unflatten = flatten_weights(params, where)
-    examples = sharding.examples_of(batches, mesh)
+    examples = shares.examples_of(batches, mesh)
     weights, unflatten, operands = sharding.replicate((weights, unflatten, operands), mesh)
     return MaskedLoss(loss, weights, unflatten, examples, operands, mesh)
 
@@ -86,20 +86,20 @@ def losses_along(problem: MaskedLoss, order: Int[Array, "D"], counts: Any) -> np
     """Evaluate the loss of the masks that keep `counts` weights of an order, in one program."""
     with catching_refusals("while masks were evaluated: make batches smaller"):
         losses = _along(problem, order, jnp.asarray(counts, jnp.int32))
-        return np.asarray(sharding.gather(losses, problem.mesh))
+        return np.asarray(sharding.local(losses, problem.mesh))
 
 
 def loss_of_mask(problem: MaskedLoss, mask: Bool[Array, "D"]) -> float:
     """Evaluate the loss of one flat mask, True = kept."""
     with catching_refusals("while a mask was evaluated: make batches smaller"):
-        return float(sharding.gather(_at_mask(problem, mask), problem.mesh))
+        return float(sharding.local(_at_mask(problem, mask), problem.mesh))
 
 
 def derivatives_at_mask(
     problem: MaskedLoss, mask: Bool[Array, "D"], vector: Float[Array, "D"]
 ) -> tuple[Float[Array, "D"], Float[Array, "D"]]:
     """Return the gradient at the masked weights, and the Hessian there times a vector."""
-    return sharding.gather(_derivatives(problem, mask, vector), problem.mesh)
+    return sharding.local(_derivatives(problem, mask, vector), problem.mesh)
 
 
 class Smallest(NamedTuple):

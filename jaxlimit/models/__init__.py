@@ -1,4 +1,4 @@
-"""The Flax Linen zoo of the paper's tables, by name.
+"""The Flax Linen zoo by name: the networks of the paper's tables, and a small transformer.
 
 `create` gives a module; the rest of the package wants a `loss(params, batch, *operands)`, the mean
 over the examples of the batch. Model state, such as BatchNorm's running statistics, is an operand:
@@ -32,6 +32,7 @@ from jaxlimit.models.alexnet import AlexNet
 from jaxlimit.models.mlp import FC5_WIDTHS, FC12_WIDTHS, MLP
 from jaxlimit.models.resnet import ResNet
 from jaxlimit.models.vgg import VGG
+from jaxlimit.models.vit import ViT
 
 _REGISTRY = {
     "fc5": functools.partial(MLP, widths=FC5_WIDTHS),
@@ -40,6 +41,7 @@ _REGISTRY = {
     "vgg16": VGG,
     "resnet18": functools.partial(ResNet, stage_sizes=(2, 2, 2, 2)),
     "resnet50": functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), bottleneck=True),
+    "vit": ViT,
 }
 
 
@@ -47,7 +49,7 @@ def names() -> tuple[str, ...]:
     """Return the names that `create` knows.
 
     >>> names()
-    ('fc5', 'fc12', 'alexnet', 'vgg16', 'resnet18', 'resnet50')
+    ('fc5', 'fc12', 'alexnet', 'vgg16', 'resnet18', 'resnet50', 'vit')
     """
     return tuple(_REGISTRY)
 

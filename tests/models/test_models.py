@@ -23,6 +23,7 @@ THIN = {
     "vgg16": {"stages": ((4,), (8,))},
     "resnet18": {"stage_sizes": (1, 1), "width": 8},
     "resnet50": {"stage_sizes": (1, 1), "width": 4},
+    "vit": {"width": 12, "num_blocks": 1, "num_heads": 2, "hidden": 16},
 }
 
 
@@ -119,8 +120,9 @@ def test_initial_loss_is_near_log_of_classes_at_full_size(name):
 def check_gradient(name, size, fields):
     net = models.create(name, num_classes=10, **fields)
     images, labels = random_images(size), jnp.arange(4)
-    # A dense net's parameters are made for one image size, a convolutional net's for all.
-    variables = initial_variables(net, size if name.startswith("fc") else 32)
+    # A convolutional net's parameters serve images of all sizes, those of the others of one.
+    one_size = name.startswith("fc") or name == "vit"
+    variables = initial_variables(net, size if one_size else 32)
 
     def loss(params, state):
         logits = net.apply({"params": params, **state}, images)

@@ -9,6 +9,12 @@ weights under study over all layers at once; among equals the lower flat index i
 from jaxlimit.pruning.budgets import erdos_renyi_kernel, lamp_scores, mask_by_leaf
 from jaxlimit.pruning.dead import dead_weights
 from jaxlimit.pruning.greedy import Removal, gram, greedy_order
+from jaxlimit.pruning.guarantee import (
+    GuaranteedRatio,
+    guaranteed_ratio,
+    held_out_losses,
+    hoeffding_bentkus,
+)
 from jaxlimit.pruning.magnitude import (
     apply_mask,
     flat_magnitude_mask,
@@ -36,6 +42,7 @@ from jaxlimit.pruning.sweeps import (
 __all__ = [
     "METHODS",
     "Candidate",
+    "GuaranteedRatio",
     "L1Residual",
     "MaskSearch",
     "Removal",
@@ -48,6 +55,9 @@ __all__ = [
     "flat_magnitude_mask",
     "gram",
     "greedy_order",
+    "guaranteed_ratio",
+    "held_out_losses",
+    "hoeffding_bentkus",
     "kept_by_layer",
     "l1_residual",
     "lamp_scores",

@@ -1,0 +1,244 @@
+"""A ratio that holds on unseen data, with a stated probability, from held-out examples alone."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from scipy import special
+
+from jaxlimit._core.batches import check_like, check_scalar, first_batch, group_batches
+from jaxlimit._core.checks import check_range
+from jaxlimit._core.programs import canonical_convolutions
+
+
+class GuaranteedRatio(NamedTuple):
+    """The sparsest ratio that passed, and the walk to it.
+
+    Attributes:
+        ratio: with probability at least 1-δ over the held-out examples, the mean rise on unseen
+            data is at most ε here; 1, the dense network, if not even the first ratio passed.
+        num_passed: how many ratios passed, from the dense end.
+        p_values: of "the rise is above ε" at each ratio [r]; those past the first failure decide
+            nothing.
+        mean_rises: on the held-out examples [r].
+    """
+
+    ratio: float
+    num_passed: int
+    p_values: Float[np.ndarray, "r"]
+    mean_rises: Float[np.ndarray, "r"]
+
+
+def guaranteed_ratio(
+    dense_losses: Any,
+    pruned_losses: Any,
+    ratios: Any,
+    *,
+    epsilon: float,
+    delta: float = 0.05,
+    bounds: tuple[float, float] | None = None,
+) -> GuaranteedRatio:
+    """Find the sparsest ratio whose mean rise on unseen data is at most ε, with confidence.
+
+    Walks from dense to sparse and tests at each ratio the hypothesis E[ℓ(pruned) - ℓ(dense)] > ε on
+    the paired differences, by `hoeffding_bentkus`; stops at the first that is not rejected at level
+    δ. The ratio before it holds with probability at least 1-δ: a wrong answer needs a false
+    rejection at the first ratio where the hypothesis is true, and the order is fixed beforehand.
+    Exact at any number of examples, which must be drawn independently from what is unseen, and must
+    have served neither training nor the choice of masks.
+
+    Args:
+        dense_losses: of the dense network on n held-out examples [n]; Booleans are correctness,
+            whose loss is 1 where it is False.
+        pruned_losses: of the pruned networks on the same examples [r, n].
+        ratios: fractions kept [r], from dense to sparse.
+        epsilon: ε, the tolerated mean rise, above 0.
+        delta: δ, the probability of a wrong answer that is tolerated, in (0, 1).
+        bounds: what a single loss can be at least and at most, known beforehand; (0, 1) for
+            correctness. Not to be read off the examples.
+
+    Returns:
+        A `GuaranteedRatio`.
+
+    Raises:
+        ValueError: if shapes do not fit, the ratios do not fall, the loss has no bounds or passes
+            them, or the examples are too few for even an unchanged network to pass.
+
+    >>> import numpy as np
+    >>> dense = np.ones(2000, bool)  # all correct
+    >>> pruned = np.arange(2000) >= np.array([[0], [20], [300]])
+    >>> guaranteed_ratio(dense, pruned, [0.5, 0.1, 0.01], epsilon=0.1).ratio
+    0.1
+
+    Angelopoulos, Bates, Candès, Jordan, Lei (2021), "Learn then test"; Bates et al. (2021),
+    "Distribution-free, risk-controlling prediction sets".
+    """
+    dense, pruned, (low, high) = _check_losses(dense_losses, pruned_losses, bounds)
+    ratios = _check_ratios(ratios, len(pruned))
+    check_range("epsilon", epsilon, 0, open_low=True)
+    if not 0 < delta < 1:
+        raise ValueError(f"delta must lie in (0, 1), got {delta}")
+    # A difference lies within ±(high - low); so scaled to [0, 1] that of no change is ½.
+    width = 2 * (high - low)
+    level = min(epsilon / width + 0.5, 1.0)
+    _check_enough(dense.size, level, delta)
+    rises = pruned - dense
+    means = rises.mean(1)
+    p_values = hoeffding_bentkus(np.clip(means / width + 0.5, 0, 1), level, dense.size)
+    failed = np.flatnonzero(p_values > delta)
+    num_passed = int(failed[0]) if failed.size else len(ratios)
+    ratio = float(ratios[num_passed - 1]) if num_passed else 1.0
+    return GuaranteedRatio(ratio, num_passed, p_values, means)
+
+
+def hoeffding_bentkus(means: Any, level: float, num_examples: int) -> Float[np.ndarray, "..."]:
+    """Bound the probability of a mean as small as seen, if the expectation is above a level.
+
+        p = min(exp(-n h(min(x̄, α), α)), e · P(Bin(n, α) ≤ ⌈n x̄⌉)),
+        h(a, b) = a log(a/b) + (1-a) log((1-a)/(1-b)),
+
+    a p-value of "E x > α" for the mean x̄ of n independent x in [0, 1].
+
+    Args:
+        means: x̄, of losses scaled to [0, 1].
+        level: α in [0, 1].
+        num_examples: n.
+
+    Returns:
+        The p-values, at most 1.
+
+    >>> float(hoeffding_bentkus(0.0, 0.1, 50).round(4))
+    0.0052
+
+    Hoeffding (1963), Theorem 1; Bentkus (2004), Theorem 1.1.
+    """
+    means = np.asarray(means, np.float64)
+    below = np.minimum(means, level)
+    entropy = special.rel_entr(below, level) + special.rel_entr(1 - below, 1 - level)
+    hoeffding = np.exp(-num_examples * entropy)
+    count = np.minimum(np.ceil(num_examples * means), num_examples)
+    bentkus = np.e * special.bdtr(count, num_examples, level)
+    return np.minimum(np.minimum(hoeffding, bentkus), 1.0)
+
+
+def _check_losses(dense: Any, pruned: Any, bounds: Any) -> tuple[np.ndarray, np.ndarray, tuple]:
+    dense, pruned = np.asarray(dense), np.asarray(pruned)
+    if dense.ndim != 1 or pruned.ndim != 2 or pruned.shape[1] != dense.size or not pruned.size:
+        raise ValueError(
+            "dense_losses must be [n] and pruned_losses [r, n] on the same examples, "
+            f"got shapes {dense.shape} and {pruned.shape}"
+        )
+    if (dense.dtype == bool) != (pruned.dtype == bool):
+        raise ValueError("dense_losses and pruned_losses must both be losses or both correctness")
+    if dense.dtype == bool:
+        dense, pruned, bounds = ~dense, ~pruned, (0.0, 1.0)
+    if bounds is None or not np.isfinite(bounds).all() or not bounds[0] < bounds[1]:
+        raise ValueError(
+            f"bounds must be the finite ends (low, high) of a single loss, got {bounds}: a mean "
+            "of unbounded losses, such as cross-entropy, can be guaranteed from no number of "
+            "examples; clip it beforehand, or pass Booleans, whether each example is correct"
+        )
+    dense, pruned = dense.astype(np.float64), pruned.astype(np.float64)
+    for name, losses in {"dense_losses": dense, "pruned_losses": pruned}.items():
+        if not ((losses >= bounds[0]) & (losses <= bounds[1])).all():
+            raise ValueError(
+                f"{name} must lie within bounds {tuple(bounds)}, got values from {losses.min()} "
+                f"to {losses.max()}"
+            )
+    return dense, pruned, tuple(bounds)
+
+
+def _check_ratios(ratios: Any, num: int) -> np.ndarray:
+    ratios = np.asarray(ratios, np.float64)
+    check_range("ratios", ratios, 0, 1)
+    if ratios.shape != (num,) or (np.diff(ratios) >= 0).any():
+        raise ValueError(
+            f"ratios must be {num}, one for each row of pruned_losses, falling from dense to "
+            f"sparse, got {ratios}"
+        )
+    return ratios
+
+
+def _check_enough(num: int, level: float, delta: float) -> None:
+    """Raise where not even differences of 0 would pass."""
+    if level >= 1 or hoeffding_bentkus(0.5, level, num) <= delta:
+        return
+    entropy = special.rel_entr(0.5, level) + special.rel_entr(0.5, 1 - level)
+    raise ValueError(
+        f"examples are too few: with {num} not even an unchanged network would pass at this "
+        f"epsilon and delta; about {int(np.ceil(-np.log(delta) / entropy))} would do"
+    )
+
+
+def held_out_losses(
+    loss: Callable,
+    params: Any,
+    masks: Sequence[Any],
+    batches: Any,
+    *operands: Any,
+    trained_on: Any = None,
+) -> tuple[Float[Array, "n"], Float[Array, "r n"]]:
+    """Evaluate a loss on each held-out example, for the dense network and each pruned one.
+
+    Costs one evaluation of the data a mask. Cross-entropy has no bound: clip it, or pass an
+    accuracy and take the result for Booleans.
+
+    Args:
+        loss: `loss(params, batch, *operands)`, the mean over the batch's examples.
+        params: pytree of real floating arrays.
+        masks: pytrees like `params`, True = kept, from dense to sparse.
+        batches: held-out data, as for `curvature.hessian_matvec`.
+        *operands: passed on to `loss`.
+        trained_on: the data of the training and of the masks, if at hand: a warning is given where
+            `batches` are the same arrays.
+
+    Returns:
+        Losses [n] of the dense and [r, n] of the pruned networks.
+
+    Raises:
+        TypeError: if `loss` gives no scalar.
+        ValueError: if a mask has another structure than `params`, or there are no masks or data.
+
+    >>> import jax.numpy as jnp
+    >>> square, x = lambda w, x: jnp.mean((x @ w) ** 2), jnp.array([[[1.0, 0.0], [1.0, 2.0]]])
+    >>> held_out_losses(square, jnp.ones(2), [jnp.array([True, False])], x)
+    (Array([1., 9.], dtype=float32), Array([[1., 1.]], dtype=float32))
+    """
+    check_scalar(loss, params, first_batch(batches), *operands)
+    if not len(masks):
+        raise ValueError("masks must hold at least one mask, got none")
+    for mask in masks:
+        check_like("masks", mask, params)
+    if _same_arrays(batches, trained_on):
+        warnings.warn(
+            "the held-out data are the data that the network was trained on: what holds on them "
+            "says nothing of unseen data, whatever the confidence",
+            stacklevel=2,
+        )
+    examples = group_batches(batches)
+    dense = _example_losses(loss, params, examples, operands)
+    pruned = [_example_losses(loss, _masked(params, mask), examples, operands) for mask in masks]
+    return dense, jnp.stack(pruned)
+
+
+def _masked(params: Any, mask: Any) -> Any:
+    return jax.tree.map(lambda leaf, keep: jnp.where(keep, leaf, 0), params, mask)
+
+
+def _same_arrays(one: Any, other: Any) -> bool:
+    known = {id(leaf) for leaf in jax.tree.leaves(other)}
+    return any(id(leaf) in known for leaf in jax.tree.leaves(one))
+
+
+@partial(jax.jit, static_argnums=0)
+def _example_losses(loss, params, examples, operands):
+    def of_example(example):
+        return loss(params, jax.tree.map(lambda x: x[None], example), *operands)
+
+    of_stack = partial(jax.lax.map, canonical_convolutions(jax.vmap(of_example)))
+    return jnp.concatenate([of_stack(group.batches).ravel() for group in examples])

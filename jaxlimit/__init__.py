@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from jaxlimit._core.estimate import Estimate
     from jaxlimit._core.operator import Operator
     from jaxlimit._core.weights import flatten_weights
-    from jaxlimit.studies import LimitEstimate, estimate_limit
+    from jaxlimit.studies import LimitEstimate, PrunedTo, estimate_limit, prune_to
 
 __version__ = "0.1.0"
 
@@ -39,6 +39,7 @@ __all__ = [
     "Estimate",
     "LimitEstimate",
     "Operator",
+    "PrunedTo",
     "adapters",
     "curvature",
     "datasets",
@@ -53,6 +54,7 @@ __all__ = [
     "models",
     "planning",
     "plotting",
+    "prune_to",
     "pruning",
     "spectrum",
     "studies",
@@ -65,8 +67,10 @@ _HOMES = {
     "Estimate": "jaxlimit._core.estimate",
     "LimitEstimate": "jaxlimit.studies",
     "Operator": "jaxlimit._core.operator",
+    "PrunedTo": "jaxlimit.studies",
     "estimate_limit": "jaxlimit.studies",
     "flatten_weights": "jaxlimit._core.weights",
+    "prune_to": "jaxlimit.studies",
 }
 # Modules of version 0.1 that have moved.
 _MOVED = {

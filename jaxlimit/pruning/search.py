@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, PRNGKeyArray
 
 from jaxlimit._core.checks import check_choice, check_range
+from jaxlimit._core.estimate import value_of
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, is_weight
 from jaxlimit.pruning.candidates import ORDERS, WHY_NONE, Network, start
@@ -122,7 +123,7 @@ def smallest_mask(
         params: w, pytree of real floating arrays.
         batches: as for `curvature.hessian_matvec`.
         *operands: passed on to `loss`.
-        epsilon: ε, the tolerated rise, at least 0.
+        epsilon: ε, the tolerated rise, at least 0; a number or an `Estimate`.
         key: random key of probes.
         methods: which candidates to try, of `METHODS`.
         memory_budget: bytes of the matrix of the greedy search, on the host (default 8 GiB).
@@ -151,6 +152,7 @@ def smallest_mask(
     Zhang, Zhang, Sun, Liu (NeurIPS 2024) ask the question; LeCun, Denker, Solla (1990) have the
     quadratic.
     """
+    epsilon = value_of(epsilon)
     check_range("epsilon", epsilon, 0)
     check_range("memory_budget", float(memory_budget), 0)
     for method in methods:

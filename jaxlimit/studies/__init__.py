@@ -2,12 +2,15 @@
 
 from jaxlimit.studies.estimation import LimitEstimate, check_deterministic, estimate_limit
 from jaxlimit.studies.layers import LayerStudy, layer_limits, layer_masks
+from jaxlimit.studies.pruning_to import PrunedTo, prune_to
 
 __all__ = [
     "LayerStudy",
     "LimitEstimate",
+    "PrunedTo",
     "check_deterministic",
     "estimate_limit",
     "layer_limits",
     "layer_masks",
+    "prune_to",
 ]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import zipfile
@@ -171,6 +172,7 @@ def load(
     """
     expected = f"{path} must be {what} of format {version}, got"
     try:
+        _check_sizes(path)
         with np.load(path, allow_pickle=False) as file:
             fields = {name: file[name] for name in file.files}
     except _UNREADABLE as error:
@@ -185,6 +187,26 @@ def load(
     if identity is not None:
         _check_identity(path, identity, made_by)
     return fields
+
+
+def _check_sizes(path: Any) -> None:
+    """Raise unless the arrays of an npz are as large as their entries, and these as the file."""
+    on_disk = os.path.getsize(path)
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.file_size > on_disk:  # `save` compresses nothing
+                raise ValueError(f"{entry.filename} of {entry.file_size} bytes in {on_disk}")
+            with archive.open(entry) as file:
+                read_header = _HEADERS[np.lib.format.read_magic(file)]
+                shape, _, dtype = read_header(file)
+            if math.prod(shape) * dtype.itemsize > entry.file_size:
+                raise ValueError(f"{entry.filename} of shape {shape} in {entry.file_size} bytes")
+
+
+_HEADERS: dict[tuple, Any] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def _check_identity(path: Any, identity: dict, made_by: np.ndarray | None) -> None:

@@ -1,15 +1,19 @@
-"""One decoded split on disk: an array file beside the checksum and the source it was made from."""
+"""One decoded split on disk: an array with the checksum and the source it was made from."""
 
 import hashlib
 import json
 import os
-import tempfile
+import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
+from jaxlimit._core.files import replacing
+
+_LENGTH = struct.Struct("<Q")
 _LAYOUT = 1  # raise it whenever the same records would decode to another array
 
 
@@ -52,32 +56,57 @@ def _identity(file: Path) -> list:
 
 
 def _open(path: Path, source: list) -> np.ndarray | None:
-    note = path.with_suffix(".json")
-    if not (path.exists() and note.exists()):
+    if not path.exists():
         return None
     try:
-        entry = json.loads(note.read_bytes())
-        if entry["source"] != source:
-            return None
-        if entry["sha256"] == _checksum(path):
-            return np.load(path, mmap_mode="r")
-    except (OSError, ValueError, KeyError, TypeError):
+        with path.open("rb") as file:
+            size, entry = _read_note(file)
+            if entry["source"] != source:
+                return None
+            if entry["sha256"] == _checksum(file, size):
+                return np.load(path, mmap_mode="r")
+    except (OSError, ValueError, KeyError, TypeError, struct.error, MemoryError):
         pass
     warnings.warn(f"{path} does not match its checksum and is built again", stacklevel=3)
     return None
 
 
 def _store(path: Path, source: list, array: np.ndarray) -> None:
+    """Write the array as `np.save` does, then a note as JSON, then the note's length."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        data, note = Path(folder, "array.npy"), Path(folder, "note.json")
-        np.save(data, array)
-        note.write_text(json.dumps({"sha256": _checksum(data), "source": source}))
-        # A crash between the two leaves a checksum that does not match, which is seen and mended.
-        data.replace(path)
-        note.replace(path.with_suffix(".json"))
+    with replacing(path) as file:
+        hashed = _Hashed(file)
+        np.save(hashed, array)
+        note = json.dumps({"sha256": hashed.digest.hexdigest(), "source": source}).encode()
+        file.write(note + _LENGTH.pack(len(note)))
 
 
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class _Hashed:
+    """A file to write to that digests what it is given."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self._file.write(data)
+
+
+def _read_note(file: IO[bytes]) -> tuple[int, dict]:
+    """Return the size of the array's own part of a file, and the note behind it."""
+    end = file.seek(-_LENGTH.size, os.SEEK_END)
+    (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+    if length > min(end, 1 << 24):
+        raise ValueError(f"a note of {length} bytes")
+    size = file.seek(end - length)
+    return size, json.loads(file.read(length))
+
+
+def _checksum(file: IO[bytes], size: int) -> str:
+    """Return the SHA-256 of the first so many bytes."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while size and (piece := file.read(min(size, 1 << 22))):
+        digest.update(piece)
+        size -= len(piece)
+    return digest.hexdigest()

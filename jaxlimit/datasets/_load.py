@@ -1,7 +1,6 @@
 """Find a data set by name and return it as arrays."""
 
 import difflib
-import importlib
 import os
 import re
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from jaxlimit._core.checks import check_count
+from jaxlimit._core.extras import require
 
 _NUM_DIGITS_TRAIN = 1437
 _NAMES = ("digits", "cifar10", "cifar100", "tiny_imagenet")
@@ -82,8 +82,8 @@ def load(name: str, split: str, data_dir: str | os.PathLike | None = None) -> Da
         Images, labels and the number of classes, in the order of the record files.
 
     Raises:
-        FileNotFoundError: the set is in none of the directories; the message names them all and
-            the commands that get it.
+        FileNotFoundError: `data_dir` does not exist, or the set is in none of the directories; the
+            message names them all and the commands that get it.
         ValueError: the name or split is unknown, the set is no image classification set, or its
             files are damaged.
 
@@ -109,6 +109,8 @@ def _load_digits(split: str) -> Dataset:
 
 def _find(name: str, data_dir: str | os.PathLike | None) -> Path:
     """Return the prepared folder of a set, from the first directory that has it."""
+    if data_dir is not None and not Path(data_dir).expanduser().is_dir():
+        raise FileNotFoundError(f"data_dir must be a folder that exists, got {os.fspath(data_dir)}")
     records = _require("jaxlimit.datasets._records")
     places = _places(data_dir)
     base, _, config = name.partition("/")
@@ -157,9 +159,4 @@ def _check_known(name: str, folders: list[Path]) -> None:
 
 
 def _require(module: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error}; loading data needs: pip install 'jaxlimit[experiments]'", name=error.name
-        ) from error
+    return require(module, "data", "loading data")

@@ -12,7 +12,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from jaxlimit._core.memory import host_memory
 from jaxlimit.datasets._cache import cached_array
+from jaxlimit.datasets._images import check_size
 
 _CHUNK = 256  # records a thread reads at a time
 
@@ -63,6 +65,8 @@ def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, int]:
     image_key, label_key = _supervised_keys(info)
     shards = [Path(path) for path in info.splits[split].filepaths]
     for shard in shards:
+        if shard.parent != folder:
+            raise ValueError(f"dataset_info.json in {folder} names {shard}, which lies elsewhere")
         if not shard.exists():
             raise FileNotFoundError(f"record file {shard} is missing; prepare {info.name} again")
     files = [folder / "dataset_info.json", folder / "features.json", *shards]
@@ -126,7 +130,8 @@ def _decode_split(folder: Path, split: str, image_key: str, label_key: str) -> n
     features, num_examples = builder.info.features, builder.info.splits[split].num_examples
     shape, num_classes = features[image_key].shape, features[label_key].num_classes
     source = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
-    table = np.empty(num_examples, [("image", np.uint8, shape), ("label", np.int32)])
+    jobs = _jobs(builder.info.splits[split])  # counts the records before it is believed
+    table = _empty_table(folder, num_examples, shape)
     images, labels = table["image"], table["label"]
 
     def fill(shard: str, start: int, stop: int) -> None:
@@ -138,7 +143,7 @@ def _decode_split(folder: Path, split: str, image_key: str, label_key: str) -> n
             raise ValueError(f"record file {shard} is damaged: {error}") from error
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda job: fill(*job), _jobs(builder.info.splits[split])))
+        list(pool.map(lambda job: fill(*job), jobs))
     strays = np.setdiff1d(labels, np.arange(num_classes))
     if strays.size:
         raise ValueError(
@@ -146,6 +151,17 @@ def _decode_split(folder: Path, split: str, image_key: str, label_key: str) -> n
             f"and classes 0..{num_classes - 1}"
         )
     return table
+
+
+def _empty_table(folder: Path, num_examples: int, shape: tuple[int, ...]) -> np.ndarray:
+    dtype = np.dtype([("image", np.uint8, shape), ("label", np.int32)])
+    num_bytes, limit = num_examples * dtype.itemsize, host_memory()
+    if limit is not None and num_bytes > limit:
+        raise MemoryError(
+            f"{folder} announces {num_examples:,} images of shape {shape}, which take "
+            f"{num_bytes / 2**30:.3g} GiB decoded; this machine has {limit / 2**30:.3g} GiB"
+        )
+    return np.empty(num_examples, dtype)
 
 
 def _jobs(split: Any) -> list[tuple[str, int, int]]:
@@ -165,6 +181,7 @@ def _jobs(split: Any) -> list[tuple[str, int, int]]:
 
 
 def _decode_image(encoded: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+    check_size(encoded, *shape[:2])
     color = cv2.IMREAD_GRAYSCALE if shape[-1] == 1 else cv2.IMREAD_COLOR
     # Without the flag OpenCV would turn photographs by their EXIF note; TFDS does not.
     image = cv2.imdecode(np.frombuffer(encoded, np.uint8), color | cv2.IMREAD_IGNORE_ORIENTATION)

@@ -5,20 +5,33 @@ python -m jaxlimit.datasets.tiny_imagenet tiny-imagenet-200.zip --data-dir DIR -
 
 import argparse
 import os
+import re
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import numpy as np
+
+from jaxlimit._core.extras import require
+
+for _module in ("cv2", "PIL", "tensorflow_datasets"):
+    require(_module, "data", __name__)
 
 import cv2
-import numpy as np
 import tensorflow_datasets as tfds
+
+from jaxlimit.datasets._images import check_size
 
 _NUM_CLASSES = 200
 _IMAGES_PER_CLASS = {"full": 500, "half": 250}
 _VALIDATION_IMAGES_PER_CLASS = 50
+# No file of the set comes near it, however large an archive says that one is.
+_MAX_BYTES = 4 << 20
+_CLASS, _IMAGE = re.compile(r"n\d{8}"), re.compile(r"\w+\.JPEG")
 _Read = Callable[[str], bytes]
 
 
@@ -70,6 +83,8 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
             raise ValueError("source must be the Tiny ImageNet zip or folder, got None")
         read = _reader(Path(self._source))
         classes = sorted(read("wnids.txt").decode().split())
+        for name in classes:
+            _check_name("wnids.txt", _CLASS, name)
         if len(classes) != _NUM_CLASSES:
             raise ValueError(f"wnids.txt names {len(classes)} classes, expected {_NUM_CLASSES}")
         features: Any = self.info.features
@@ -92,21 +107,41 @@ def _reader(source: Path) -> _Read:
     top = "tiny-imagenet-200/"
     if source.is_dir():
         root = source / top if (source / top).is_dir() else source
-        get = lambda name: (root / name).read_bytes()  # noqa: E731
+        open_ = partial(_open_inside, root.resolve())
     elif zipfile.is_zipfile(source):
         archive = zipfile.ZipFile(source)
         prefix = top if f"{top}wnids.txt" in archive.namelist() else ""
-        get = lambda name: archive.read(prefix + name)  # noqa: E731
+        open_ = lambda name: archive.open(prefix + name)  # noqa: E731
     else:
         raise ValueError(f"source must be a folder or a zip file that is whole, got {source}")
 
     def read(name: str) -> bytes:
         try:
-            return get(name)
-        except (KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
+            with open_(name) as file:
+                content = file.read(_MAX_BYTES + 1)
+        except _UNREADABLE as error:
             raise ValueError(f"{name} in {source} is missing or damaged: {error}") from error
+        if len(content) > _MAX_BYTES:
+            raise ValueError(f"{name} in {source} is damaged: it has over {_MAX_BYTES:,} bytes")
+        return content
 
     return read
+
+
+# RuntimeError is what zipfile raises at an entry marked as encrypted.
+_UNREADABLE = (KeyError, OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+def _open_inside(root: Path, name: str) -> IO[bytes]:
+    path = (root / name).resolve()
+    if not path.is_relative_to(root):
+        raise OSError(f"it lies outside of the folder, at {path}")
+    return path.open("rb")
+
+
+def _check_name(file: str, form: re.Pattern, name: str) -> None:
+    if not form.fullmatch(name):
+        raise ValueError(f"{file} must name {form.pattern}, got {name!r}")
 
 
 def _training_labels(read: _Read, classes: list[str], per_class: int) -> dict[str, str]:
@@ -118,6 +153,8 @@ def _training_labels(read: _Read, classes: list[str], per_class: int) -> dict[st
     for label in classes:
         boxes = f"train/{label}/{label}_boxes.txt"
         names = {row.split("\t")[0] for row in read(boxes).decode().splitlines()}
+        for name in names:
+            _check_name(boxes, _IMAGE, name)
         _check_whole(boxes, label, len(names), _IMAGES_PER_CLASS["full"])
         used = sorted(names, key=_number)[:per_class]
         labels |= {f"train/{label}/images/{name}": label for name in used}
@@ -134,6 +171,7 @@ def _validation_labels(read: _Read, classes: list[str]) -> dict[str, str]:
         name, label, *_ = [*row.split("\t"), ""]
         if label not in classes:
             raise ValueError(f"{annotations} has a row without a known class: {row!r}")
+        _check_name(annotations, _IMAGE, name)
         labels[f"val/images/{name}"] = label
     found = Counter(labels.values())
     for label in classes:
@@ -149,8 +187,11 @@ def _check_whole(file: str, label: str, found: int, expected: int) -> None:
 def _read_image(read: _Read, name: str) -> bytes:
     """Return the bytes of an image, or raise if they are not one whole 64x64 JPEG."""
     encoded = read(name)
-    pixels = np.frombuffer(encoded, np.uint8)
-    image = cv2.imdecode(pixels, cv2.IMREAD_UNCHANGED) if encoded else None
+    try:
+        check_size(encoded, 64, 64)
+    except ValueError as error:
+        raise ValueError(f"{name} is not a whole 64x64 JPEG: {error}") from error
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
     # A decoder fills in what a cut-off JPEG lacks; only its missing end mark tells.
     if image is None or image.shape[:2] != (64, 64) or not encoded.endswith(b"\xff\xd9"):
         raise ValueError(f"{name} is not a whole 64x64 JPEG")

@@ -23,6 +23,10 @@ import difflib
 import functools
 from typing import Any
 
+from jaxlimit._core.extras import require
+
+require("flax", "train", __name__)
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike

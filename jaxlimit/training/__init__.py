@@ -1,5 +1,10 @@
 """Training under an l1 penalty: the loop, evaluation, the losses that the analysis starts from."""
 
+from jaxlimit._core.extras import require
+
+for _module in ("flax", "optax"):
+    require(_module, "train", __name__)
+
 from jaxlimit.training.config import TrainingConfig, learning_rates
 from jaxlimit.training.data import Normalization, augment, channel_statistics, normalize
 from jaxlimit.training.evaluation import (

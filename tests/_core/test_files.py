@@ -212,10 +212,23 @@ def of_1e11(path):
         archive.writestr("x.npy", b"\x93NUMPY\x01\x00\x76\x00" + header)
 
 
-@pytest.mark.parametrize("damage", [encrypted, of_1e11])
-def test_damaged_archives_name_their_file(tmp_path, damage):
+def of_zeros(path):
+    """A small archive of 16 MiB of zeros."""
+    np.savez_compressed(path, x=np.zeros(2 << 20))
+
+
+def of_another_kind(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x07\x00")
+
+
+@pytest.mark.parametrize("damage", [encrypted, of_1e11, of_zeros, of_another_kind])
+def test_damaged_archives_name_their_file_before_their_arrays_are_read(
+    tmp_path, monkeypatch, damage
+):
     path = tmp_path / "a.npz"
     np.savez(path, x=np.arange(3))
     damage(path)
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("it was believed"))
     with pytest.raises(ValueError, match=r"a\.npz must be a thing of format 1, got a file that"):
         files.load(path, "a thing", 1, {"x"})

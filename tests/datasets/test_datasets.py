@@ -4,10 +4,12 @@ import hashlib
 import io
 import json
 import shutil
+import struct
 import subprocess
 import sys
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -187,9 +189,12 @@ def test_second_load_maps_the_checked_cache(cifar100, cache, monkeypatch):
     np.testing.assert_array_equal(first.labels, second.labels)
     assert not second.images.flags.writeable
     assert not second.images.flags.owndata
-    [kept], [note] = cache.glob("*.npy"), cache.glob("*.json")
-    assert json.loads(note.read_text())["sha256"] == hashlib.sha256(kept.read_bytes()).hexdigest()
-    assert len(list(cache.iterdir())) == 2
+    [kept] = cache.iterdir()
+    content = kept.read_bytes()
+    size = len(content) - 8 - int.from_bytes(content[-8:], "little")
+    assert size % 64 == 30 * (32 * 32 * 3 + 4) % 64  # NumPy's header fills up 64s
+    note = json.loads(content[size:-8])
+    assert note["sha256"] == hashlib.sha256(content[:size]).hexdigest()
 
 
 def flip_byte(path, offset):
@@ -202,11 +207,26 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def garble_note(path):
-    path.with_suffix(".json").write_text('{"sha256": ')
+def of_an_earlier_version(path):
+    """An array alone, its note in a file beside it."""
+    np.save(path, np.load(path))
 
 
-@pytest.mark.parametrize("harm", [lambda path: flip_byte(path, 5000), truncate, garble_note])
+def empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda path: flip_byte(path, 5000),
+        lambda path: flip_byte(path, -50),
+        lambda path: flip_byte(path, -2),
+        truncate,
+        empty,
+        of_an_earlier_version,
+    ],
+)
 def test_damaged_cache_is_built_again_with_a_warning(cifar100, cache, harm):
     first = datasets.load("cifar100", "test", cifar100[0])
     images = first.images.copy()
@@ -286,12 +306,78 @@ def test_directories_are_looked_in_by_turns(own_cifar100, tmp_path, monkeypatch)
     data, _ = own_cifar100
     with pytest.raises(FileNotFoundError) as caught:
         datasets.load("cifar100", "train", tmp_path / "nowhere")
-    for part in (tmp_path / "nowhere", "TFDS_DATA_DIR", "~/tensorflow_datasets", "tfds.builder("):
+    says = f"data_dir must be a folder that exists, got {tmp_path / 'nowhere'}"
+    assert str(caught.value) == says
+    here = tmp_path / "here"
+    here.mkdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        datasets.load("cifar100", "train", here)
+    for part in (here, "TFDS_DATA_DIR", "~/tensorflow_datasets", "tfds.builder("):
         assert str(part) in str(caught.value)
     monkeypatch.setenv("TFDS_DATA_DIR", str(data))
-    assert len(datasets.load("cifar100", "test", tmp_path / "nowhere").images) == 30
+    with pytest.raises(FileNotFoundError, match="data_dir must be a folder that exists"):
+        datasets.load("cifar100", "test", tmp_path / "nowhere")
+    assert len(datasets.load("cifar100", "test", here).images) == 30
     shutil.move(data, tmp_path / "home" / "tensorflow_datasets")
     assert len(datasets.load("cifar100", "test").images) == 30
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_of_zeros(height, width):
+    """A PNG that is small on disk, whatever its size."""
+    rows, pack = bytes(1 + width), zlib.compressobj(9)
+    data = b"".join(pack.compress(rows) for _ in range(height)) + pack.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("size", [(64, 65), (4000, 4000), (20_000, 20_000)])
+def test_an_image_of_another_size_is_refused_before_it_is_decoded(monkeypatch, size):
+    encoded = png_of_zeros(*size) if size[0] < 10_000 else png_of_zeros(1, 1)
+    if size[0] >= 10_000:  # announced in the header alone
+        encoded = encoded[:8] + chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 0, 0, 0, 0))
+    monkeypatch.setattr(_records.cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(ValueError, match=r"where \(64, 64\) was announced|are no image"):
+        _records._decode_image(encoded, (64, 64, 1))
+
+
+def test_an_image_of_the_announced_size_is_decoded():
+    encoded = png_of_zeros(64, 32)
+    np.testing.assert_array_equal(_records._decode_image(encoded, (64, 32, 1)), 0)
+    with pytest.raises(ValueError, match="3 bytes that are no image"):
+        _records._decode_image(b"abc", (64, 32, 1))
+
+
+def test_a_table_larger_than_the_machine_is_refused_by_name(own_cifar100, monkeypatch):
+    data, folder = own_cifar100
+    monkeypatch.setattr(_records, "host_memory", lambda: 30 * 32 * 32 * 3)
+    says = rf"{folder} announces 30 images of shape \(32, 32, 3\), which take"
+    with pytest.raises(MemoryError, match=says):
+        datasets.load("cifar100", "test", data)
+
+
+def test_numbers_of_records_are_counted_before_they_are_believed(own_cifar100):
+    data, folder = own_cifar100
+    note = folder / "dataset_info.json"
+    note.write_text(note.read_text().replace('"600"', '"100000000000"'))
+    with pytest.raises(ValueError, match=r"is damaged: 600 of 100000000000 records"):
+        datasets.load("cifar100", "train", data)
+
+
+def test_record_files_elsewhere_are_not_read(own_cifar100):
+    data, folder = own_cifar100
+    note = folder / "dataset_info.json"
+    content = json.loads(note.read_text())
+    for split in content["splits"]:
+        split["filepathTemplate"] = "../{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    note.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"dataset_info\.json in .* names .*lies elsewhere"):
+        datasets.load("cifar100", "train", data)
 
 
 def test_newest_whole_version_is_taken(own_cifar100):
@@ -389,7 +475,7 @@ def test_any_other_set_loads_by_its_own_keys_and_splits(tmp_path):
     ("changes", "message"),
     [
         ({"shape": (None, None, 1)}, "one size"),
-        ({"shape": (7, 9, 1)}, r"shape \(8, 9, 1\) where \(7, 9, 1\) was announced"),
+        ({"shape": (7, 9, 1)}, r"an image of \(8, 9\) pixels where \(7, 9\) was announced"),
         ({"labels": [0, 1, -1]}, r"unlabelled or damaged: it has labels \[-1\]"),
     ],
 )
@@ -547,6 +633,51 @@ def test_damaged_tiny_imagenet_is_refused(
         tiny_imagenet.prepare(own_tiny_folder, data, "third")
     with pytest.raises(FileNotFoundError, match="was not found"):
         datasets.load("tiny_imagenet", "train", data)
+
+
+@pytest.mark.parametrize("name", ["../../x.JPEG", "/etc/passwd", "a/b.JPEG", ".JPEG", "x.png", ""])
+def test_lists_of_tiny_imagenet_that_lead_elsewhere_are_refused(
+    own_tiny_folder, tiny_folder, few_images, tmp_path, name
+):
+    wnid = tiny_folder[1][5]
+    for list_, row in (
+        (own_tiny_folder / "train" / wnid / f"{wnid}_boxes.txt", f"{name}\t0\t0\t63\t63"),
+        (own_tiny_folder / "val" / "val_annotations.txt", f"{name}\t{wnid}\t0\t0\t63\t63"),
+    ):
+        whole = list_.read_text()
+        list_.write_text("\n".join([row, *whole.splitlines()[1:]]) + "\n")
+        with pytest.raises(ValueError, match=rf"{list_.name} must name .*JPEG, got '{name}'"):
+            tiny_imagenet.prepare(own_tiny_folder, tmp_path / "data")
+        list_.write_text(whole)
+
+
+def test_classes_and_links_of_tiny_imagenet_that_lead_elsewhere_are_refused(
+    own_tiny_folder, tiny_folder, few_images, tmp_path
+):
+    names, wnid = own_tiny_folder / "wnids.txt", tiny_folder[1][5]
+    whole = names.read_text()
+    names.write_text(whole.replace(wnid, "../../secrets"))
+    with pytest.raises(ValueError, match=r"wnids\.txt must name n\\d\{8\}, got '\.\./"):
+        tiny_imagenet.prepare(own_tiny_folder, tmp_path / "data")
+    names.write_text(whole)
+    image = own_tiny_folder / "train" / wnid / "images" / f"{wnid}_8.JPEG"
+    image.rename(tmp_path / "secret.JPEG")
+    image.symlink_to(tmp_path / "secret.JPEG")
+    with pytest.raises(ValueError, match=rf"{image.name} .*lies outside of the folder, at "):
+        tiny_imagenet.prepare(own_tiny_folder, tmp_path / "data")
+    image.unlink()
+    image.symlink_to(image.with_name(f"{wnid}_9.JPEG"))  # as tools that save space do
+    link = tmp_path / "link"
+    link.symlink_to(own_tiny_folder)
+    tiny_imagenet.prepare(link, tmp_path / "data")
+
+
+def test_an_archive_that_unpacks_to_more_than_it_says_is_refused(tmp_path):
+    path = tmp_path / "tiny.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("tiny-imagenet-200/wnids.txt", bytes(64 << 20))
+    with pytest.raises(ValueError, match=r"wnids\.txt in .* is damaged: it has over 4,194,304"):
+        tiny_imagenet.prepare(path, tmp_path / "data")
 
 
 @pytest.mark.parametrize(

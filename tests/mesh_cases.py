@@ -101,6 +101,32 @@ def test_a_product_takes_what_lies_on_the_mesh(mesh):
         close(curvature.hessian_matvec(loss, params, stacked, mesh=mesh)(vector), wanted)
 
 
+def test_blocks_and_refits_are_those_of_one_device():
+    params, batch = problem()
+    batches, key = ragged(batch, 30), jax.random.key(3)
+    one = curvature.gauss_newton_matvec(logits, cross_entropy, params, batches)
+    many = curvature.gauss_newton_matvec(logits, cross_entropy, params, batches, mesh=AUTO)
+    weights = jax.random.normal(jax.random.key(4), (103,))
+    kept, gradient = jnp.abs(weights) > 0.5, 0.1 * weights
+    for found, wanted in zip(
+        limits.refit(many, gradient, weights, kept, num_steps=5),
+        limits.refit(one, gradient, weights, kept, num_steps=5),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found + 1, wanted + 1, rtol=2e-3)
+    halves = {"low": np.arange(103) < 60, "high": np.arange(103) >= 60}
+    found = spectrum.block_measures(many, key, halves, num_steps=80)
+    wanted = spectrum.block_measures(one, key, halves, num_steps=80)
+    f = lambda x: jnp.abs(x) / (jnp.abs(x) + 0.01)  # noqa: E731
+    for name, mask in halves.items():
+        exact = jnp.linalg.eigvalsh(jax.vmap(one.restrict(mask))(jnp.eye(int(mask.sum()))))
+        truth = float(f(exact).mean())
+        for measure in (found[name], wanted[name]):
+            estimate = spectrum.trace_bracket(measure, f)
+            assert jnp.sum(jnp.ones(2)) == 2  # what comes back goes with plain arrays
+            assert estimate.lower <= truth <= estimate.upper
+
+
 def test_masks_and_narrow_products():
     params, batch = problem()
     batches = ragged(batch, 30)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlimit._core import magnitudes
 from jaxlimit._core.checks import check_count, check_range, is_finite
-from jaxlimit._core.operator import prepare
+from jaxlimit._core.operator import Operator, prepare, returns_local
 
 
 class Refit(NamedTuple):
@@ -63,8 +63,9 @@ class _Search(NamedTuple):
     num_products: Int[Array, ""]
 
 
+@returns_local
 def refit(
-    operator: Any,
+    matvec: Any,
     gradient: Float[Array, "D"],
     weights: Float[Array, "D"],
     kept: Bool[Array, "D"],
@@ -81,7 +82,8 @@ def refit(
     num_steps + 3 products at most, 6 D floats beside the operator.
 
     Args:
-        operator: H, or the Gauss-Newton matrix, which alone is sure to have a least value.
+        matvec: H, or the Gauss-Newton matrix, which alone is sure to have a least value; an
+            `Operator`, or a function from [D] to [D].
         gradient: g at w*, of the weights under study.
         weights: w*.
         kept: True where a weight is kept.
@@ -107,7 +109,7 @@ def refit(
 
     Hassibi, Stork (1993), equation 5, for several weights at once; Hestenes, Stiefel (1952).
     """
-    operator, kept = _checked(operator, gradient, weights, kept)
+    operator, kept = _checked(matvec, gradient, weights, kept)
     check_count("num_steps", num_steps, 0)
     for name, value in (("damping", damping), ("tolerance", tolerance)):
         check_range(name, value, 0)
@@ -119,8 +121,9 @@ def refit(
     return _refit(operator, gradient, weights, kept, start, damping, tolerance, num_steps)
 
 
+@returns_local
 def refitted(
-    operator: Any,
+    matvec: Any,
     gradient: Float[Array, "D"],
     weights: Float[Array, "D"],
     num_kept: Int[Array, "r"],
@@ -136,7 +139,7 @@ def refitted(
     weights. Costs num_steps + 3 products a count at most; `weights` of the result is [r, D].
 
     Args:
-        operator: as for `refit`.
+        matvec: as for `refit`.
         gradient: as for `refit`.
         weights: w*.
         num_kept: counts, each from 0 to D, in any order.
@@ -162,7 +165,7 @@ def refitted(
     check_range("num_kept", num_kept, 0, weights.size)
     check_count("num_steps", num_steps, 0)
     ranks = magnitudes.ranks(weights) if ranks is None else ranks
-    operator, _ = _checked(operator, gradient, weights, ranks >= 0)
+    operator, _ = _checked(matvec, gradient, weights, ranks >= 0)
     descending = jnp.argsort(-num_kept)
     args = (operator, gradient, weights, ranks, num_kept[descending], damping, tolerance)
     curve = _along(*args, num_steps)
@@ -170,7 +173,7 @@ def refitted(
 
 
 def refitted_limit(
-    operator: Any,
+    matvec: Any,
     gradient: Float[Array, "D"],
     weights: Float[Array, "D"],
     epsilon: float,
@@ -187,7 +190,7 @@ def refitted_limit(
     a relative width in k. Costs log₂(ln D/relative) refits.
 
     Args:
-        operator: as for `refit`.
+        matvec: as for `refit`.
         gradient: as for `refit`.
         weights: w*.
         epsilon: ε ≥ 0.
@@ -218,7 +221,7 @@ def refitted_limit(
 
     def at(count: int) -> Refit:
         nonlocal products
-        found = refit(operator, gradient, weights, ranks < count, start=start, **settings)
+        found = refit(matvec, gradient, weights, ranks < count, start=start, **settings)
         products += int(found.num_products)
         return found
 
@@ -239,7 +242,7 @@ def refitted_limit(
     )
 
 
-def _checked(operator: Any, gradient: Array, weights: Array, kept: Array) -> tuple[Any, Array]:
+def _checked(matvec: Any, gradient: Array, weights: Array, kept: Array) -> tuple[Operator, Array]:
     kept = jnp.asarray(kept)
     if kept.dtype != bool:
         raise TypeError(f"kept must be boolean, True where a weight is kept, got {kept.dtype}")
@@ -251,7 +254,8 @@ def _checked(operator: Any, gradient: Array, weights: Array, kept: Array) -> tup
     for name, array in (("gradient", gradient), ("weights", weights)):
         if not is_finite(array):
             raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return prepare(operator, weights.size, weights.dtype)[0], kept
+    instead = "refit on fewer examples at once"
+    return prepare(matvec, weights.size, weights.dtype, instead=instead), kept
 
 
 @partial(jax.jit, static_argnums=7)

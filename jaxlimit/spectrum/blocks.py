@@ -12,8 +12,9 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 
 from jaxlimit import lanczos
 from jaxlimit._core.checks import check_count
-from jaxlimit._core.operator import prepare
+from jaxlimit._core.operator import Operator, prepare
 from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
+from jaxlimit.spectrum.probes import spectral_measure
 from jaxlimit.spectrum.recurrences import probe
 
 
@@ -25,7 +26,7 @@ def block_measures(
     num_steps: int,
     num_probes: int = 1,
     reorthogonalize: str = "auto",
-    dtype: Any = jnp.float32,
+    dtype: Any = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, SpectralMeasure]:
     """Estimate the spectral distribution of each principal block H[S, S].
@@ -42,7 +43,7 @@ def block_measures(
         num_steps: Lanczos steps a probe; a smaller block ends by itself.
         num_probes: independent probes of each block.
         reorthogonalize: as for `spectral_measure`.
-        dtype: floating type of the probes.
+        dtype: floating type of the probes, where the operator does not know it.
         on_progress: called with the blocks done and their number.
 
     Returns:
@@ -64,17 +65,17 @@ def block_measures(
     sizes = {mask.size for mask in masks.values()}
     if len(sizes) != 1:
         raise ValueError(f"blocks must be masks of one size, got sizes {sorted(sizes)}")
-    dim = sizes.pop()
     check_count("num_probes", num_probes)
-    matvec, dim, dtype = prepare(matvec, dim, dtype, instead="stack the batches")
+    operator = prepare(matvec, sizes.pop(), dtype)
     num_steps = min(check_count("num_steps", num_steps), max(m.sum() for m in masks.values()))
-    reorthogonalize = lanczos.choose(reorthogonalize, num_steps)
-    lanczos.check_basis(lanczos.num_rows(num_steps, reorthogonalize), dim, dtype, "device")
+    settings = {"num_steps": num_steps, "num_probes": num_probes}
+    settings["reorthogonalize"] = reorthogonalize
+    # Where vectors are sharded or read on the host, a block is an operator of its own.
+    together = operator.traceable and operator.mesh is None
+    measure = _measure if together else _measure_alone
     measures = {}
     for i, (name, mask) in enumerate(masks.items()):
-        keys = jax.random.split(jax.random.fold_in(key, i), num_probes)
-        result = _run(matvec, keys, jnp.asarray(mask), num_steps, reorthogonalize, dtype)
-        measures[name] = measure_from(result, dim=int(mask.sum()))
+        measures[name] = measure(operator, jax.random.fold_in(key, i), mask, **settings)
         if on_progress is not None:
             on_progress(i + 1, len(masks))
     return measures
@@ -92,17 +93,31 @@ def _checked(name: str, mask: Any) -> np.ndarray:
     return mask
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5))
-def _run(matvec, keys, mask, num_steps, reorthogonalize, dtype):
-    block = Partial(_projected, matvec, mask)
+def _measure(operator, key, mask, *, num_steps, num_probes, reorthogonalize) -> SpectralMeasure:
+    reorthogonalize = lanczos.choose(reorthogonalize, num_steps)
+    rows = lanczos.num_rows(num_steps, reorthogonalize)
+    lanczos.check_basis(rows, operator.dim, operator.dtype, "device")
+    keys = jax.random.split(key, num_probes)
+    result = _run(operator, keys, jnp.asarray(mask), num_steps, reorthogonalize)
+    return measure_from(result, dim=int(mask.sum()))
+
+
+def _measure_alone(operator, key, mask, *, num_steps, **settings) -> SpectralMeasure:
+    num_steps = min(num_steps, int(mask.sum()))
+    return spectral_measure(operator.restrict(mask), key, num_steps=num_steps, **settings)
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _run(operator, keys, mask, num_steps, reorthogonalize):
+    block = Operator(Partial(_projected, operator, mask), operator.dim, operator.dtype)
 
     def one(key):
-        start = jnp.where(mask, probe(key, mask.size, dtype), 0)
+        start = jnp.where(mask, probe(key, mask.size, operator.dtype), 0)
         settings = {"num_steps": num_steps, "reorthogonalize": reorthogonalize}
         return lanczos.tridiagonalize(block, start, **settings)._replace(basis=None)
 
     return jax.lax.map(one, keys)
 
 
-def _projected(matvec, mask, vector):
-    return jnp.where(mask, matvec(jnp.where(mask, vector, 0)), 0)
+def _projected(operator, mask, vector):
+    return jnp.where(mask, operator(jnp.where(mask, vector, 0)), 0)

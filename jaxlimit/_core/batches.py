@@ -136,7 +136,8 @@ def check_like(name: str, tree: Any, params: Any) -> None:
 
 def check_scalar(loss: Callable, params: Any, *args: Any) -> None:
     """Raise unless `loss(params, *args)` is one real floating number."""
-    check_floating_tree("params", params)
+    # Which leaves have to be floating is for those to say who differentiate.
+    check_floating_tree("params", params, [False] * len(jax.tree.leaves(params)))
     value = jax.eval_shape(loss, params, *args)
     if (
         not hasattr(value, "shape")

@@ -83,15 +83,30 @@ def is_finite(array: Any) -> bool:
         return bool(jnp.all(jnp.isfinite(array)))
 
 
-def check_floating_tree(name: str, tree: Any) -> None:
-    """Raise unless `tree` is a non-empty pytree of real floating arrays, finite where known."""
+def check_floating_tree(name: str, tree: Any, floating: list[bool] | None = None) -> None:
+    """Raise unless `tree` is a non-empty pytree of real floating arrays, finite where known.
+
+    Args:
+        name: of the argument.
+        tree: its value.
+        floating: for each leaf whether it must be floating; the others may be any real arrays, as
+            is a base of integers beside the weights under study. All by default.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not leaves:
         raise ValueError(f"{name} must hold at least one array, got an empty pytree")
-    for path, leaf in leaves:
+    for (path, leaf), must in zip(leaves, floating or [True] * len(leaves), strict=True):
         where = name + jax.tree_util.keystr(path)
+        if callable(leaf) and not hasattr(leaf, "dtype"):
+            raise TypeError(
+                f"{where} must be a real floating array, got a function. Of a whole Equinox model "
+                "pass the arrays alone, arrays, rest = eqx.partition(model, eqx.is_inexact_array), "
+                "and have the loss call eqx.combine(arrays, rest)"
+            )
+        if not must and getattr(leaf, "dtype", None) == bool:
+            continue
         dtype = check_real(where, leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
+        if must and not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"{where} must be a real floating array, got dtype {dtype}")
     known = [(path, leaf) for path, leaf in leaves if is_concrete(leaf)]
     with jax.ensure_compile_time_eval():

@@ -81,7 +81,7 @@ def flatten_weights(params: Any, where: Where = is_weight) -> tuple[Float[Array,
     """Flatten the weights under study to one vector, and return the way back.
 
     Args:
-        params: pytree of real floating arrays.
+        params: pytree of arrays, real floating where they are under study.
         where: `where(name, leaf)` says whether a leaf is under study.
 
     Returns:
@@ -89,7 +89,7 @@ def flatten_weights(params: Any, where: Where = is_weight) -> tuple[Float[Array,
         carries the leaves not under study as operands.
 
     Raises:
-        TypeError: if a leaf is not real floating.
+        TypeError: if a leaf is no real array, or is under study and not floating.
         ValueError: if a leaf is not finite, or nothing is selected.
 
     >>> import jax.numpy as jnp
@@ -97,10 +97,10 @@ def flatten_weights(params: Any, where: Where = is_weight) -> tuple[Float[Array,
     >>> unflatten(vector + 1)["bias"]
     Array([2., 2.], dtype=float32)
     """
-    check_floating_tree("params", params)
+    chosen = selected(params, where)
+    check_floating_tree("params", params, chosen)
     params = jax.tree.map(jnp.asarray, params)
     leaves, treedef = jax.tree.flatten(params)
-    chosen = selected(params, where)
     studied = [leaf for leaf, keep in zip(leaves, chosen, strict=True) if keep]
     if not any(leaf.size for leaf in studied):
         raise ValueError(f"where must select at least one weight, it selects none of {treedef}")

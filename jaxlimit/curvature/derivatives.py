@@ -57,6 +57,7 @@ def hvp(
     Pearlmutter (1994), "Fast exact multiplication by the Hessian".
     """
     check_choice("mode", mode, HVP_MODES)
+    check_floating_tree("params", params)
     check_scalar(loss, params, *args)
     check_like("tangent", tangent, params)
     check_floating_tree("tangent", tangent)

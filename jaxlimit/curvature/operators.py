@@ -211,7 +211,7 @@ def _log_partition(logits: Float[Array, "n classes"], batch: Any) -> Array:
 def _check_outputs(
     expected: str, function: Callable, ndim: int, params: Any, batches: Any, operands: tuple
 ) -> None:
-    check_floating_tree("params", params)
+    check_floating_tree("params", params, [False] * len(jax.tree.leaves(params)))
     batch = first_batch(batches)
     shape = jnp.shape(jax.eval_shape(function, params, batch, *operands))
     if len(shape) != ndim or shape[0] != leading_size(batch):

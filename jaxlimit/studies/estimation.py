@@ -156,6 +156,7 @@ def estimate_limit(
         raise TypeError("mask is no argument of estimate_limit: select whole leaves by where=")
     if epsilon is not None:
         split_epsilon(epsilon)
+    flatten_weights(params, where)  # raises where they are none
     params = jax.tree.map(_widen, params)
     check_deterministic(loss, params, batches, *operands)
     if epsilon is None:

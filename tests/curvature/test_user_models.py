@@ -8,7 +8,7 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxlimit import curvature, flatten_weights, pruning
+from jaxlimit import curvature, estimate_limit, flatten_weights, pruning
 
 NUM_BATCHES, BATCH, FEATURES, CLASSES = 2, 5, 4, 3
 
@@ -118,3 +118,49 @@ def test_bare_function(batches):
         return cross_entropy(jnp.tanh(inputs @ params["hidden"]) @ params["out"], labels)
 
     assert check_against_dense_hessian(loss, params, batches) == 4 * 3 + 3 * 3
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.float8_e4m3fn, bool])
+def test_a_frozen_base_may_be_of_any_type(batches, dtype):
+    """An adapter on a quantised base: the curvature is that on the same base in float32."""
+    rng = np.random.default_rng(2)
+    base = jnp.asarray(rng.integers(0, 2, (FEATURES, CLASSES))).astype(dtype)
+    adapter = jnp.asarray(rng.standard_normal((FEATURES, CLASSES)), jnp.float32)
+
+    def loss(params, batch):
+        inputs, labels = batch
+        weight = params["base"].astype(jnp.float32) + params["adapter"]
+        return cross_entropy(inputs @ weight, labels)
+
+    params = {"adapter": adapter, "base": base}
+    settings = {"where": lambda name, leaf: name == "adapter"}
+    wide = params | {"base": base.astype(jnp.float32)}
+    vector = jnp.asarray(rng.standard_normal(adapter.size), jnp.float32)
+    for make in (curvature.hessian_matvec, curvature.mean_gradient):
+        found, expected = (make(loss, tree, batches, **settings) for tree in (params, wide))
+        if callable(found):
+            found, expected = found(vector), expected(vector)
+        np.testing.assert_array_equal(found, expected)
+    estimate = estimate_limit(
+        loss, params, batches, key=jax.random.key(0), num_steps=12, num_gap_steps=4, **settings
+    )
+    assert estimate.dim == adapter.size
+    if dtype is not jnp.float8_e4m3fn:
+        with pytest.raises(TypeError, match=r"params\['base'\] must be (a real floating|real)"):
+            curvature.hessian_matvec(loss, params, batches)
+
+
+def test_a_whole_equinox_model_is_told_what_to_do(batches):
+    eqx = pytest.importorskip("equinox")
+    model = eqx.nn.MLP(FEATURES, CLASSES, 3, 2, key=jax.random.key(0))
+
+    def loss(model, batch):
+        return cross_entropy(jax.vmap(model)(batch[0]), batch[1])
+
+    for call in (
+        lambda: flatten_weights(model),
+        lambda: curvature.hessian_matvec(loss, model, batches),
+        lambda: estimate_limit(loss, model, batches, key=jax.random.key(0)),
+    ):
+        with pytest.raises(TypeError, match=r"got a function.*eqx\.partition\(model"):
+            call()

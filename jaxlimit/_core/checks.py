@@ -103,7 +103,7 @@ def check_floating_tree(name: str, tree: Any, floating: list[bool] | None = None
                 "pass the arrays alone, arrays, rest = eqx.partition(model, eqx.is_inexact_array), "
                 "and have the loss call eqx.combine(arrays, rest)"
             )
-        if not must and getattr(leaf, "dtype", None) == bool:
+        if not must and str(getattr(leaf, "dtype", None)) == "bool":
             continue
         dtype = check_real(where, leaf)
         if must and not jnp.issubdtype(dtype, jnp.floating):

@@ -11,6 +11,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import jax
 import pytest
 
+# Needs PyTorch, which only the comparisons with the peers have.
+collect_ignore = ["jaxlimit/lab/torch_networks.py"]
+
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():

@@ -25,13 +25,11 @@ import tyro
 
 from jaxlimit import curvature, estimate_limit, flatten_weights, lanczos, models, planning, spectrum
 from jaxlimit import training as train
-from jaxlimit.lab.reporting import (
-    console,
-    environment,
-    kernel_times,
-    time_in_turns,
-    write_json,
-)
+from jaxlimit.lab import peers
+from jaxlimit.lab.console import console
+from jaxlimit.lab.content import write_json
+from jaxlimit.lab.environment import environment
+from jaxlimit.lab.timing import kernel_times, time_in_turns
 
 BARS = {
     "reorthogonalisation, of copy bandwidth": 0.70,
@@ -209,8 +207,7 @@ def measure_peers(name: str, config: Config) -> Any:
     On one batch, which the peers hold with all that PyTorch keeps of it, in float32 on both sides.
     """
     try:
-        import peers
-        import torch
+        torch = peers.peer("torch")
     except ImportError as error:
         return f"not available here: {error}"
     torch.backends.cudnn.allow_tf32 = False
@@ -279,8 +276,8 @@ def main(config: Config) -> None:
             keep(f"{model}, {step}", attempt(call))
     keep("resnet18, prediction", attempt(lambda: measure_prediction(config)))
     for model in ("fc5", "resnet18"):
-        peers = (lambda model=model: measure_peers(model, config)) if config.peers else None
-        keep(f"{model}, peers", attempt(peers) if peers else "not asked for")
+        beside = (lambda model=model: measure_peers(model, config)) if config.peers else None
+        keep(f"{model}, peers", attempt(beside) if beside else "not asked for")
     report(content, config)
 
 

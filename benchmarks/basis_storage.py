@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import trained
 import tyro
 
 from jaxlimit import curvature, lanczos, planning, spectrum
-from jaxlimit.lab.reporting import console, environment, write_json
+from jaxlimit.lab import trained
+from jaxlimit.lab.console import console
+from jaxlimit.lab.content import write_json
+from jaxlimit.lab.environment import environment
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ python benchmarks/convolutions_on_cpu.py
 
 All that trains and multiplies here runs in loops, where XLA's CPU backend does not bring a
 convolution's axes into the order that its fast program takes. For images smaller than the
-kernel, and the gradient of a kernel of 1x1, it is slow anywhere (`jaxlimit/_products.py`).
+kernel, and the gradient of a kernel of 1x1, it is slow anywhere (`jaxlimit/_core/programs.py`).
 """
 
 import dataclasses
@@ -15,7 +15,11 @@ import jax
 import tyro
 
 from jaxlimit._core.programs import canonical_convolutions
-from jaxlimit.lab.reporting import console, environment, markdown_table, time_in_turns, write_json
+from jaxlimit.lab.console import console
+from jaxlimit.lab.content import write_json
+from jaxlimit.lab.environment import environment
+from jaxlimit.lab.markdown import markdown_table
+from jaxlimit.lab.timing import time_in_turns
 
 
 class Layer(NamedTuple):

@@ -19,7 +19,10 @@ import tyro
 
 from jaxlimit import curvature, flatten_weights, lanczos, models, plotting, spectrum, training
 from jaxlimit.lab import figures
-from jaxlimit.lab.reporting import console, environment, time_in_turns, write_json
+from jaxlimit.lab.console import console
+from jaxlimit.lab.content import write_json
+from jaxlimit.lab.environment import environment
+from jaxlimit.lab.timing import time_in_turns
 from jaxlimit.models.mlp import FC5_WIDTHS
 
 

@@ -20,10 +20,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peers
 import tyro
 
-from jaxlimit.lab.reporting import console, environment, time_in_turns, write_json
+from jaxlimit.lab import peers
+from jaxlimit.lab.console import console
+from jaxlimit.lab.content import write_json
+from jaxlimit.lab.environment import environment
+from jaxlimit.lab.timing import time_in_turns
 
 
 @dataclasses.dataclass(frozen=True)

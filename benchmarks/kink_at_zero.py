@@ -41,7 +41,10 @@ from jaxlimit import (
     training,
 )
 from jaxlimit.lab import figures
-from jaxlimit.lab.reporting import console, environment, markdown_table, write_json
+from jaxlimit.lab.console import console
+from jaxlimit.lab.content import write_json
+from jaxlimit.lab.environment import environment
+from jaxlimit.lab.markdown import markdown_table
 
 DEPTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
 DEFAULT_DEPTH = lanczos.FULL_DEPTH

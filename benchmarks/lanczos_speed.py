@@ -18,11 +18,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import peers
 import tyro
 
 from jaxlimit import lanczos, limits, spectrum
-from jaxlimit.lab.reporting import console, environment, time_in_turns, write_json
+from jaxlimit.lab import peers
+from jaxlimit.lab.console import console
+from jaxlimit.lab.content import write_json
+from jaxlimit.lab.environment import environment
+from jaxlimit.lab.timing import time_in_turns
 
 
 @dataclasses.dataclass(frozen=True)

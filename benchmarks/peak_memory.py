@@ -14,11 +14,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import peers
 import tyro
 
 from jaxlimit import spectrum
-from jaxlimit.lab.reporting import console, environment, write_json
+from jaxlimit.lab import peers
+from jaxlimit.lab.console import console
+from jaxlimit.lab.content import write_json
+from jaxlimit.lab.environment import environment
 
 CASES = (
     "ours, float32",

@@ -18,14 +18,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import trained
 import tyro
 from jax.extend import core
 from jax.tree_util import Partial
 
 from jaxlimit import curvature, lanczos, models, spectrum, training
 from jaxlimit._core.programs import change_products
-from jaxlimit.lab.reporting import console, environment, time_in_turns, write_json
+from jaxlimit.lab import trained
+from jaxlimit.lab.console import console
+from jaxlimit.lab.content import write_json
+from jaxlimit.lab.environment import environment
+from jaxlimit.lab.timing import time_in_turns
 
 ERROR_ALLOWED = 0.01  # of ρ*, a tenth of what its interval usually leaves open
 

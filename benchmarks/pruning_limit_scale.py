@@ -16,7 +16,10 @@ import numpy as np
 import tyro
 
 from jaxlimit import limits, spectrum
-from jaxlimit.lab.reporting import console, environment, time_in_turns, write_json
+from jaxlimit.lab.console import console
+from jaxlimit.lab.content import write_json
+from jaxlimit.lab.environment import environment
+from jaxlimit.lab.timing import time_in_turns
 
 
 @dataclasses.dataclass

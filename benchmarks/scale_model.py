@@ -14,13 +14,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import scale_tables
 import tyro
 
 from jaxlimit import curvature, flatten_weights, models, planning, training
-from jaxlimit.lab.reporting import console, environment, plain, time_in_turns, write_json
+from jaxlimit.lab import pages
+from jaxlimit.lab.console import console
+from jaxlimit.lab.content import plain, write_json
+from jaxlimit.lab.environment import environment
+from jaxlimit.lab.pages import scale
+from jaxlimit.lab.timing import time_in_turns
 from jaxlimit.planning import H100, H100_FLOPS, INFINIBAND, Machine, Network
 
+ROOT = Path(__file__).parents[1]
 IMAGES = {"fc5": 512, "resnet18": 32, "resnet50": 8}
 STEPS = 128
 MODES = planning.MODES
@@ -199,7 +204,7 @@ def main(config: Config) -> None:
         "projections": projections(EFFICIENCY),
         "checks": {},
     }
-    console.print(scale_tables.plans(plain(result)), soft_wrap=True)
+    console.print(scale.plans(plain(result)), soft_wrap=True)
     result["timed"] = timed(config)
     for name in ("float32", "bfloat16"):
         console.print(
@@ -210,7 +215,7 @@ def main(config: Config) -> None:
             result["checks"][f"{name}, {mode}"] = check(name, mode)
             write_json(config.output, result)
             console.print(f"{name}, {mode}:", plain(result["checks"][f"{name}, {mode}"]))
-    scale_tables.main()
+    pages.write(ROOT)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ import optax
 import tyro
 
 from jaxlimit import datasets, models, training
-from jaxlimit.lab.reporting import console, environment, write_json
+from jaxlimit.lab.console import console
+from jaxlimit.lab.content import write_json
+from jaxlimit.lab.environment import environment
 
 
 @dataclasses.dataclass

@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from pruning_limit import Config as RunConfig
-from pruning_limit import check_lone, known, read_result, run
 
 from jaxlimit import plotting
 from jaxlimit.lab import figures
-from jaxlimit.lab.reporting import console, environment, markdown_table, write_json
+from jaxlimit.lab.console import console
+from jaxlimit.lab.content import write_json
+from jaxlimit.lab.environment import environment
+from jaxlimit.lab.markdown import markdown_table
+from jaxlimit.lab.results import RunResult, read_result
+from jaxlimit.lab.runs import known_or_run
+from jaxlimit.lab.settings import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,42 +36,42 @@ class Config:
     networks: tuple[str, ...] = ("fc5", "fc12")
     """Networks to run as `base` says, each with its own folder under `output`."""
     base: RunConfig = dataclasses.field(default_factory=RunConfig)
-    """Settings of those runs, as of `pruning_limit.py`; its seeds beyond the first are left
-    out, and it must be one process's."""
+    """Settings of those runs, those of `pruning_limit.py`."""
+    seed: int = 0
     output: Path = Path("runs/bound_gap")
 
 
-def results(config: Config) -> list[dict[str, Any]]:
+def results(config: Config) -> list[RunResult]:
     """Read the runs that are there and make the others."""
     read = [read_result(folder) for folder in config.runs]
     for name in config.networks:
-        seed = config.base.seeds[0]
         folder = config.output / f"{name}-{config.base.dataset}".replace("/", "-")
-        wanted = dataclasses.replace(config.base, model=name, output=folder)
-        read.append(known(folder / f"seed-{seed}", wanted) or run(wanted, seed))
+        wanted = config.base.replace(model=name)
+        read.append(known_or_run(wanted, config.seed, folder / f"seed-{config.seed}"))
     return read
 
 
-def row(result: dict[str, Any]) -> dict[str, Any]:
+def row(result: RunResult) -> dict[str, Any]:
     """Take from a result what concerns the two bounds."""
-    settings, bound, ratio = result["config"], result["upper_bound"], result["prediction"]["ratio"]
-    low, high = result["gap_interval"]
-    only = settings.get("max_images")
-    name = "{model}, {dataset}, l1 {l1:g}".format(**settings)
+    settings, prediction, bound = result.config, result.prediction, result.upper_bound
+    only = settings.max_images
+    name = f"{settings.model}, {settings.dataset}, l1 {settings.training.l1:g}"
     return {
         "name": name if only is None else f"{name}, trial on {only} images",
-        "dim": result["dim"],
+        "dim": result.dim,
         "trial": only is not None,
-        "epochs": settings["epochs"],
-        "hessian_images": result["hessian_images"],
-        "depth": result["depth"],
-        "gap_depth": settings["num_gap_steps"],
-        **{name: result["prediction"][name] for name in ("ratio", "lower", "upper")},
-        "upper_bound": {"ratio": bound["value"], "lower": bound["lower"], "upper": bound["upper"]},
-        "gap": result["gap"],
-        "gap_interval": [low, high],
-        "gap_over_ratio": result["gap"] / ratio,
-        "measured": result["measured"]["by_loss"],
+        "epochs": settings.training.epochs,
+        "hessian_images": result.hessian_images,
+        "depth": result.depth,
+        "gap_depth": settings.num_gap_steps,
+        "ratio": prediction.ratio,
+        "lower": prediction.lower,
+        "upper": prediction.upper,
+        "upper_bound": {"ratio": bound.value, "lower": bound.lower, "upper": bound.upper},
+        "gap": result.gap,
+        "gap_interval": list(result.gap_interval),
+        "gap_over_ratio": result.gap / prediction.ratio,
+        "measured": result.measured.by_loss,
     }
 
 
@@ -106,7 +110,6 @@ def conclude(rows: list[dict[str, Any]]) -> str:
 
 def main(config: Config) -> None:
     """Collect the rows, write, draw, and say what they show."""
-    check_lone(config.base)
     rows = [row(result) for result in results(config)]
     if not rows:
         raise ValueError("runs or networks must name at least one, got none")

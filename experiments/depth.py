@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from pruning_limit import read_result, read_spectrum
 
 from jaxlimit import limits, plotting, spectrum
 from jaxlimit.lab import figures
-from jaxlimit.lab.reporting import console, environment, write_json
+from jaxlimit.lab.console import console
+from jaxlimit.lab.content import write_json
+from jaxlimit.lab.environment import environment
+from jaxlimit.lab.results import read_result, read_spectrum
 
 STEPS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
@@ -65,8 +67,8 @@ def conclude(name: str, rows: list[dict[str, Any]]) -> str:
 def main(config: Config) -> None:
     """Read, evaluate, write and draw."""
     results = [read_result(run) for run in config.runs]
-    radius, epsilon = results[0]["prediction"]["radius"], results[0]["epsilon"]
-    names = [f"{result['hessian_images']:,} images" for result in results]
+    radius, epsilon = results[0].prediction.radius, results[0].epsilon
+    names = [f"{result.hessian_images:,} images" for result in results]
     if len(set(names)) < len(names):
         raise ValueError(f"runs must differ in the images of their Hessians, got {names}")
     series = {
@@ -75,7 +77,8 @@ def main(config: Config) -> None:
     }
     sentences = [conclude(name, rows) for name, rows in series.items()]
     output = config.output or config.runs[0]
-    title = "The bound against Lanczos depth, {model} on {dataset}".format(**results[0]["config"])
+    first = results[0].config
+    title = f"The bound against Lanczos depth, {first.model} on {first.dataset}"
     plotting.save(figures.plot_depth(series, title=title), output / "depth.png")
     content = {
         "radius": radius,

@@ -22,8 +22,10 @@ import tyro
 
 from jaxlimit import limits, plotting
 from jaxlimit.lab import figures
+from jaxlimit.lab.console import Stages, console
+from jaxlimit.lab.content import write_json
+from jaxlimit.lab.environment import environment
 from jaxlimit.lab.figures import QuadraticComparison
-from jaxlimit.lab.reporting import Stages, console, environment, write_json
 from jaxlimit.spectrum import exact_measure
 
 # Quantile functions, from u = 0 to u = 1, of eigenvalues.

@@ -11,16 +11,19 @@ import dataclasses
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import pruning_limit
 import tyro
 from scipy.stats import spearmanr
 
 from jaxlimit import limits, plotting, pruning, spectrum, training
-from jaxlimit.lab import figures
-from jaxlimit.lab.reporting import Stages, console, environment, plain, write_json
+from jaxlimit.lab import figures, runs
+from jaxlimit.lab.console import Stages, console
+from jaxlimit.lab.content import plain, write_json
+from jaxlimit.lab.environment import environment
+from jaxlimit.lab.results import RunResult, known_result, read_spectrum
+from jaxlimit.lab.settings import RunConfig, Training
 from jaxlimit.pruning import SweepResult
 
 
@@ -28,8 +31,10 @@ from jaxlimit.pruning import SweepResult
 class Config:
     """Vary one setting of training at a time, then prune gradually."""
 
-    base: pruning_limit.Config = dataclasses.field(
-        default_factory=lambda: pruning_limit.Config(epochs=300, num_steps=64, num_gap_steps=8)
+    base: RunConfig = dataclasses.field(
+        default_factory=lambda: RunConfig(
+            training=Training(epochs=300), num_steps=64, num_gap_steps=8
+        )
     )
     """The run that all others differ from in one setting."""
     learning_rate: tuple[float, ...] = (0.0125, 0.025, 0.1)
@@ -52,32 +57,39 @@ class Config:
 FACTORS = ("learning_rate", "batch_size", "sam_radius", "l2", "l1")
 
 
-def settings(config: Config) -> list[tuple[str, Any, pruning_limit.Config]]:
-    """List the runs as (factor, value, configuration), the base first."""
-    changes = [("base", None, {})] + [
-        (name, value, {name: value}) for name in FACTORS for value in getattr(config, name)
-    ]
-    return [
-        (name, value, dataclasses.replace(
-            config.base, output=config.output / (f"{name}-{value:g}" if change else name), **change
-        ))
-        for name, value, change in changes
+class Setting(NamedTuple):
+    """A run that differs from the base in at most one factor."""
+
+    factor: str
+    value: Any
+    run: RunConfig
+    folder: Path
+
+
+def settings(config: Config) -> list[Setting]:
+    """List the runs, the base first."""
+    base = Setting("base", None, config.base, config.output / "base" / "seed-0")
+    return [base] + [
+        Setting(name, value, config.base.replace(**{name: value}),
+                config.output / f"{name}-{value:g}" / "seed-0")
+        for name in FACTORS
+        for value in getattr(config, name)
     ]  # fmt: skip
 
 
-def measure(run: pruning_limit.Config, epsilon: float | None = None) -> dict[str, Any]:
+def measure(setting: Setting, epsilon: float | None = None) -> dict[str, Any]:
     """Run a setting, or read what it gave; read its limits off again at a common ε."""
-    folder = run.folder() / "seed-0"
+    _, _, run, folder = setting
     with Stages() as stages:
-        net = pruning_limit.train(run, 0, folder, stages)
+        net = runs.train(run, 0, folder, stages)
         result = analyse(net, run, folder, stages)
-    epsilon = epsilon or result["epsilon"]
-    hessian = pruning_limit.read_spectrum(folder, result)
+    epsilon = epsilon or result.epsilon
+    hessian = read_spectrum(folder, result)
     again = limits.pruning_limit(hessian, net.trained.params, epsilon)
-    ratios, losses = (jnp.array(result["sweep"]["loss"][name]) for name in ("ratios", "values"))
+    ratios, losses = jnp.array(result.sweep.loss.ratios), jnp.array(result.sweep.loss.values)
     sweep = SweepResult(ratios, losses, *[jnp.zeros_like(losses)] * 3)
     return summarise(result) | {
-        "trace": spectrum.trace_function(hessian, lambda x: x).value * result["dim"],
+        "trace": spectrum.trace_function(hessian, lambda x: x).value * result.dim,
         "common_epsilon": {
             "predicted": again.ratio,
             "measured": pruning.empirical_limit(sweep, losses[-1], epsilon),
@@ -85,28 +97,28 @@ def measure(run: pruning_limit.Config, epsilon: float | None = None) -> dict[str
     }
 
 
-def analyse(net, run, folder, stages) -> dict[str, Any]:
+def analyse(net: runs.Net, run: RunConfig, folder: Path, stages: Stages) -> RunResult:
     """Predict and measure, or read what an earlier run with the same settings found."""
-    return pruning_limit.known(folder, run) or pruning_limit.analyse(net, run, 0, folder, stages)
+    return known_result(folder, run) or runs.analyse(net, run, 0, folder, stages)
 
 
-def summarise(result: dict[str, Any]) -> dict[str, Any]:
+def summarise(result: RunResult) -> dict[str, Any]:
     """Select what a row of the result holds of one network."""
-    factors = result["factors"]
     return {
-        "predicted": result["prediction"]["ratio"],
-        "interval": [result["prediction"]["lower"], result["prediction"]["upper"]],
-        "clipped": result["clipped"]["ratio"],
-        "measured": result["measured"]["by_loss"],
-        "epsilon": result["epsilon"],
-        "absolute_trace": factors["trace"],
-        "largest": result["eigenvalues"]["largest"],
-        "norm": factors["norm"],
-        "radius": factors["radius"],
-        "support": result["baseline"]["support"],
-        "taylor": result["baseline"]["taylor"],
-        "distance_from_minimum": result["distance_from_minimum"]["relative"],
-        **result["dense"],
+        "predicted": result.prediction.ratio,
+        "interval": [result.prediction.lower, result.prediction.upper],
+        "clipped": result.clipped.ratio,
+        "measured": result.measured.by_loss,
+        "epsilon": result.epsilon,
+        "absolute_trace": result.factors.trace,
+        "largest": result.eigenvalues.largest,
+        "norm": result.factors.norm,
+        "radius": result.factors.radius,
+        "support": result.baseline.support,
+        "taylor": result.baseline.taylor,
+        "distance_from_minimum": result.distance_from_minimum.relative,
+        "loss": result.dense.loss,
+        "accuracy": result.dense.accuracy,
     }
 
 
@@ -115,9 +127,10 @@ def prune_in_rounds(config: Config) -> dict[str, Any]:
 
     The one shot gets as many epochs afterwards as the rounds up to there got together.
     """
-    run = settings(config)[0][2]
+    base = settings(config)[0]
+    run = base.run
 
-    def step(name: str, net: pruning_limit.Net, ratio: float, epochs: int) -> tuple:
+    def step(name: str, net: runs.Net, ratio: float, epochs: int) -> tuple:
         folder = config.output / f"{name}-{epochs}-epochs"
         folder.mkdir(parents=True, exist_ok=True)
         with Stages() as stages:
@@ -126,7 +139,7 @@ def prune_in_rounds(config: Config) -> dict[str, Any]:
             return after, row | {"after": summarise(analyse(after, run, folder, stages))}
 
     with Stages() as stages:
-        dense = before = pruning_limit.train(run, 0, run.folder() / "seed-0", stages)
+        dense = before = runs.train(run, 0, base.folder, stages)
     gradual, one_shot, name = [], [], "gradual"
     for done, ratio in enumerate(config.ratios, 1):
         # Named by all that made it, for what is found in a folder is taken for its own.
@@ -139,7 +152,9 @@ def prune_in_rounds(config: Config) -> dict[str, Any]:
     return {"dense": score(dense), "gradual": gradual, "one_shot": one_shot}
 
 
-def prune_once(net, ratio, epochs, run) -> tuple[pruning_limit.Net, dict[str, Any]]:
+def prune_once(
+    net: runs.Net, ratio: float, epochs: int, run: RunConfig
+) -> tuple[runs.Net, dict[str, Any]]:
     """Prune a network to a ratio, train what is kept, and say what each step did."""
     trained = net.trained
     mask = pruning.magnitude_mask(trained.params, ratio)
@@ -147,7 +162,7 @@ def prune_once(net, ratio, epochs, run) -> tuple[pruning_limit.Net, dict[str, An
     again = training.fit(
         net.module,
         net.train,
-        dataclasses.replace(run.training(0), epochs=epochs),
+        run.replace(epochs=epochs).train(0),
         params=pruned.params,
         state=pruned.state,
         mask=mask,
@@ -255,19 +270,19 @@ def conclude_rounds(rounds: dict[str, Any], epsilon: float) -> str:
 
 def main(config: Config) -> None:
     """Run every setting, prune in rounds, draw, and say what it shows."""
-    pruning_limit.check_lone(config.base)
-    (*_, base), *others = settings(config)
+    base, *others = settings(config)
     first = measure(base)
     rows = [{"factor": "base", "value": None} | first]
-    for name, value, run in others:
+    for setting in others:
+        name, value, *_ = setting
         console.rule(f"{name} {value:g}")
-        rows.append({"factor": name, "value": value} | measure(run, first["epsilon"]))
+        rows.append({"factor": name, "value": value} | measure(setting, first["epsilon"]))
     rows = plain(rows)
     table = {"all": correlate(rows)} | {
         name: correlate([rows[0]] + [r for r in rows if r["factor"] == name])
         for name in FACTORS if len(getattr(config, name)) > 1
     }  # fmt: skip
-    of_base = {name: getattr(config.base, name) for name in FACTORS}
+    of_base = {name: getattr(config.base.training, name) for name in FACTORS}
     sentences = [conclude(config, table["all"])]
     if any(r["factor"] in ("l1", "l2") for r in rows):
         sentences.append(conclude_regularisation(rows, of_base))

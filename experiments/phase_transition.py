@@ -16,8 +16,10 @@ import tyro
 from scipy.optimize import linprog
 
 from jaxlimit import geometry, plotting
+from jaxlimit.lab.console import Stages, console
+from jaxlimit.lab.content import write_json
+from jaxlimit.lab.environment import environment
 from jaxlimit.lab.figures import Transition, plot_phase_transitions
-from jaxlimit.lab.reporting import Stages, console, environment, write_json
 
 
 @dataclasses.dataclass(frozen=True)

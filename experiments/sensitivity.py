@@ -16,12 +16,16 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
-import pruning_limit
 import tyro
 
 from jaxlimit import curvature, datasets, flatten_weights, limits, plotting, spectrum
-from jaxlimit.lab import figures
-from jaxlimit.lab.reporting import Stages, console, environment, markdown_table, write_json
+from jaxlimit.lab import figures, runs
+from jaxlimit.lab.console import Stages, console
+from jaxlimit.lab.content import write_json
+from jaxlimit.lab.environment import environment
+from jaxlimit.lab.markdown import markdown_table
+from jaxlimit.lab.results import kept_spectrum, read_result, read_spectrum
+from jaxlimit.lab.settings import RunConfig
 from jaxlimit.limits import PruningLimit
 
 
@@ -46,22 +50,9 @@ class Config:
 
 def default_run(config: Config) -> Path:
     """Make the run on digits, deep enough, unless it is there."""
-    settings = pruning_limit.Config(
-        num_steps=256, tolerance=0.0, output=config.output / "fc5-digits"
-    )
-    folder = settings.folder() / "seed-0"
-    if not (folder / "result.json").exists():
-        pruning_limit.run(settings, 0)
+    folder = config.output / "fc5-digits" / "seed-0"
+    runs.known_or_run(RunConfig(num_steps=256, tolerance=0.0), 0, folder)
     return folder
-
-
-def stored_settings(result: dict[str, Any]) -> pruning_limit.Config:
-    """Return the settings of a run from its result."""
-    stored: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in result["config"].items()
-    }
-    return pruning_limit.Config(**stored)
 
 
 def is_kernel(name: str, leaf: Any) -> bool:
@@ -79,7 +70,7 @@ class Bench(NamedTuple):
     """A trained network in its run's folder, whose spectra are measured once and kept there."""
 
     net: Any
-    settings: pruning_limit.Config
+    settings: RunConfig
     seed: int
     folder: Path
     num_steps: int
@@ -95,12 +86,12 @@ class Bench(NamedTuple):
         images = min(images or self.num_images, len(self.net.train.labels))
         name = f"{matrix}-{where.__name__}-{images}-images-{self.num_steps}-steps-probe-{probe}"
         path = self.folder / "sensitivity" / f"{name}.npz"
-        made_from = pruning_limit.spectra_identity(self.net, self.settings, self.seed)
+        made_from = runs.spectra_identity(self.net, self.settings, self.seed)
         identity = {"name": name, "run": made_from}
-        if (kept := pruning_limit.kept_spectrum(path, identity)) is not None:
+        if (kept := kept_spectrum(path, identity)) is not None:
             console.print(f"reusing {path}")
             return kept
-        # As `pruning_limit.predict` and `estimate_limit` derive it.
+        # As `runs.predict` and `estimate_limit` derive it.
         key = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), 1))[0]
         with self.stages.time(name):
             measure = spectrum.run_probes(
@@ -122,8 +113,8 @@ class Bench(NamedTuple):
             "hessian": partial(curvature.hessian_matvec, loss),
             "gauss-newton": partial(curvature.gauss_newton_matvec, loss.logits, cross_entropy),
         }[matrix]
-        batches = datasets.to_batches(pruning_limit.first(self.net.train, images))
-        narrow = pruning_limit.product_dtype(self.settings)
+        batches = datasets.to_batches(runs.first(self.net.train, images))
+        narrow = runs.product_dtype(self.settings)
         return make(trained.params, batches, trained.state, where=where, product_dtype=narrow)
 
 
@@ -218,11 +209,11 @@ def conclude(knobs: dict[str, dict[str, dict[str, Any]]]) -> str:
 def main(config: Config) -> None:
     """Turn the knobs, write, draw, and say which matters."""
     folder = config.run or default_run(config)
-    result = pruning_limit.read_result(folder)
-    settings, measure = stored_settings(result), pruning_limit.read_spectrum(folder, result)
+    result = read_result(folder)
+    settings, measure = result.config, read_spectrum(folder, result)
     with Stages() as stages:
-        net = pruning_limit.train(settings, result["seed"], folder, stages)
-        bench = Bench(net, settings, result["seed"], folder, config.num_steps, stages)
+        net = runs.train(settings, result.seed, folder, stages)
+        bench = Bench(net, settings, result.seed, folder, config.num_steps, stages)
         knobs = compare(turn_knobs(bench, measure, config))
     sentence, laid_out = conclude(knobs), table(knobs)
     name = f"{settings.model} on {settings.dataset}"

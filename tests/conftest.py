@@ -6,8 +6,6 @@ import pytest
 # Helpers without tests, some of which need torch, which is optional; and cases that need
 # eight devices, which test_mesh.py runs in a process of their own.
 collect_ignore = [
-    "torch_references.py",
-    "torch_layout.py",
     "make_torch_fixtures.py",
     "curvature_problems.py",
     "mesh_cases.py",

@@ -92,7 +92,7 @@ def write_json(path: Any, content: dict[str, Any]) -> None:
     """
     if "digest" in content:
         raise ValueError("content must not have an entry of its own called digest")
-    content = content | {"digest": _digest(content)}
+    content = content | {"digest": digest(content)}
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -119,14 +119,14 @@ def read_json(path: Any) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict) or "digest" not in content:
         raise ValueError(f"{path} has no digest: it was not written by this version of jaxlimit")
-    if content.pop("digest") != _digest(content):
+    if content.pop("digest") != digest(content):
         raise ValueError(
             f"{path} was changed since it was written: its digest is of other contents"
         )
     return content
 
 
-def _digest(content: dict[str, Any]) -> str:
+def digest(content: dict[str, Any]) -> str:
     """Return the SHA-256 of an object, whatever the layout of the file and the order of names."""
     # Through JSON once, since it turns tuples into lists and the names of entries into text.
     content = json.loads(json.dumps(content, allow_nan=False))

@@ -82,7 +82,7 @@ def plot_theory_and_practice(
     predicted, radius = float(estimate.prediction.ratio), float(estimate.prediction.radius)
     ratios, radii = np.asarray(sweep.ratios, float), np.asarray(sweep.radii, float)
     xlim, ylim = _window(predicted, measured, radius, ratios, radii)
-    grid = np.geomspace(*xlim, 200)
+    grid = np.geomspace(xlim[0], xlim[1], 200)
     bound = jax.device_get(limits.lower_bound(estimate.measure, grid, estimate.epsilon))
     lower, value, upper = (np.maximum(x, 1e-12) for x in (bound.lower, bound.value, bound.upper))
     axes.fill_between(grid, value, ylim[1], color=MEASURED, alpha=0.07, linewidth=0)

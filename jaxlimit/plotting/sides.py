@@ -54,8 +54,8 @@ def plot_two_sides(rows: Mapping[str, Mapping[str, float | None]], *, title: str
                           label=None if label in labels else label)  # fmt: skip
                 labels.add(label)
         for key, (marker, size, color, label) in _MARKS.items():
-            if row.get(key) is not None:
-                axes.plot(row[key], place, marker, color=color, markersize=size, zorder=3,
+            if (value := row.get(key)) is not None:
+                axes.plot(value, place, marker, color=color, markersize=size, zorder=3,
                           fillstyle="none", markeredgewidth=1.8,
                           label=None if label in labels else label)  # fmt: skip
                 labels.add(label)

@@ -2,20 +2,17 @@
 
 import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 pytest.importorskip("rich")
 pytest.importorskip("tyro")
 
 import accelerator
 
-from jaxlimit.lab.reporting import kernel_times
+from jaxlimit.lab.timing import kernel_times
 
 
 @pytest.mark.parametrize(

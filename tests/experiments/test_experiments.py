@@ -14,11 +14,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from lab_results import made_up
 
 from jaxlimit import datasets, models, planning, training
-from jaxlimit.lab.reporting import Stages, plain, read_json, write_json
+from jaxlimit.lab import report, results, runs
+from jaxlimit.lab.console import Stages
+from jaxlimit.lab.content import read_json
+from jaxlimit.lab.settings import RunConfig, Training
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 pytest.importorskip("rich")
 pytest.importorskip("tyro")
 
@@ -26,7 +29,6 @@ import flax.linen as nn
 import lomp
 import numpy as np
 import pruning_limit
-import pruning_report
 
 SCRIPTS = Path(pruning_limit.__file__).parent
 
@@ -53,8 +55,8 @@ def at(result, path):
 
 
 def test_run_writes_its_folder_and_resumes(tmp_path, capsys):
-    config = pruning_limit.Config(
-        epochs=2,
+    run = RunConfig(
+        training=Training(epochs=2),
         training_dtype="bfloat16",
         max_images=700,
         num_steps=6,
@@ -62,8 +64,8 @@ def test_run_writes_its_folder_and_resumes(tmp_path, capsys):
         hessian_images=256,
         images_at_once=300,
         num_ratios=12,
-        output=tmp_path / "run",
     )
+    config = pruning_limit.Config(run, output=tmp_path / "run")
     pruning_limit.main(config)
     folder = tmp_path / "run" / "seed-0"
     first = json.loads((folder / "result.json").read_text())
@@ -76,6 +78,7 @@ def test_run_writes_its_folder_and_resumes(tmp_path, capsys):
     assert any("256 of the 700 training images" in reason for reason in first["reasons"])
     figures = [folder / f"{n}.png" for n in ("density", "theory_and_practice", "sweep")]
     assert all(10_000 < figure.stat().st_size < 200_000 for figure in figures)
+    assert all(figure.with_suffix(".svg").exists() for figure in figures)
     assert "resuming" not in capsys.readouterr().out
 
     pruning_limit.main(config)
@@ -89,13 +92,13 @@ def test_run_writes_its_folder_and_resumes(tmp_path, capsys):
 
 
 def test_a_hessian_of_all_images_is_no_sample():
-    assert pruning_report.sampled(10_000, 1437) == pruning_report.sampled(1437, 1437) == ()
-    assert len(pruning_report.sampled(1436, 1437)) == 1
+    assert report.sampled(10_000, 1437) == report.sampled(1437, 1437) == ()
+    assert len(report.sampled(1436, 1437)) == 1
 
 
 def test_speeds_count_from_the_first_report_and_know_the_share_of_the_peak(monkeypatch):
     clock = iter([0.0, 10.0, 14.0, 20.0, 30.0, 30.5]).__next__
-    monkeypatch.setattr("jaxlimit.lab.reporting.time.perf_counter", clock)
+    monkeypatch.setattr("jaxlimit.lab.console.time.perf_counter", clock)
     stages = Stages()
     for epoch in (41, 42, 43):  # taken up at epoch 40
         stages.show("training", epoch, 100)
@@ -110,10 +113,10 @@ def test_speeds_count_from_the_first_report_and_know_the_share_of_the_peak(monke
     module = models.create("fc5", num_classes=10)
     params = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
     trained = training.TrainingResult(params, {}, training.channel_statistics(images), None, 0)
-    net = pruning_limit.Net(module, trained, data, data, None)
-    config = pruning_limit.Config(images_at_once=100, hessian_images=250)
+    net = runs.Net(module, trained, data, data, None)
+    config = RunConfig(images_at_once=100, hessian_images=250)
     speeds = {"images_per_second": 256 * 2 / 14, "products_per_second": 3.2}
-    assert pruning_report.speed(net, config, stages) == pytest.approx(speeds)
+    assert report.speed(net, config, stages) == pytest.approx(speeds)
 
     peaks = {"tf32": 1e9, "float32": 1e8}
     monkeypatch.setattr(planning, "data_sheet_flops", peaks.get)
@@ -122,7 +125,7 @@ def test_speeds_count_from_the_first_report_and_know_the_share_of_the_peak(monke
     gradient, product = 3 * sum(forward) - forward[0], 6 * sum(forward) - 4 * forward[0]
     speeds["training_share_of_peak"] = 256 * 2 / 14 * gradient / 1e9
     speeds["products_share_of_peak"] = 250 * 3.2 * product / 1e8
-    assert pruning_report.speed(net, config, stages) == pytest.approx(speeds)
+    assert report.speed(net, config, stages) == pytest.approx(speeds)
 
 
 @pytest.mark.parametrize(
@@ -139,67 +142,69 @@ def test_speeds_count_from_the_first_report_and_know_the_share_of_the_peak(monke
 )
 def test_settings_are_checked_before_anything_runs(settings, says):
     with pytest.raises(ValueError, match=says):
-        pruning_limit.Config(**settings)
+        RunConfig().replace(**settings)
 
 
 def test_no_spectrum_of_another_network_is_taken(tmp_path, capsys, monkeypatch):
     """A folder whose checkpoint was removed, as the message on another run's says, and reused."""
-    monkeypatch.setattr(pruning_limit.models, "create", lambda *_, **__: Small())
+    monkeypatch.setattr(runs.models, "create", lambda *_, **__: Small())
     largest = []
     for rate in (0.05, 0.5):
-        config = pruning_limit.Config(
-            epochs=2, learning_rate=rate, max_images=200, num_steps=4, num_gap_steps=4
-        )
+        config = RunConfig(max_images=200, num_steps=4, num_gap_steps=4)
+        config = config.replace(epochs=2, learning_rate=rate)
         shutil.rmtree(tmp_path / "checkpoint", ignore_errors=True)
         with Stages() as stages:
-            net = pruning_limit.train(config, 0, tmp_path, stages)
+            net = runs.train(config, 0, tmp_path, stages)
             for _ in range(2):
-                largest.append(pruning_limit.predict(net, config, 0, tmp_path, stages).largest)
+                largest.append(runs.predict(net, config, 0, tmp_path, stages).largest)
     assert capsys.readouterr().out.count("reusing the spectra") == 2  # each its own
     assert largest[0] == largest[1] != largest[2] == largest[3]
 
 
 def test_a_result_is_known_by_what_made_it(tmp_path):
-    config = pruning_limit.Config(epochs=3, output=tmp_path)
-    assert pruning_limit.known(tmp_path, config) is None
-    made = plain(dataclasses.replace(config, output=tmp_path / "elsewhere", seeds=(0, 1)))
-    del made["momentum"]  # as in results from before the flag
-    write_json(tmp_path / "result.json", {"config": made, "dim": 7})
-    assert pruning_limit.known(tmp_path, config)["dim"] == 7
+    config = RunConfig().replace(epochs=3)
+    assert results.known_result(tmp_path, config) is None
+    results.write_result(tmp_path, made_up(config.replace(data_dir=tmp_path), 7))
+    assert results.known_result(tmp_path, config).seed == 7
     for other in ({"momentum": 0.5}, {"num_steps": 8}):
-        assert pruning_limit.known(tmp_path, dataclasses.replace(config, **other)) is None
+        assert results.known_result(tmp_path, config.replace(**other)) is None
     (tmp_path / "result.json").write_text('{"config": ')
     with pytest.raises(
         ValueError, match=r"result\.json cannot be read as JSON: .*remove it to measure again"
     ):
-        pruning_limit.known(tmp_path, config)
+        results.known_result(tmp_path, config)
 
 
 def test_a_changed_digit_is_noticed_before_it_is_believed(tmp_path):
-    config = pruning_limit.Config(epochs=3, output=tmp_path)
+    config = RunConfig().replace(epochs=3)
+    results.write_result(tmp_path, made_up(config, pruned_accuracy=0.125))
     path = tmp_path / "result.json"
-    write_json(path, {"config": config, "prediction": {"ratio": 0.125}})
     path.write_text(path.read_text().replace("0.125", "0.225"))
-    for read in (lambda: read_json(path), lambda: pruning_limit.known(tmp_path, config)):
+    for read in (
+        lambda: read_json(path),
+        lambda: results.read_result(tmp_path),
+        lambda: results.known_result(tmp_path, config),
+    ):
         with pytest.raises(ValueError, match=r"result\.json was changed since it was written"):
             read()
 
 
 def test_no_spectrum_of_a_run_that_died_is_taken_for_another(tmp_path, capsys, monkeypatch):
     """Run A; B in the same folder dies between two of its files; A asked again gives A's bits."""
-    monkeypatch.setattr(pruning_limit.models, "create", lambda *_, **__: Small())
-    settings = {"epochs": 2, "max_images": 300, "num_steps": 4, "num_gap_steps": 4}
-    few, many = (pruning_limit.Config(hessian_images=n, **settings) for n in (64, 256))
+    monkeypatch.setattr(runs.models, "create", lambda *_, **__: Small())
+    base = RunConfig(max_images=300, num_steps=4, num_gap_steps=4).replace(epochs=2)
+    few, many = (base.replace(hessian_images=n) for n in (64, 256))
     with Stages() as stages:
-        net = pruning_limit.train(few, 0, tmp_path, stages)
+        net = runs.train(few, 0, tmp_path, stages)
 
         def ratio(config):
-            return float(pruning_limit.predict(net, config, 0, tmp_path, stages).prediction.ratio)
+            return float(runs.predict(net, config, 0, tmp_path, stages).prediction.ratio)
 
         first = ratio(few)
-        identity = pruning_limit.spectra_identity(net, few, 0)
-        pruning_limit.read_spectrum(tmp_path, {"spectra": identity})
-        save, written = pruning_limit.spectrum.save, []
+        identity = runs.spectra_identity(net, few, 0)
+        read_of_a = made_up(spectra=identity)
+        results.read_spectrum(tmp_path, read_of_a)
+        save, written = runs.spectrum.save, []
 
         def die_after_one(path, measure, **how):
             if written:
@@ -208,35 +213,35 @@ def test_no_spectrum_of_a_run_that_died_is_taken_for_another(tmp_path, capsys, m
             written.append(path)
 
         with monkeypatch.context() as patch:
-            patch.setattr(pruning_limit.spectrum, "save", die_after_one)
+            patch.setattr(runs.spectrum, "save", die_after_one)
             with pytest.raises(KeyboardInterrupt):
                 ratio(many)
         # What is left is B's, and no result of A is read off it.
         with pytest.raises(ValueError, match="images: it has 256, asked for was 64"):
-            pruning_limit.read_spectrum(tmp_path, {"spectra": identity})
+            results.read_spectrum(tmp_path, read_of_a)
         assert ratio(few) == first
     assert "reusing the spectra" not in capsys.readouterr().out
 
 
 def test_a_second_run_in_the_same_folder_is_told(tmp_path, monkeypatch):
-    config = pruning_limit.Config(epochs=2, output=tmp_path)
-    monkeypatch.setattr(pruning_limit, "train", lambda *_: pruning_limit.run(config, 0))
+    folder = tmp_path / "seed-0"
+    monkeypatch.setattr(runs, "train", lambda *_: runs.run(RunConfig(), 0, folder))
     with pytest.raises(OSError, match=r"seed-0 is in use by another call in this process, since"):
-        pruning_limit.run(config, 0)
+        runs.run(RunConfig(), 0, folder)
 
 
 def test_a_cut_spectrum_names_its_file(tmp_path):
     path = tmp_path / "spectrum.npz"
-    measure = pruning_limit.spectrum.exact_measure(jnp.arange(4.0))
-    pruning_limit.spectrum.save(path, measure, identity={"seed": 0})
+    measure = runs.spectrum.exact_measure(jnp.arange(4.0))
+    runs.spectrum.save(path, measure, identity={"seed": 0})
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match=r"spectrum\.npz must be .*; remove it to measure again"):
-        pruning_limit.kept_spectrum(path, {"seed": 0})
-    assert pruning_limit.kept_spectrum(tmp_path / "none.npz", {}) is None
+        results.kept_spectrum(path, {"seed": 0})
+    assert results.kept_spectrum(tmp_path / "none.npz", {}) is None
 
 
 def test_dry_run_prints_the_plan_and_does_nothing_else(tmp_path, capsys):
-    config = pruning_limit.Config(dry_run=True, num_steps=64, output=tmp_path / "run")
+    config = pruning_limit.Config(RunConfig(num_steps=64), dry_run=True, output=tmp_path / "run")
     pruning_limit.main(config)
     said = capsys.readouterr().out
     assert "D = 877,010" in said
@@ -255,10 +260,9 @@ class Small(nn.Module):
 
 
 def test_lomp_writes_beside_the_run_and_resumes(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(pruning_limit.models, "create", lambda *_, **__: Small())
-    config = lomp.Config(
-        epochs=2, max_images=300, ratios=(1.0, 1 / 610), finetune_epochs=2, output=tmp_path / "run"
-    )
+    monkeypatch.setattr(runs.models, "create", lambda *_, **__: Small())
+    run = RunConfig(max_images=300).replace(epochs=2)
+    config = lomp.Config(run, ratios=(1.0, 1 / 610), finetune_epochs=2, output=tmp_path / "run")
     lomp.main(config)
     folder = tmp_path / "run" / "seed-0"
     first = json.loads((folder / "lomp.json").read_text())
@@ -274,18 +278,15 @@ def test_lomp_writes_beside_the_run_and_resumes(tmp_path, capsys, monkeypatch):
     assert 10_000 < (folder / "lomp.png").stat().st_size < 200_000
 
     capsys.readouterr()
-    run = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(pruning_limit.Config)
-    }
-    known = {"prediction": {"ratio": 0.01}, "measured": {"by_loss": 0.02}}
-    write_json(folder / "result.json", known | {"config": run | {"l1": 1.0}})
-    assert lomp.known_limits(folder, config) is None  # of another network
-    write_json(folder / "result.json", known | {"config": run})
+    measured = results.Measured(0.02, 0.02, 0.02)
+    known = made_up(run.replace(l1=1.0), measured=measured)
+    results.write_result(folder, known)
+    assert lomp.known_limits(folder, run) is None  # of another network
+    results.write_result(folder, dataclasses.replace(known, config=run))
     lomp.main(config)
     assert "2 of 2 epochs" in capsys.readouterr().out
     second = json.loads((folder / "lomp.json").read_text())
-    assert second["limits"] == {"predicted": 0.01, "measured": 0.02}
+    assert second["limits"] == {"predicted": known.prediction.ratio, "measured": 0.02}
     assert second["rows"] == first["rows"]
 
     (folder / "lomp.json").unlink()
@@ -295,9 +296,9 @@ def test_lomp_writes_beside_the_run_and_resumes(tmp_path, capsys, monkeypatch):
 
 
 def test_fine_tuning_takes_the_batch_size_of_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(pruning_limit.models, "create", lambda *_, **__: Small())
-    settings = {"epochs": 1, "max_images": 32, "batch_size": 16, "finetune_epochs": 1}
-    lomp.main(lomp.Config(ratios=(0.5,), output=tmp_path, **settings))
+    monkeypatch.setattr(runs.models, "create", lambda *_, **__: Small())
+    run = RunConfig(max_images=32).replace(epochs=1, batch_size=16)
+    lomp.main(lomp.Config(run, ratios=(0.5,), finetune_epochs=1, output=tmp_path))
     [row] = json.loads((tmp_path / "seed-0" / "lomp.json").read_text())["rows"]
     assert row["ratio"] == 0.5
 
@@ -312,7 +313,7 @@ def test_fine_tuning_takes_the_batch_size_of_training(tmp_path, monkeypatch):
     ],
 )
 def test_bad_settings_are_refused_before_training(tmp_path, monkeypatch, settings, says):
-    monkeypatch.setattr(pruning_limit, "train", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(runs, "train", lambda *_: pytest.fail("it was trained"))
     with pytest.raises(ValueError, match=says):
         lomp.main(lomp.Config(output=tmp_path, **settings))
 
@@ -369,7 +370,8 @@ def test_distributed_starts_a_job(script, tmp_path):
 def test_dry_run_plans_for_the_data_of_the_run(change, memory, monkeypatch, capsys):
     monkeypatch.setattr(planning.memory, "usable_memory", lambda: memory)
     for settings in ({}, change):
-        pruning_limit.main(pruning_limit.Config(dry_run=True, num_steps=64, **settings))
+        run = RunConfig(num_steps=64, **settings)
+        pruning_limit.main(pruning_limit.Config(run, dry_run=True))
     default, changed = capsys.readouterr().out.split("fc5 on digits")[1:]
     assert default != changed
 
@@ -377,10 +379,10 @@ def test_dry_run_plans_for_the_data_of_the_run(change, memory, monkeypatch, caps
 def test_dry_run_plans_for_the_devices_of_the_run(monkeypatch, capsys):
     """Eight devices hold the bases that one alone cannot."""
     monkeypatch.setattr(planning.memory, "usable_memory", lambda: 0.42e9)
-    config = pruning_limit.Config(dry_run=True, num_steps=64, num_probes=4)
+    config = pruning_limit.Config(RunConfig(num_steps=64, num_probes=4), dry_run=True)
     pruning_limit.main(config)
     mesh = jax.sharding.AbstractMesh((8,), ("data",))
-    monkeypatch.setattr(pruning_limit.distributed, "all_devices", lambda: mesh)
+    monkeypatch.setattr(runs.distributed, "all_devices", lambda: mesh)
     pruning_limit.main(config)
     alone, shared = capsys.readouterr().out.split("fc5 on digits")[1:]
     assert "basis in no memory" in alone
@@ -391,7 +393,8 @@ def test_dry_run_plans_for_the_devices_of_the_run(monkeypatch, capsys):
 def test_missing_data_is_told_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
-    config = pruning_limit.Config(dataset="cifar100", data_dir=tmp_path, output=tmp_path / "run")
+    run = RunConfig(dataset="cifar100", data_dir=tmp_path)
+    config = pruning_limit.Config(run, output=tmp_path / "run")
     with pytest.raises(FileNotFoundError, match="cifar100"):
         pruning_limit.main(config)
 

@@ -1,8 +1,6 @@
 """The experiment on the key factors end to end, on a network small enough for every suite."""
 
 import json
-import sys
-from pathlib import Path
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,15 +8,15 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 pytest.importorskip("rich")
 pytest.importorskip("tyro")
 
 import key_factors
-import pruning_limit
+from lab_results import made_up
 
 from jaxlimit import datasets, flatten_weights, limits, pruning, spectrum
-from jaxlimit.lab import reporting
+from jaxlimit.lab import report, results, runs
+from jaxlimit.lab.settings import RunConfig
 
 
 class Small(nn.Module):
@@ -37,31 +35,32 @@ def analyse_fast(net, config, seed, folder, stages):
     batches = datasets.to_batches(net.train)
     sweep = pruning.magnitude_sweep(net.loss, params, batches, [0.01, 0.05, 0.1, 1.0], {})
     limit = limits.pruning_limit(measure, params, epsilon)
-    result = {
-        "config": config,
-        "spectra": {"of": str(folder)},
-        "dim": weights.size,
-        "epsilon": epsilon,
-        "eigenvalues": {"largest": measure.nodes.max()},
-        "prediction": limit,
-        "clipped": limit,
-        "factors": limits.key_factors(measure, params, epsilon),
-        "measured": {"by_loss": pruning.empirical_limit(sweep, sweep.losses[-1], epsilon)},
-        "baseline": {"support": pruning.support_fraction(params), "taylor": 0.0},
-        "distance_from_minimum": {"relative": 0.0},
-        "dense": {"loss": sweep.losses[-1], "accuracy": 1.0},
-        "sweep": {"loss": {"ratios": sweep.ratios, "values": sweep.losses}},
-    }
-    reporting.write_json(folder / "result.json", result)
-    return reporting.plain(result)
+    found = float(pruning.empirical_limit(sweep, sweep.losses[-1], epsilon))
+    limit = results.Limit(**report.numbers(limit))
+    curve = report.curve(sweep)
+    result = made_up(
+        config,
+        seed,
+        spectra={"of": str(folder)},
+        dim=weights.size,
+        epsilon=epsilon,
+        eigenvalues=results.Eigenvalues(float(measure.nodes.max()), 0.0, 0.0),
+        prediction=limit,
+        clipped=limit,
+        factors=results.Factors(**report.numbers(limits.key_factors(measure, params, epsilon))),
+        measured=results.Measured(found, found, found),
+        baseline=results.Baseline(float(pruning.support_fraction(params)), 0.0),
+        dense=results.Dense(float(sweep.losses[-1]), 1.0),
+        sweep=results.Sweep(curve, curve, curve),
+    )
+    return results.write_result(folder, result)
 
 
 @pytest.fixture(scope="module", params=["fast", pytest.param("whole", marks=pytest.mark.slow)])
 def output(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("key_factors")
-    base = pruning_limit.Config(
-        epochs=4, num_steps=12, num_gap_steps=2, hessian_images=256, num_ratios=13
-    )
+    base = RunConfig(num_steps=12, num_gap_steps=2, hessian_images=256, num_ratios=13)
+    base = base.replace(epochs=4)
     config = key_factors.Config(
         base=base,
         learning_rate=(),
@@ -74,13 +73,13 @@ def output(request, tmp_path_factory):
         output=folder,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pruning_limit.models, "create", lambda *_, **__: Small())
-        patch.setattr(pruning_limit, "draw", lambda *_: None)
+        patch.setattr(runs.models, "create", lambda *_, **__: Small())
+        patch.setattr(report, "draw", lambda *_: None)
         if request.param == "fast":
-            patch.setattr(pruning_limit, "analyse", analyse_fast)
+            patch.setattr(runs, "analyse", analyse_fast)
         key_factors.main(config)
         first = json.loads((folder / "result.json").read_text())
-        patch.setattr(pruning_limit, "analyse", pytest.fail)  # nothing is measured twice
+        patch.setattr(runs, "analyse", pytest.fail)  # nothing is measured twice
         key_factors.main(config)
     return folder, first
 

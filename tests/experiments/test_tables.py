@@ -2,56 +2,32 @@
 
 import csv
 import dataclasses
+import itertools
 import json
-import shutil
 import statistics
-import sys
-from pathlib import Path
 from unittest.mock import MagicMock
 
 import jax.numpy as jnp
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 pytest.importorskip("rich")
 pytest.importorskip("tyro")
 
-import pruning_limit
-import pruning_report
+import lab_results
 import tables
 
-from jaxlimit.lab.reporting import plain, write_json
+from jaxlimit.lab import forecast, paper_tables, report, results, rows, runs
+from jaxlimit.lab.content import plain, write_json
+from jaxlimit.lab.settings import RunConfig
 from jaxlimit.pruning import SweepResult
 
 
-def made_up(config, seed, *, theory=0.02, measured=0.01):
-    """Return what a run writes, with numbers of our own."""
-    limit = {"ratio": theory + 0.002 * seed, "lower": 0.01, "upper": 0.03}
-    sweep = {"ratios": list(range(200)), "values": list(range(200))}
-    return plain(
-        {
-            "seed": seed,
-            "config": config,
-            "prediction": limit,
-            "clipped": limit,
-            "corrected": limit,
-            "gap": 0.001,
-            "measured": {
-                "by_loss": measured + 0.001 * seed**2,
-                "by_loss_with_l1": 0.01,
-                "by_accuracy": 0.01,
-            },
-            "baseline": {"support": 0.1, "taylor": 0.01},
-            "distance_from_minimum": {"relative": 0.003},
-            "dense": {"accuracy": 0.5},
-            "pruned_accuracy": 0.49,
-            "depth": 128,
-            "hessian_images": 10_000,
-            "reasons": ["the moon was full"],
-            "seconds": {"total": 1.0},
-            "sweep": {"loss": sweep},
-        }
-    )
+def made_up(config, seed, *, theory=0.02, measured=0.01, **changes):
+    """Make a result with numbers of our own."""
+    limit = results.Limit(theory + 0.002 * seed, 0.01, 0.03, 0.0, 1, 1.0, 1.0)
+    found = results.Measured(measured + 0.001 * seed**2, 0.01, 0.01)
+    limits = {"prediction": limit, "clipped": limit, "corrected": limit, "measured": found}
+    return lab_results.made_up(config, seed, **limits | changes)
 
 
 @pytest.fixture
@@ -59,16 +35,14 @@ def runner(monkeypatch):
     """Stand in for the training and analysis, and note what was run."""
     ran = []
 
-    def run(config, seed):
-        ran.append((config.model, config.l1, seed))
+    def run(config, seed, folder):
+        ran.append((config.model, config.training.l1, seed))
         if config.model == "fc12":
             raise FloatingPointError("the training loss stopped being finite in epoch 3")
-        result = made_up(config, seed)
-        write_json(config.folder() / f"seed-{seed}" / "result.json", result)
-        return result
+        return results.write_result(folder, made_up(config, seed))
 
-    monkeypatch.setattr(pruning_limit, "run", run)
-    monkeypatch.setattr(pruning_report, "show", lambda result, folder: None)
+    monkeypatch.setattr(runs, "run", run)
+    monkeypatch.setattr(report, "show", lambda result, folder: None)
     return ran
 
 
@@ -85,8 +59,8 @@ def lines_of(folder):
 
 
 def test_rows_are_those_of_the_paper_with_its_settings():
-    rows = {row.name: row for row in tables.read_rows()}
-    assert list(rows) == [
+    by_name = {row.name: row for row in rows.read_rows(tables.ROWS)}
+    assert list(by_name) == [
         "fc5-cifar10", "fc12-cifar10", "alexnet-cifar10", "vgg16-cifar10",
         "resnet18-cifar100", "resnet50-cifar100",
         "resnet18-tiny_imagenet-half", "resnet50-tiny_imagenet-half",
@@ -99,21 +73,22 @@ def test_rows_are_those_of_the_paper_with_its_settings():
         "resnet18": (0.1, "cosine", 5, 5e-5),
         "resnet50": (0.1, "cosine", 5, 2e-5),
     }
-    for row in rows.values():
+    for row in by_name.values():
         c = row.config("paper", 0)
-        assert (c.learning_rate, c.schedule, c.warmup_epochs, c.l1) == trained[c.model]
+        t = c.training
+        assert (t.learning_rate, t.schedule, t.warmup_epochs, t.l1) == trained[c.model]
         assert row.name == f"{c.model}-{c.dataset}".replace("/", "-")
-        assert (c.epochs, c.batch_size, row.common["batch_size"]) == (200, 128, 128)
-        assert row.config("annealed", 1).schedule == "cosine"
+        assert (t.epochs, t.batch_size, row.common["batch_size"]) == (200, 128, 128)
+        assert row.config("annealed", 1).training.schedule == "cosine"
         assert row.config("smoke", 0).max_images <= 256
         assert set(row.published) == {"theory", "measured", "gap"}
-    assert rows["fc5-cifar10"].config("paper", 0).num_steps > 256
-    assert rows["fc5-cifar10"].config("paper", 1).num_steps == 256
-    assert tables.select(list(rows.values()), ("resnet18",)) == [
-        rows["resnet18-cifar100"], rows["resnet18-tiny_imagenet-half"],
+    assert by_name["fc5-cifar10"].config("paper", 0).num_steps > 256
+    assert by_name["fc5-cifar10"].config("paper", 1).num_steps == 256
+    assert rows.select(list(by_name.values()), ("resnet18",)) == [
+        by_name["resnet18-cifar100"], by_name["resnet18-tiny_imagenet-half"],
     ]  # fmt: skip
     with pytest.raises(ValueError, match=r"one of fc5-cifar10.*got 'resnet81'"):
-        tables.select(list(rows.values()), ("fc5", "resnet81"))
+        rows.select(list(by_name.values()), ("fc5", "resnet81"))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +98,7 @@ def test_rows_are_those_of_the_paper_with_its_settings():
         ("l1 = 2e-4", 'l1 = "2e-4"', TypeError, "annealed: l1 must be float, got '2e-4'"),
         ('"cosine"', '"cosin"', TypeError, "schedule must be .*cosine.*, got 'cosin'"),
         ("learning_rate = 0.05", "learning_rate = -1", ValueError, "learning_rate"),
-        ("[smoke]", "[smok]", KeyError, "smoke"),
+        ("[smoke]", "[smok]", ValueError, r"unknown setting \[smok\], did you mean \[smoke\]"),
         ("place = 1", "place 1", ValueError, "Expected '='"),
         ('"fc5"', '"fc55"', ValueError, "fc55.*fc5"),
         ("num_steps = 256", "num_steps = -3", ValueError, "num_steps must be at least 1, got -3"),
@@ -131,12 +106,12 @@ def test_rows_are_those_of_the_paper_with_its_settings():
     ],
 )
 def test_a_wrong_row_file_is_refused(tmp_path, old, new, error, says):
-    text = (tables.HERE / "rows" / "fc5-cifar10.toml").read_text()
+    text = (tables.ROWS / "fc5-cifar10.toml").read_text()
     assert old in text
     path = tmp_path / "fc5-cifar10.toml"
     path.write_text(text.replace(old, new))
     with pytest.raises(error, match=f"(?s){says}.*\nin {path}"):
-        tables.read_row(path)
+        rows.read_row(path)
 
 
 def test_one_failure_loses_no_other_run_and_nothing_is_run_twice(config, runner, capsys):
@@ -175,29 +150,72 @@ def test_one_failure_loses_no_other_run_and_nothing_is_run_twice(config, runner,
     assert capsys.readouterr().out.count("is there already") == 3
 
 
+def job(config, row, setting, seed):
+    chosen = dataclasses.replace(config, settings=(setting,), seeds=(seed,))
+    (found,) = tables.jobs_of([row], chosen)
+    return found
+
+
 def test_the_committed_runs_are_those_of_their_rows(config, runner, capsys):
-    shutil.copytree(tables.Config().results, config.runs)
-    results = list(config.runs.rglob("result.json"))
-    for row in tables.read_rows():
-        for setting in tables.SETTINGS:
-            for folder in (config.runs / f"{row.name}-{setting}").glob("seed-*"):
-                tables.run(row, setting, int(folder.name.removeprefix("seed-")), config)
+    """A result that is kept beside the tables is not run again."""
+    config = dataclasses.replace(config, results=tables.Config().results)
+    kept = list(config.results.rglob("result.json"))
+    for row in rows.read_rows(tables.ROWS):
+        for setting in row.settings:
+            for folder in (config.results / f"{row.name}-{setting}").glob("seed-*"):
+                seed = int(folder.name.removeprefix("seed-"))
+                tables.run(job(config, row, setting, seed), config)
     assert not runner
-    assert capsys.readouterr().out.count("is there already") == len(results) > 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("is there already") == len(kept) > 0
 
 
 @pytest.mark.parametrize("lacking", [{}, {"config": {}}, {"config": {"no_flag": 1}}])
 def test_a_run_without_its_settings_is_done_again(config, runner, lacking):
     write_json(config.runs / "fc5-cifar10-paper" / "seed-0" / "result.json", lacking)
-    tables.run(tables.read_rows()[0], "paper", 0, config)
+    tables.run(job(config, rows.read_rows(tables.ROWS)[0], "paper", 0), config)
     assert len(runner) == 1
 
 
+def test_nothing_starts_unasked(config, runner, capsys):
+    """Without arguments it says what would run, for how long, and what is there."""
+    row = rows.read_rows(tables.ROWS)[0]
+    there = made_up(row.config("paper", 0), 0, seconds={"total": 7200.0})
+    results.write_result(config.runs / "fc5-cifar10-paper" / "seed-0", there)
+    tables.main(dataclasses.replace(config, rows=(), seeds=(0,)))
+    said = capsys.readouterr().out
+    assert not runner
+    assert not config.results.exists()
+    lines = {line.split(" | ")[0]: line for line in said.splitlines() if line.startswith("| ")}
+    assert lines["| fc5-cifar10, paper, seed 0"].endswith("| done, in 2 h |")
+    assert lines["| vgg16-cifar10, annealed, seed 0"].endswith("| nothing |")
+    assert "Nothing was started" in said
+    everything = dataclasses.replace(config, rows=(), run=True, settings=("smoke",), seeds=(0,))
+    with pytest.raises(SystemExit, match="1 of 8 runs failed"):
+        tables.main(everything)
+    assert len(runner) == len(rows.read_rows(tables.ROWS))
+
+
+def test_a_forecast_counts_what_a_run_multiplies():
+    """Of FC5 on digits by hand: 2 operations a weight forward, three times that for a gradient."""
+    config = RunConfig(num_steps=64, num_gap_steps=16, num_ratios=10).replace(epochs=2)
+    widths = [64, 1000, 600, 300, 100, 10]
+    layers = [2 * a * b for a, b in itertools.pairwise(widths)]
+    forward, first = sum(layers), layers[0]
+    found = forecast.forecast(config, rate=1e9)
+    assert found.training == pytest.approx(2 * 1437 * (3 * forward - first) / 1e9)
+    assert found.spectrum == pytest.approx(140 * 1437 * (6 * forward - 4 * first) / 1e9)
+    assert found.sweep == pytest.approx((20 * 1437 + 10 * 360) * forward / 1e9)
+    assert found.total == pytest.approx(sum(found))
+
+
 def test_results_of_another_setting_are_left_out(config, capsys):
-    row = tables.read_rows()[0]
+    row = rows.read_rows(tables.ROWS)[0]
     for seed, more in ((0, {"num_steps": 17}), (1, {"l1": 1.0}), (2, {"max_images": 99})):
-        made = made_up(row.config("paper", seed, **more), seed)
-        made["config"].pop("training_dtype")  # as an older result, which lacks a newer flag
+        made = plain(made_up(row.config("paper", seed, **more), seed))
+        made["config"].pop("training_dtype")  # as an older result, which lacks a newer setting
+        made["config"] |= made["config"].pop("training")
+        made["schema"] = 1
         write_json(config.runs / "fc5-cifar10-paper" / f"seed-{seed}" / "result.json", made)
     torn = config.runs / "fc5-cifar10-annealed" / "seed-0" / "result.json"
     torn.parent.mkdir(parents=True)
@@ -210,7 +228,7 @@ def test_results_of_another_setting_are_left_out(config, capsys):
     assert "max_images 99, not None" in said
     assert "Unterminated string" in said
     sweep = json.loads(kept[0].read_text())["sweep"]["loss"]
-    assert (len(sweep["ratios"]), sweep["ratios"][0], sweep["ratios"][-1]) == (40, 0, 199)
+    assert (len(sweep["ratios"]), sweep["ratios"][0], sweep["ratios"][-1]) == (40, 0.01, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -225,15 +243,15 @@ def test_results_of_another_setting_are_left_out(config, capsys):
     ],
 )
 def test_a_result_may_be_of_another_depth_but_not_of_another_limit(config, name, value, kept):
-    row = tables.read_rows()[0]
+    row = rows.read_rows(tables.ROWS)[0]
     made = made_up(row.config("paper", 1, **{name: value}), 1)
     write_json(config.runs / "fc5-cifar10-paper" / "seed-1" / "result.json", made)
-    tables.collect(row, config)
+    paper_tables.collect(row, config.runs, config.results)
     assert any(config.results.rglob("result.json")) == kept
 
 
 def test_collected_results_of_an_older_setting_are_left_out(config, capsys):
-    row = tables.read_rows()[0]
+    row = rows.read_rows(tables.ROWS)[0]
     for seed, more in ((0, {"l1": 1.0, "epochs": 3}), (1, {})):
         made = made_up(row.config("annealed", seed, **more), seed)
         write_json(config.results / "fc5-cifar10-annealed" / f"seed-{seed}" / "result.json", made)
@@ -246,15 +264,15 @@ def test_collected_results_of_an_older_setting_are_left_out(config, capsys):
 
 
 def test_a_result_without_numbers_costs_no_other_its_place(config, capsys):
-    row, nan = tables.read_rows()[0], float("nan")
+    row, nan = rows.read_rows(tables.ROWS)[0], float("nan")
     folder = config.runs / "fc5-cifar10-paper"
-    lost = made_up(row.config("paper", 1), 1, theory=nan)
-    lost["prediction"] |= {"lower": "nan", "upper": "nan"}
-    short = made_up(row.config("paper", 2), 2)
-    short.pop("corrected")  # as an older result
-    made = [made_up(row.config("paper", 0), 0), lost, short, {}]
+    lost = results.Limit(nan, nan, nan, nan, 0, nan, nan)
+    made = [plain(made_up(row.config("paper", 0), 0)),
+            plain(made_up(row.config("paper", 1), 1, prediction=lost)),
+            plain(made_up(row.config("paper", 2), 2)), {}]  # fmt: skip
+    made[2].pop("corrected")  # as an older result
     for name in ("sweep", "depth", "seconds", "reasons"):
-        made.append(made_up(row.config("paper", len(made)), len(made)))
+        made.append(plain(made_up(row.config("paper", len(made)), len(made))))
         made[-1].pop(name)
     made.append(made_up(row.config("paper", 8, num_ratios=4), 8))
     for seed, result in enumerate(made):
@@ -266,33 +284,31 @@ def test_a_result_without_numbers_costs_no_other_its_place(config, capsys):
     assert "seed 0 (theory between 1 and 3," in text
     assert "seed 1 (theory between nan and nan," in text
     said = "".join(capsys.readouterr().out.split())
-    assert f"leftout{folder}/seed-2/result.json:KeyError:'corrected'" in said
+    assert "seed-2/result.json:Objectmissingrequiredfield`corrected`" in said
     for seed in range(3, 8):
-        assert f"leftout{folder}/seed-{seed}/result.json:KeyError:" in said
+        assert f"leftout{folder}/seed-{seed}/result.json:ValueError:" in said
     assert "seed-8/result.json:ValueError:madewithanothersetting:num_ratios4,not200" in said
 
 
 def test_committed_tables_come_from_the_committed_results(tmp_path):
     committed = tables.Config().results
     config = tables.Config(results=tmp_path / "tables", runs=committed)
-    tables.tabulate(tables.read_rows(), config)
+    paper_tables.tabulate(rows.read_rows(tables.ROWS), config.runs, config.results)
     for name in ("table.md", "table.csv"):
         assert (tmp_path / "tables" / name).read_text() == (committed / name).read_text()
 
 
 def test_only_the_first_process_writes_once_all_have_come(config, runner, monkeypatch):
     came = []
-    monkeypatch.setattr(tables.distributed, "barrier", came.append)
-    monkeypatch.setattr(tables.distributed, "is_first", lambda: False)
+    monkeypatch.setattr(paper_tables.distributed, "barrier", came.append)
+    monkeypatch.setattr(paper_tables.distributed, "is_first", lambda: False)
     config = dataclasses.replace(config, rows=("fc5",), settings=("paper",), distributed=True)
     tables.main(config)
     assert len(runner) == 3
     assert len(came) == 4  # after each run, and at the end
     assert not config.results.exists()
-    made = json.loads((config.runs / "fc5-cifar10-paper" / "seed-0" / "result.json").read_text())
-    assert made["config"]["distributed"]
     # Alone again, the runs are the same ones.
-    monkeypatch.setattr(tables.distributed, "is_first", lambda: True)
+    monkeypatch.setattr(paper_tables.distributed, "is_first", lambda: True)
     runner.clear()
     tables.main(dataclasses.replace(config, distributed=False))
     assert not runner
@@ -317,16 +333,19 @@ def test_a_failure_ends_a_job_of_several_processes(config, runner):
          "1"),
     ],
 )  # fmt: skip
-def test_a_limit_at_an_end_of_its_sweep_is_told(monkeypatch, losses, accuracies, where, limit):
-    monkeypatch.setattr(pruning_report, "training", MagicMock())
-    net, estimate = MagicMock(), MagicMock(epsilon=0.1, reasons=())
-    net.trained.params = jnp.ones(3)
+def test_a_limit_at_an_end_of_its_sweep_is_told(losses, accuracies, where, limit):
     ratios = jnp.array([1e-4, 0.01, 0.1, 1.0])
     loss, accuracy = (
         SweepResult(ratios, jnp.array(values), *[0 * ratios] * 3) for values in (losses, accuracies)
     )
-    sweeps = pruning_limit.Sweeps(loss, accuracy)
-    result = pruning_report.report(net, estimate, loss, sweeps, pruning_limit.Config())
-    said = [reason for reason in result["reasons"] if "measured limit" in reason]
+    estimate = MagicMock(epsilon=0.1, reasons=())
+    estimate.prediction.ratio = 0.5
+    findings, config = report.Findings(estimate, loss, loss, accuracy), RunConfig()
+    measured = report.limits_found(findings, config)
+    baseline = results.Baseline(1.0, 0.0)
+    net = MagicMock()
+    net.train.labels = range(10)
+    reasons = report.reasons(net, findings, config, measured, baseline)
+    said = [reason for reason in reasons if "measured limit" in reason]
     names = ("loss", "accuracy") if where else ()
     assert said == [f"{where} by {name}: the measured limit is {limit}" for name in names]

@@ -2,14 +2,11 @@
 
 import dataclasses
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.linalg import eigh_tridiagonal
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 pytest.importorskip("rich")
 pytest.importorskip("tyro")
 
@@ -18,20 +15,17 @@ import depth
 import ellipsoid_limit
 import jax
 import jax.numpy as jnp
-import key_factors
 import phase_transition
-import pruning_limit
 import sensitivity
 
 from jaxlimit import geometry
+from jaxlimit.lab.settings import RunConfig
 
 
 @pytest.fixture(scope="module")
 def gap(tmp_path_factory):
     """A comparison of the bounds on one network that is hardly trained, over in seconds."""
-    base = pruning_limit.Config(
-        max_images=256, epochs=1, num_steps=8, num_gap_steps=6, num_ratios=4
-    )
+    base = RunConfig(max_images=256, num_steps=8, num_gap_steps=6, num_ratios=4).replace(epochs=1)
     config = bound_gap.Config(networks=("fc5",), base=base, output=tmp_path_factory.mktemp("gap"))
     bound_gap.main(config)
     return config
@@ -155,15 +149,6 @@ def test_bound_gap_makes_no_run_twice(gap, run, capsys):
     bound_gap.main(dataclasses.replace(gap, runs=(run,)))
     assert (run / "result.json").stat().st_mtime_ns == made
     assert capsys.readouterr().out.count("| fc5, digits") == 2
-
-
-@pytest.mark.parametrize("flag", ["distributed", "dry_run"])
-@pytest.mark.parametrize("script", [bound_gap, key_factors])
-def test_what_a_base_cannot_ask_for_is_refused(script, flag, tmp_path):
-    base = dataclasses.replace(script.Config().base, **{flag: True})
-    with pytest.raises(ValueError, match=f"base.{flag} must be False, got True"):
-        script.main(script.Config(base=base, output=tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
 
 
 def test_bound_gap_wants_a_network(tmp_path):

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from torch_layout import renamed
 
 from jaxlimit import models
+from jaxlimit.lab.torch_layout import renamed
 from jaxlimit.models._layers import ConvNorm
 
 # What `make_torch_fixtures.py` had of PyTorch.
@@ -234,7 +234,8 @@ def logits_and_hessian_product(net, images, labels, params, state, tangent):
 def torch_results(name, images, labels, params, state, tangent):
     """The same by PyTorch, which has to be installed."""
     import torch
-    import torch_references as references
+
+    from jaxlimit.lab import torch_networks as references
 
     kind, fields = TORCH_CASES[name]
     model = references.load(getattr(references, kind)(5, **fields), params, state)

@@ -1,15 +1,12 @@
-"""Write tables from the committed results of the benchmarks into README.md and docs/.
-
-python benchmarks/readme_table.py        # rewrites what is between their markers
-"""
+"""The tables of docs/speed.md and docs/kink_at_zero.md, from the results of the benchmarks."""
 
 from functools import partial
 from pathlib import Path
 
-from jaxlimit.lab.reporting import comparison_table, markdown_table, read_json, replace_block
+from jaxlimit.lab.content import read_json
+from jaxlimit.lab.markdown import comparison_table, markdown_table
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+FOLDER = "benchmarks/results"
 CONTENDERS = (
     "ours, float32",
     "ours, bfloat16",
@@ -25,9 +22,9 @@ CASES = {
 }
 
 
-def read(name: str) -> dict | None:
+def read(root: Path, name: str) -> dict | None:
     """Read a committed result, if it is there."""
-    path = RESULTS / f"{name}.json"
+    path = root / FOLDER / f"{name}.json"
     return read_json(path) if path.exists() else None
 
 
@@ -40,9 +37,9 @@ def cell(seconds: dict[str, dict], *, case: str) -> str:
     return f"{taken['minimum']:.3g}{median} s"
 
 
-def speeds() -> str:
+def speeds(root: Path) -> str:
     """Build the table of seconds, a row a case."""
-    results = {name: result for name in CASES if (result := read(name))}
+    results = {name: result for name in CASES if (result := read(root, name))}
     columns = {
         contender: {
             name: result["seconds"][contender]
@@ -59,10 +56,10 @@ def speeds() -> str:
     return comparison_table(columns, rows)
 
 
-def remarks() -> list[str]:
+def remarks(root: Path) -> list[str]:
     """Say in words what the other results come to."""
     said = []
-    if product := read("hessian_product_fc5"):
+    if product := read(root, "hessian_product_fc5"):
         rates = product["matmul_rates"]
         ours = product["share_of_matmul_rate, ours"]
         bare = product["share_of_matmul_rate, bare products"]["float32"]
@@ -82,7 +79,7 @@ def remarks() -> list[str]:
             f"{ours['bfloat16']:.0%} of that; the float32 matrix products alone, of the same "
             f"shapes but with nothing between them, reach {bare:.0%}."
         )
-        if kept := read("kept_memory/hessian_product_fc5"):
+        if kept := read(root, "kept_memory/hessian_product_fc5"):
             least = {name: taken["minimum"] for name, taken in kept["seconds"].items()}
             said.append(
                 "Where the allocator keeps freed memory (`MALLOC_MMAP_MAX_=0 "
@@ -91,7 +88,7 @@ def remarks() -> list[str]:
                 f"{least['PyHessian']:.3g} s for PyHessian. In the one compiled loop of a Lanczos "
                 "run that is so anyway."
             )
-    if quadrature := read("lanczos_speed_side-by-side"):
+    if quadrature := read(root, "lanczos_speed_side-by-side"):
         share = quadrature["share_of_recurrence"]["float32"]
         least = {name: taken["minimum"] for name, taken in quadrature["seconds"].items()}
         said.append(
@@ -101,13 +98,13 @@ def remarks() -> list[str]:
             f"{least['PyHessian'] / least['ours, float32']:.2f} times as long, "
             f"{least['PyHessian'] / least['ours, bfloat16']:.2f} times with bfloat16 products."
         )
-    if deep := read("lanczos_speed_deep"):
+    if deep := read(root, "lanczos_speed_deep"):
         said.append(
             f"With bfloat16 products {deep['settings']['num_steps']:,} steps without a basis take "
             f"{deep['seconds']['ours, bfloat16']['minimum']:.1f} s, the products alone "
             f"{deep['seconds']['products, bfloat16']['minimum']:.1f} s."
         )
-    if memory := read("peak_memory"):
+    if memory := read(root, "peak_memory"):
         of = memory["bytes"]["spectrum, float32"]
         held = of["held"].values()
         said.append(
@@ -116,7 +113,7 @@ def remarks() -> list[str]:
             f"{sum(held) / 2**30:.2f} of them basis, operands and linearisation."
         )
     for dataset, name in (("digits", "digits"), ("cifar10", "CIFAR-10")):
-        if precision := read(f"precision_{dataset}"):
+        if precision := read(root, f"precision_{dataset}"):
             errors = precision["relative_errors"]["bfloat16"]
             said.append(
                 f"bfloat16 products change λ_max, tr H and ρ* of an FC5 trained on {name} by "
@@ -135,15 +132,13 @@ def alternatives(cases: dict[str, dict]) -> str:
     return markdown_table(columns)
 
 
-def main() -> None:
-    """Rewrite the blocks."""
-    if kink := read("kink_at_zero"):
-        page = ROOT / "docs" / "kink_at_zero.md"
-        replace_block(page, "kink", f"{kink['table']}\n\n{kink['conclusion']}")
-        replace_block(page, "alternatives", alternatives(kink["cases"]))
-    bullets = "\n".join(f"- {remark}" for remark in remarks())
-    replace_block(ROOT / "README.md", "speeds", f"{speeds()}\n\n{bullets}")
-
-
-if __name__ == "__main__":
-    main()
+def blocks(root: Path) -> dict[str, dict[str, str]]:
+    """Return what is written between the markers of the pages, by page and marker."""
+    bullets = "\n".join(f"- {remark}" for remark in remarks(root))
+    pages = {"docs/speed.md": {"speeds": f"{speeds(root)}\n\n{bullets}"}}
+    if kink := read(root, "kink_at_zero"):
+        pages["docs/kink_at_zero.md"] = {
+            "kink": f"{kink['table']}\n\n{kink['conclusion']}",
+            "alternatives": alternatives(kink["cases"]),
+        }
+    return pages

@@ -1,16 +1,13 @@
-"""Write the tables of docs/scale.md from the committed results of the benchmarks.
-
-python benchmarks/scale_tables.py        # rewrites docs/scale.md between its markers
-"""
+"""The tables of docs/scale.md, from the results of the benchmarks."""
 
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from jaxlimit.lab.reporting import markdown_table, read_json, replace_block
+from jaxlimit.lab.content import read_json
+from jaxlimit.lab.markdown import markdown_table
 
-ROOT = Path(__file__).parents[1]
-DOCUMENT = ROOT / "docs" / "scale.md"
+FOLDER = "benchmarks/results"
 USABLE = 72e9  # bytes: nine tenths of a device of 80 GB
 NAMES = {"fc5": "FC5", "resnet18": "ResNet18", "resnet50": "ResNet50"}
 MODES = {"linearized": "linearised", "forward-over-reverse": "batch by batch"}
@@ -20,11 +17,6 @@ STORES = {
     ", bfloat16": "in bfloat16",
     ", pinned_host": "in pinned host memory",
 }
-
-
-def read(name: str) -> dict[str, Any]:
-    """Read a committed result."""
-    return read_json(ROOT / "benchmarks" / "results" / f"{name}.json")
 
 
 def checks(result: dict[str, Any]) -> str:
@@ -113,24 +105,18 @@ def _table(rows: list[dict[str, str]]) -> str:
     return markdown_table({heading: [row[heading] for row in rows] for heading in rows[0]})
 
 
-def blocks() -> dict[str, str]:
-    """Return every block of the document by its marker."""
+def blocks(root: Path) -> dict[str, dict[str, str]]:
+    """Return what is written between the markers of the page, by page and marker."""
+
+    def read(name: str) -> dict[str, Any]:
+        return read_json(root / FOLDER / f"{name}.json")
+
     model = read("scale_model")
+    precisions = {"digits": read("precision_digits"), "CIFAR-10": read("precision_cifar10")}
     return {
-        "checks": checks(model),
-        "accuracy": accuracy(
-            {"digits": read("precision_digits"), "CIFAR-10": read("precision_cifar10")},
-            read("basis_storage_digits"),
-        ),
-        "plans": plans(model),
+        "docs/scale.md": {
+            "checks": checks(model),
+            "accuracy": accuracy(precisions, read("basis_storage_digits")),
+            "plans": plans(model),
+        }
     }
-
-
-def main() -> None:
-    """Rewrite the blocks."""
-    for name, content in blocks().items():
-        replace_block(DOCUMENT, name, content)
-
-
-if __name__ == "__main__":
-    main()

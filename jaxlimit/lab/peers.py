@@ -3,34 +3,41 @@
 The peers run as their users run them: float32, one batch that holds all images, which is the
 fastest way that PyHessian has (it then keeps the graph of the gradient) and saves curvlinops its
 loop over batches. BatchNorm's scale and shift are constants on both sides.
+
+The peers are imported where they are used, so that scripts can be asked for help without them.
 """
 
-import sys
+import importlib
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import curvlinops
 import jax
 import jax.numpy as jnp
-import matfree.decomp
-import matfree.funm
 import numpy as np
-import pyhessian
-import torch
 from jax.tree_util import Partial
-from pyhessian.utils import hessian_vector_product
 
 from jaxlimit import curvature, datasets, flatten_weights, models, training
 from jaxlimit.spectrum import probe
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import torch_references as references
-
 RESNET_WIDTH = 16
 MATMUL_SIZE = 3072
+
+
+def peer(name: str) -> Any:
+    """Import a module of a peer, or say what installs it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        error.add_note("The peers come with the extra: pip install -e '.[experiments,benchmarks]'")
+        raise
+
+
+def torch_networks() -> Any:
+    """Import the networks in PyTorch."""
+    peer("torch")
+    return importlib.import_module("jaxlimit.lab.torch_networks")
 
 
 class Problem(NamedTuple):
@@ -67,7 +74,7 @@ class Problem(NamedTuple):
     def torch_vector(self, vector: Any) -> list:
         """Lay a flat vector out as the tensors that PyTorch's parameters are."""
         tree = flatten_weights(self.params)[1](vector)
-        named = references.to_torch(tree)
+        named = torch_networks().to_torch(tree)
         return [named[name] for name, _ in self.studied()]
 
     def studied(self) -> list:
@@ -84,6 +91,7 @@ def make_problem(name: str, num_images: int) -> Problem:
 
 def problem_on(name: str, images: Any, labels: Any, **fields: Any) -> Problem:
     """Make "fc5" or "resnet18" as initialised, whole or with other fields, on images of 32x32."""
+    torch, references = peer("torch"), torch_networks()
     mean, std = training.channel_statistics(images)
     batch = jnp.asarray((images - mean) / std, jnp.float32), jnp.asarray(labels)
     net = models.create(name, num_classes=10, **fields)
@@ -131,35 +139,38 @@ def plain_product(problem: Problem) -> Partial:
 
 def pyhessian_operator(problem: Problem) -> Any:
     """Make PyHessian's object: it holds the graph of the gradient over the one batch."""
+    torch = peer("torch")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return pyhessian.hessian(
+        return peer("pyhessian").hessian(
             problem.model, torch.nn.CrossEntropyLoss(), data=problem.torch_batch, cuda=False
         )
 
 
 def pyhessian_product(operator: Any) -> Callable:
     """Make PyHessian's product, on lists of tensors."""
-    return lambda vector: hessian_vector_product(operator.gradsH, operator.params, vector)
+    product = peer("pyhessian.utils").hessian_vector_product
+    return lambda vector: product(operator.gradsH, operator.params, vector)
 
 
 def pyhessian_density(operator: Any, num_steps: int) -> tuple[list, list]:
     """Run PyHessian's density with one probe; `torch.eig`, which it calls, is gone from PyTorch."""
     operator.model.zero_grad()
-    torch.eig = _eig
+    peer("torch").eig = _eig
     (nodes,), (weights,) = operator.density(iter=num_steps, n_v=1)
     return nodes, weights
 
 
-def _eig(matrix: torch.Tensor, eigenvectors: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _eig(matrix: Any, eigenvectors: bool) -> tuple[Any, Any]:
     del eigenvectors
-    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = peer("torch").linalg.eigh(matrix)
     return values[:, None], vectors
 
 
 def curvlinops_product(problem: Problem) -> Callable:
     """Make curvlinops' product, on lists of tensors."""
-    operator = curvlinops.HessianLinearOperator(
+    torch = peer("torch")
+    operator = peer("curvlinops").HessianLinearOperator(
         problem.model,
         torch.nn.CrossEntropyLoss(),
         [parameter for _, parameter in problem.studied()],
@@ -171,15 +182,17 @@ def curvlinops_product(problem: Problem) -> Callable:
 
 def matfree_quadrature(matvec: Partial, vector: Any, num_steps: int, function: Callable) -> Any:
     """Estimate vᵀ f(H) v / vᵀv by matfree's Lanczos with full reorthogonalisation."""
-    quadrature = matfree.funm.monte_carlo_funm_sym(
-        matfree.funm.dense_funm_sym_eigh(function),
-        matfree.decomp.tridiag_sym(num_steps, reortho="full"),
+    funm, decomp = peer("matfree.funm"), peer("matfree.decomp")
+    quadrature = funm.monte_carlo_funm_sym(
+        funm.dense_funm_sym_eigh(function),
+        decomp.tridiag_sym(num_steps, reortho="full"),
     )
     return quadrature(lambda v, matvec: matvec(v), vector, matvec)
 
 
 def matmuls() -> dict[str, Callable]:
     """Make square matrix products in both precisions, and in PyTorch."""
+    torch = peer("torch")
     ones = {t: jnp.ones((MATMUL_SIZE, MATMUL_SIZE), t) for t in ("float32", "bfloat16")}
     multiply = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
     in_torch = torch.ones(MATMUL_SIZE, MATMUL_SIZE)
@@ -198,4 +211,4 @@ def matmul_rates(seconds: dict[str, dict]) -> dict[str, float]:
 def torch_environment() -> dict[str, Any]:
     """Describe PyTorch's side."""
     names = ("torch", "curvlinops-for-pytorch", "pyhessian", "matfree")
-    return {name: version(name) for name in names} | {"threads": torch.get_num_threads()}
+    return {name: version(name) for name in names} | {"threads": peer("torch").get_num_threads()}

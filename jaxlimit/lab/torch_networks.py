@@ -8,7 +8,8 @@ import itertools
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
-from torch_layout import renamed
+
+from jaxlimit.lab.torch_layout import renamed
 
 
 def to_torch(*trees) -> dict[str, torch.Tensor]:

@@ -1,0 +1,69 @@
+"""The tables of docs/results.md: one column a network, from the results of runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxlimit.lab.markdown import comparison_table
+from jaxlimit.lab.results import Limit, RunResult, read_result
+
+PAGE = "docs/results.md"
+FOLDER = "experiments/results"
+BLOCKS = {
+    "digits": ["fc5-digits", "fc12-digits", "resnet18-digits"],
+    "cifar": [
+        "fc5-cifar10-annealed",
+        "fc5-cifar10-paper",
+        "fc12-cifar10-annealed",
+        "fc12-cifar10-paper",
+    ],
+}
+
+
+def percent(value: float) -> str:
+    """Show a ratio in per cent."""
+    return f"{100 * value:.3g} %"
+
+
+def interval(value: float, lower: float, upper: float) -> str:
+    """Show a ratio with its interval in per cent."""
+    return f"{percent(value)} [{percent(lower)}, {percent(upper)}]"
+
+
+def limit(found: Limit) -> str:
+    """Show a predicted limit with its interval."""
+    return interval(found.ratio, found.lower, found.upper)
+
+
+def trained(result: RunResult) -> str:
+    """Say how a network was trained."""
+    t = result.config.training
+    augmented = ", augmented" if t.augment else ""
+    return f"{t.epochs}, {t.learning_rate} {t.schedule}, {t.l1:g}{augmented}"
+
+
+ROWS: dict[str, Callable[[RunResult], str]] = {
+    "epochs, learning rate, l1": trained,
+    "weights D; ε": lambda r: f"{r.dim:,}; {r.epsilon:.3g}",
+    "Hessian images, Lanczos depth": lambda r: f"{r.hessian_images:,}, {r.depth}",
+    "**predicted ρ\\***, 95 % interval": lambda r: f"**{limit(r.prediction)}**",
+    "with λ < 0 taken for flat": lambda r: limit(r.clipped),
+    "corrected threshold": lambda r: limit(r.corrected),
+    "gap Δ": lambda r: interval(r.gap, *r.gap_interval),
+    "**measured**, by training loss": lambda r: f"**{percent(r.measured.by_loss)}**",
+    "with the l1 term in the loss": lambda r: percent(r.measured.by_loss_with_l1),
+    "by test accuracy, 1 point tolerated": lambda r: percent(r.measured.by_accuracy),
+    "baseline: support of the weights": lambda r: percent(r.baseline.support),
+    "baseline: second-order Taylor": lambda r: percent(r.baseline.taylor),
+    "distance from the minimum, of ‖w‖": lambda r: f"{r.distance_from_minimum.relative:.1e}",
+    "test accuracy, dense and pruned": lambda r: f"{r.dense.accuracy:.1%}, {r.pruned_accuracy:.1%}",
+}
+
+
+def blocks(root: Path) -> dict[str, dict[str, str]]:
+    """Return what is written between the markers of the page, by page and marker."""
+    tables = {}
+    for block, names in BLOCKS.items():
+        folders = {name: root / FOLDER / name for name in names}
+        results = {n: read_result(f) for n, f in folders.items() if (f / "result.json").exists()}
+        tables[block] = comparison_table(results, ROWS)
+    return {PAGE: tables}

@@ -124,6 +124,29 @@ def normal_interval(value: Float[Array, "..."], standard_error: Float[Array, "..
     return Estimate(value, standard_error, value - half_width, value + half_width)
 
 
+def positive_interval(
+    value: Float[Array, "..."], standard_error: Float[Array, "..."], num_free: int | None = None
+) -> Estimate:
+    """Put an interval around a number that is at least 0 by nature, such as a spread.
+
+    The interval is that of the logarithm, value · exp(± q · standard_error/value), q the quantile
+    of the normal distribution, or of Student's t of `num_free` degrees of freedom: it stays
+    positive, and is longer above, where the distribution of a measured spread is.
+
+    >>> positive_interval(jnp.ones(()), 0.5)
+    Estimate(value=1, standard_error=0.5, lower=0.375311, upper=2.66446)
+    """
+    value, standard_error = jnp.asarray(value), jnp.asarray(standard_error)
+    relative = jnp.where(value == 0, 0, standard_error / jnp.where(value == 0, 1, value))
+    zero = jnp.zeros_like(value)
+    logs = (
+        normal_interval(zero, relative)
+        if num_free is None
+        else t_interval(zero, relative, num_free)
+    )
+    return Estimate(value, standard_error, value * jnp.exp(logs.lower), value * jnp.exp(logs.upper))
+
+
 def unknown_error(value: Float[Array, "..."]) -> Estimate:
     """Wrap a number whose error cannot be told: the interval is the whole line."""
     infinite = jnp.full_like(value, jnp.inf)

@@ -16,27 +16,93 @@ from jaxlimit._core.checks import check_floating_tree
 
 Where = Callable[[str, Any], bool]
 
-_NORM = re.compile(r"norm|(^|_)bn(\d|_|$)")
+_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
+_SHORT_NORMS = frozenset({"bn", "ln", "gn", "rms"})
+_NORMS = _SHORT_NORMS | frozenset(
+    {"norm", "norms", "batchnorm", "layernorm", "groupnorm", "instancenorm", "rmsnorm"}
+    | {"normalization", "normalisation"}
+)
+# Layers with a kernel, whose bias is a weight though norm stands before it, as in `norm_mlp`.
+_LAYERS = frozenset({"mlp", "dense", "linear", "conv", "projection", "fc", "ffn", "attention"})
+_SCALES = frozenset(["scale", "gamma", "gain", "beta", "offset", "shift"])
+_KERNELS = frozenset(["kernel", "kernels", "embedding", "embeddings"])
 
 
 def is_weight(name: str, leaf: Any) -> bool:
     """Select every kernel and bias: all leaves but the scale and shift of normalisation layers.
 
-    Names tell them, in either case: a leaf is left out if its name, or that of the layer that holds
-    it, contains `norm` or the word `bn`, as do `BatchNorm_0`, `LayerNorm_1`, `norm1`, `bn_init` and
-    `conv_bn`. Blocks further up do not count, so that `ConvNorm_0/Conv_0/kernel` is a weight. A
-    place in a list, as in `norms/0/scale`, and the `value` that ends a path of NNX are passed over.
+    Names tell them by whole words, as `_`, digits and capitals part them. A leaf is left out if its
+    own name or that of the layer that holds it has a word for normalisation (norm, bn, ln, gn, rms,
+    batchnorm, layernorm, normalization and the like), as `BatchNorm_0`, `ln_f`, `gn_root`,
+    `query_ln` and `conv_bn1` have and `abnormal` has not; and if it is no `kernel` or `embedding`,
+    has at most one axis or is called scale, gamma, gain, beta, offset, shift or bias, and is not
+    the bias of a layer such as `norm_mlp`. Blocks further up do not count:
+    `ConvNorm_0/Conv_0/bias` is a weight. A place in a list, as in `norms/0/scale`, and the `value`
+    that ends a path of NNX are passed over.
 
     Args:
-        name: the leaf's path, such as `Dense_0/kernel`.
-        leaf: the array itself.
+        name: the leaf's path, such as `Dense_0/kernel`; the parts of a name may also be joined by
+            dots.
+        leaf: the array itself; None where only the name is known.
 
     >>> is_weight("Dense_0/kernel", None), is_weight("BatchNorm_0/bias", None)
     (True, False)
     """
-    path = name.lower().removesuffix("/value").split("/")
-    layer_and_leaf = [part for part in path if not part.isdigit()][-2:]
-    return not any(map(_NORM.search, layer_and_leaf))
+    layer, own = _layer_and_leaf(name)
+    if not _NORMS & {*layer, *own} or _KERNELS & {*own}:
+        return True
+    if _SCALES & {*own}:
+        return False
+    if layer and layer[-1] in _LAYERS and not _SHORT_NORMS & {*layer}:
+        return True
+    return "bias" not in own and jnp.ndim(0 if leaf is None else leaf) > 1
+
+
+def _looks_like_scale(name: str, leaf: Any) -> bool:
+    layer, own = _layer_and_leaf(name)
+    in_norm = bool(_NORMS & {*layer, *own})
+    return not _KERNELS & {*own} and (in_norm or (bool(_SCALES & {*own}) and jnp.ndim(leaf) <= 1))
+
+
+def _layer_and_leaf(name: str) -> tuple[list[str], list[str]]:
+    """Return the words of the layer that holds a leaf, and those of the leaf's own name."""
+    path = name.removesuffix("/value").replace(".", "/").split("/")
+    parts = [_words(part) for part in path if not part.isdigit()]
+    return (parts[-2] if len(parts) > 1 else []), (parts[-1] if parts else [])
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(name)]
+
+
+def describe_selection(params: Any, where: Where = is_weight) -> str:
+    """Say in one line which leaves are left out, and which look like a scale but are kept.
+
+    >>> import jax.numpy as jnp
+    >>> describe_selection({"ln_1": {"scale": jnp.ones(2)}, "fc": {"kernel": jnp.ones((2, 2))}})
+    '4 of 6 parameters are under study; left out: ln_1/scale (2)'
+    """
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+    sizes = [math.prod(jnp.shape(leaf)) for _, leaf in paths]
+    chosen = selected(params, where)
+    left_out = [i for i, keep in enumerate(chosen) if not keep]
+    like_scales = [
+        i for i, keep in enumerate(chosen) if keep and _looks_like_scale(names[i], paths[i][1])
+    ]
+
+    def listed(indices):
+        shown = ", ".join(names[i] for i in indices[:3])
+        more = f" and {len(indices) - 3} more" if len(indices) > 3 else ""
+        return f"{shown}{more} ({sum(sizes[i] for i in indices):,})"
+
+    studied = sum(size for size, keep in zip(sizes, chosen, strict=True) if keep)
+    text = f"{studied:,} of {sum(sizes):,} parameters are under study"
+    if left_out:
+        text += f"; left out: {listed(left_out)}"
+    if like_scales:
+        text += f"; kept though named like a scale: {listed(like_scales)}"
+    return text
 
 
 def every_leaf(name: str, leaf: Any) -> bool:

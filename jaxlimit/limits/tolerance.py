@@ -1,20 +1,27 @@
 """The tolerated rise of the loss, ε, measured from the data."""
 
+import warnings
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxlimit._core import sharding, shares
+from jaxlimit._core import scale
 from jaxlimit._core.batches import check_scalar, first_batch
 from jaxlimit._core.checks import check_count, check_range, is_finite
-from jaxlimit._core.estimate import Estimate
-from jaxlimit._core.programs import canonical_convolutions
+from jaxlimit._core.estimate import Estimate, positive_interval
 from jaxlimit._core.sharding import takes_mesh
+from jaxlimit.limits import _examples
+from jaxlimit.limits._examples import ExampleLosses
+
+
+class MeasuredTolerance(NamedTuple):
+    """A tolerance, and what of the loss makes it doubtful, in words; None if nothing does."""
+
+    epsilon: Estimate
+    doubt: str | None
 
 
 def loss_tolerance(
@@ -24,11 +31,17 @@ def loss_tolerance(
     *operands: Any,
     batch_size: int = 128,
     mesh: Mesh | None = None,
-) -> Float[Array, ""]:
+) -> Estimate:
     """Measure the tolerated rise of the loss: the spread of the loss of one batch.
 
-    ε = σ(per-example loss at w*)/√batch_size, free of how the data happen to be batched. Costs one
-    evaluation of the data.
+    ε = σ(per-example loss at w*)/√batch_size, free of how the data happen to be batched; of n
+    examples with fourth central moment μ₄ the standard error of σ is √((μ₄ - σ⁴)/n)/(2σ), by the
+    delta method. The loss of every batch is held against those of its single examples, too: costs
+    two evaluations of the data.
+
+    Where the loss is no mean over independent examples, or takes no single ones, ε is measured from
+    whole batches: of N batches of b, σ² = Σ b(L_b - L̄)²/(N-1), with a standard error of at least
+    σ/√(2(N-1)); a warning says so.
 
     Args:
         loss: `loss(params, batch, *operands)`, the mean over the batch's examples.
@@ -39,105 +52,124 @@ def loss_tolerance(
         mesh: devices to share the examples, as for `pruning.magnitude_sweep`.
 
     Returns:
-        ε; 0 if all examples have the same loss. NaN where the loss of an example is not finite and
+        ε as an `Estimate`; `pruning_limit` and `estimate_limit` join its error with their own, and
+        as a number it is its value. The interval is that of log ε; where it states 95 % it holds
+        the truth in 95 % of cases for uniform, 93 % for exponential and 84 % for log-normal losses
+        of 1,000 examples. 0 if all examples have the same loss. NaN where a loss is not finite and
         nothing can be raised under `jit`.
 
     Raises:
         TypeError: if `loss` gives no scalar.
-        ValueError: if there are fewer than two examples or `batch_size` < 1.
-        FloatingPointError: if the loss of an example is not finite.
+        ValueError: if there are fewer than two examples, `batch_size` < 1, the loss is a sum over
+            the examples of a batch, or is no mean over them and there is one batch alone or a mesh.
+        FloatingPointError: if the loss of a batch, or of an example that counts, is not finite.
 
     >>> import jax.numpy as jnp
-    >>> loss_tolerance(lambda w, x: jnp.mean(w * x), 1.0, jnp.array([[-1.0, 1.0]]), batch_size=4)
-    Array(0.5, dtype=float32)
+    >>> losses = jnp.arange(8.0).reshape(2, 4)
+    >>> loss_tolerance(lambda w, x: jnp.mean(w * x), 1.0, losses, batch_size=21)
+    Estimate(value=0.5, standard_error=0.0771517, lower=0.369508, upper=0.676575)
+
+    Cramér (1946), "Mathematical Methods of Statistics", section 27.7.
     """
     settings: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
-    return loss_tolerance_estimate(loss, params, batches, *operands, **settings).value
+    measured = measure_tolerance(loss, params, batches, *operands, **settings)
+    if measured.doubt is not None:
+        warnings.warn(measured.doubt, stacklevel=2)
+    return measured.epsilon
+
+
+# The name of version 0.1, when `loss_tolerance` returned the value alone.
+loss_tolerance_estimate = loss_tolerance
 
 
 @takes_mesh
-def loss_tolerance_estimate(
+def measure_tolerance(
     loss: Callable,
     params: Any,
     batches: Any,
     *operands: Any,
     batch_size: int = 128,
     mesh: Mesh | None = None,
-) -> Estimate:
-    """Measure the tolerated rise of the loss, with the error of having seen only these examples.
-
-    ε = σ/√batch_size as `loss_tolerance` has it; of n examples with fourth central moment μ₄ the
-    standard error of σ is √((μ₄ - σ⁴)/n)/(2σ), by the delta method. `pruning_limit` and
-    `estimate_limit` take the result for `epsilon` and join its error with their own.
-
-    Args:
-        loss: as for `loss_tolerance`.
-        params: as for `loss_tolerance`.
-        batches: as for `loss_tolerance`.
-        *operands: as for `loss_tolerance`.
-        batch_size: as for `loss_tolerance`.
-        mesh: as for `loss_tolerance`.
-
-    Returns:
-        An `Estimate`, its interval value ± 1.96 standard errors, from 0 up; NaN as
-        `loss_tolerance`.
-
-    Raises:
-        TypeError: as `loss_tolerance`.
-        ValueError: as `loss_tolerance`.
-        FloatingPointError: as `loss_tolerance`.
-
-    >>> import jax.numpy as jnp
-    >>> losses = jnp.arange(8.0).reshape(2, 4)
-    >>> loss_tolerance_estimate(lambda w, x: jnp.mean(w * x), 1.0, losses).standard_error
-    Array(0.03125, dtype=float32)
-
-    Cramér (1946), "Mathematical Methods of Statistics", section 27.7.
-    """
+) -> MeasuredTolerance:
+    """Measure ε as `loss_tolerance` does, and return beside it what is to be said of the loss."""
     check_count("batch_size", batch_size)
-    check_scalar(loss, params, first_batch(batches), *operands)
-    examples = shares.examples_of(batches, mesh)
-    at = sharding.replicate((params, operands), mesh)
-    losses = sharding.local(_example_losses(loss, examples, *at), mesh)
-    if losses.size < 2:
+    batch = first_batch(batches)
+    check_scalar(loss, params, batch, *operands)
+    losses = _examples.example_losses(loss, params, batches, operands, mesh)
+    if losses.sizes.sum() < 2:
         raise ValueError("batches must hold at least 2 examples to measure a spread, got 1")
-    if not is_finite(losses):
+    if not is_finite(losses.batches):
         raise FloatingPointError("loss must be finite at every example, got NaN or infinity")
-    square = jnp.var(losses)
-    fourth = jnp.mean((losses - losses.mean()) ** 4)
+    doubt = _examples.why_no_mean(losses, loss, params, batch, operands)
+    if losses.singles is not None and doubt is None:
+        return MeasuredTolerance(_spread(losses.singles, batch_size), None)
+    if doubt is None:
+        doubt = "the loss of single examples cannot be had (no batch of one, or no vmap)"
+    if mesh is not None:
+        raise ValueError(f"loss must be a mean over examples where a mesh cuts batches: {doubt}")
+    epsilon = _spread_of_batches(losses, batch_size, doubt)
+    return MeasuredTolerance(epsilon, f"{doubt}; {_measured_from(losses)}")
+
+
+def _measured_from(losses: ExampleLosses) -> str:
+    sizes = sorted({*losses.sizes.tolist()})
+    several = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
+    return (
+        f"ε is measured from the spread over {len(losses.sizes)} batches of {several} examples, "
+        "and the Hessian is that of these batches"
+    )
+
+
+def _spread(losses: Float[Array, "n"], batch_size: int) -> Estimate:
+    """Return the standard deviation of the losses, of a mean over `batch_size` of them."""
+    deviations = losses - losses.mean()
+    return _root_mean_square(deviations - deviations.mean(), len(losses), batch_size)
+
+
+def _spread_of_batches(losses: ExampleLosses, batch_size: int, doubt: str) -> Estimate:
+    """Return the same from the losses of batches, each taken for a mean over its examples."""
+    num_batches = len(losses.sizes)
+    if num_batches < 2:
+        raise ValueError(
+            f"batches must hold at least 2 batches (better 20) to measure ε, got 1, since {doubt}; "
+            "or give epsilon"
+        )
+    sizes = jnp.asarray(losses.sizes, losses.batches.dtype)
+    mean = jnp.sum(losses.batches * (sizes / sizes.sum()))
+    scaled = jnp.sqrt(sizes) * (losses.batches - mean)
+    estimate = _root_mean_square(scaled, num_batches - 1, batch_size)
+    # Of so few values the fourth moment tells too little.
+    least = estimate.value / (2 * (num_batches - 1)) ** 0.5
+    error = jnp.maximum(estimate.standard_error, least)
+    return positive_interval(estimate.value, error, num_batches - 1)
+
+
+def _root_mean_square(deviations: Float[Array, "n"], count: int, batch_size: int) -> Estimate:
+    unit = scale.magnitude(deviations).reshape(())
+    squares = (deviations / unit) ** 2
+    square, fourth = jnp.sum(squares) / count, jnp.sum(squares**2) / count
     value = jnp.sqrt(square / batch_size)
-    spread = jnp.sqrt(jnp.maximum(fourth - square**2, 0) / losses.size / batch_size)
+    spread = jnp.sqrt(jnp.maximum(fourth - square**2, 0) / count / batch_size)
     equal = square == 0
-    standard_error = jnp.where(equal, 0, spread / (2 * jnp.sqrt(jnp.where(equal, 1, square))))
-    low = jnp.maximum(value - 1.96 * standard_error, 0)
-    return Estimate(value, standard_error, low, value + 1.96 * standard_error)
-
-
-@partial(jax.jit, static_argnums=0)
-def _example_losses(loss, examples, params, operands):
-    def of_example(example):
-        return loss(params, jax.tree.map(lambda x: x[None], example), *operands)
-
-    of_stack = partial(jax.lax.map, canonical_convolutions(jax.vmap(of_example)))
-    if isinstance(examples, shares.Shares):  # each device's own, then those that all have
-        losses = [*map(jax.vmap(of_stack), examples.own), *map(of_stack, examples.common)]
-    else:
-        losses = [of_stack(group.batches) for group in examples]
-    return jnp.concatenate([x.ravel() for x in losses])
+    error = jnp.where(equal, 0, spread / (2 * jnp.sqrt(jnp.where(equal, 1, square))))
+    return positive_interval(unit * value, unit * error)
 
 
 def split_epsilon(epsilon: Any) -> tuple[Any, Any]:
     """Return ε and its standard error, 0 for a plain number, both checked.
 
     Raises:
+        TypeError: if ε is no real number.
         ValueError: if ε is no single number, negative or NaN, or its error is infinite.
     """
     known = isinstance(epsilon, Estimate)
     value, error = (epsilon.value, epsilon.standard_error) if known else (epsilon, 0.0)
+    check_range("epsilon", value, 0)
     if jnp.ndim(value) != 0:
         raise ValueError(
             f"epsilon must be one number (vmap over several), got shape {jnp.shape(value)}"
         )
-    check_range("epsilon", value, 0)
-    check_range("epsilon.standard_error", error, 0, float(jnp.finfo(jnp.float32).max))
+    check_range("epsilon.standard_error", error, 0)
+    if not is_finite(error):
+        raise ValueError(f"epsilon.standard_error must be finite, got {error}")
     return value, error

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlimit import curvature, flatten_weights
-from jaxlimit._core.weights import selected
+from jaxlimit._core.weights import describe_selection, selected
 
 PARAMS = {
     "Conv_0": {"bias": jnp.zeros(2), "kernel": jnp.arange(6.0).reshape(3, 2)},
@@ -87,11 +87,72 @@ def test_the_way_back_is_linear_with_a_transpose_that_flattens():
         ("layer2/conv_bn1/bias", False),
         ("bnb/kernel", True),
         ("subnet/bias", True),
+        ("h/0/ln_1/scale", False),
+        ("transformer/ln_f/bias", False),
+        ("root_block/gn_root/scale", False),
+        ("block1/unit01/gn_proj/bias", False),
+        ("attention/query_ln/scale", False),
+        ("encoder/RMSNorm_0/scale", False),
+        ("encoder/layernorm_embedding/bias", False),
+        ("ConvBN_0/scale", False),
+        ("BatchNorm2d/weight", False),
+        ("layer1.0.bn1.weight", False),
+        ("layer1.0.conv1.weight", True),
+        ("layer_normalization/gamma", False),
+        ("abnormal/kernel", True),
+        ("abnormal/bias", True),
+        ("enormous/kernel", True),
+        ("denormalizer/kernel", True),
+        ("denormalizer/scale", True),
+        ("norm_mlp/kernel", True),
+        ("norm_mlp/bias", True),
+        ("norm_mlp/scale", False),
+        ("ln_mlp/bias", False),
+        ("bn_conv1/bias", False),
+        ("adaptive_norm/kernel", True),
+        ("norm_embed/embedding", True),
+        ("layer_scale/gamma", True),
+        ("inner/kernel", True),
+        ("ln", False),
     ],
 )
 def test_the_default_selector_leaves_normalisation_out(name, studied):
     assert curvature.is_weight(name, None) is studied
     assert curvature.every_leaf(name, None) is True
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "studied"),
+    [
+        ("norm/weight", (4,), False),
+        ("norm/weight", (4, 3), True),  # of a layer that is called so and is none
+        ("norm/scale", (1, 4, 1), False),
+        ("norm/bias", (4, 2), False),
+        ("norm/kernel", (4,), True),
+        ("ln/g", (4,), False),
+        ("ln/g", (4, 4), True),
+    ],
+)
+def test_the_rank_of_a_leaf_tells_a_kernel_from_a_scale(name, shape, studied):
+    assert curvature.is_weight(name, np.ones(shape)) is studied
+
+
+def test_a_line_says_what_is_left_out_and_what_only_looks_like_a_scale():
+    params = {
+        "ln_1": {"scale": np.ones(3), "bias": np.ones(3)},
+        "fc": {"kernel": np.ones((3, 2)), "bias": np.ones(2)},
+        "layer_scale": {"gamma": np.ones(5)},
+    }
+    assert describe_selection(params) == (
+        "13 of 19 parameters are under study; left out: ln_1/bias, ln_1/scale (6); "
+        "kept though named like a scale: layer_scale/gamma (5)"
+    )
+    assert describe_selection(params, curvature.every_leaf) == (
+        "19 of 19 parameters are under study; "
+        "kept though named like a scale: layer_scale/gamma, ln_1/scale (8)"
+    )
+    many = {f"bn{i}": {"scale": np.ones(1)} for i in range(5)} | {"w": np.ones(2)}
+    assert describe_selection(many).endswith("bn0/scale, bn1/scale, bn2/scale and 2 more (5)")
 
 
 def test_selectors_see_names_and_leaves():

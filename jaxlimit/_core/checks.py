@@ -1,5 +1,6 @@
 """Argument checks shared by the public functions: they name the argument and what came."""
 
+import difflib
 import operator
 from typing import Any
 
@@ -27,6 +28,20 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
+
+
+def check_keywords(function: str, given: Any, known: Any) -> None:
+    """Raise unless all of the names `given` are `known`; names the nearest known one.
+
+    >>> check_keywords("f", ["num_stepz"], ["num_steps", "tolerance"])
+    Traceback (most recent call last):
+    TypeError: f has no argument 'num_stepz': did you mean 'num_steps'?
+    """
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known))}"
+            raise TypeError(f"{function} has no argument {name!r}: {hint}")
 
 
 def is_concrete(*values: Any) -> bool:

@@ -128,8 +128,8 @@ def why_no_mean(
     means = np.asarray(losses.means, np.float64)
     if not np.isfinite(means).all():
         return (
-            "the loss of some single examples is not finite though that of their batch is (rows of "
-            "padding, or examples of weight 0)"
+            "the loss is no mean over independent examples: of some single ones it is not finite, "
+            "of their batch it is (rows of padding, weights of 0, or statistics of the batch)"
         )
     size = np.mean(np.abs(np.asarray(losses.singles, np.float64)))
     if (np.abs(wholes - means) <= tolerance * size).all():

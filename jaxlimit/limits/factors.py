@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxlimit._core import scale
 from jaxlimit._core.checks import check_choice, is_concrete
+from jaxlimit._core.summaries import short_repr
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
 from jaxlimit.limits import _crossing
 from jaxlimit.limits._crossing import Criterion, Crossing
@@ -38,6 +39,8 @@ class Sensitivity(NamedTuple):
     radius: Float[Array, ""]
     scale: Float[Array, ""]
 
+    __repr__ = short_repr
+
 
 class KeyFactors(NamedTuple):
     """The two things that decide how far a network can be pruned, as numbers.
@@ -61,6 +64,8 @@ class KeyFactors(NamedTuple):
     rise: Float[Array, ""]
     bound: Float[Array, ""]
     elasticity: Float[Array, ""]
+
+    __repr__ = short_repr
 
 
 def sensitivity(

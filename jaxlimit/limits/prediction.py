@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from jaxlimit._core import scale
 from jaxlimit._core.checks import check_choice, is_finite
 from jaxlimit._core.estimate import NORMAL_QUANTILE
+from jaxlimit._core.summaries import short_repr
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
 from jaxlimit.limits import _crossing
 from jaxlimit.limits._crossing import Criterion
@@ -42,6 +43,8 @@ class PruningLimit(NamedTuple):
     num_kept: Int[Array, ""]
     radius: Float[Array, ""]
     threshold: Float[Array, ""]
+
+    __repr__ = short_repr
 
 
 def pruning_limit(

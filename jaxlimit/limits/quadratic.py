@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlimit._core.checks import check_range, is_finite
+from jaxlimit._core.summaries import short_repr
 
 
 class QuadraticLimit(NamedTuple):
@@ -21,6 +22,8 @@ class QuadraticLimit(NamedTuple):
 
     refitted: Int[Array, "..."]
     one_shot: Int[Array, "..."]
+
+    __repr__ = short_repr
 
 
 def quadratic_limit(

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
@@ -109,6 +110,25 @@ def measure_tolerance(
         raise ValueError(f"loss must be a mean over examples where a mesh cuts batches: {doubt}")
     epsilon = _spread_of_batches(losses, batch_size, doubt)
     return MeasuredTolerance(epsilon, f"{doubt}; {_measured_from(losses)}")
+
+
+@takes_mesh
+def examine(
+    loss: Callable, params: Any, batches: Any, *operands: Any, mesh: Mesh | None = None
+) -> str | None:
+    """Say what a loss is that is no mean over independent examples, by its first two batches.
+
+    For where ε is known, and `measure_tolerance` has nothing else to do.
+
+    Raises:
+        ValueError: if the loss is a sum, or is no mean where a mesh cuts batches.
+    """
+    few = batches[:2] if isinstance(batches, list) else jax.tree.map(lambda x: x[:2], batches)
+    losses = _examples.example_losses(loss, params, few, operands)
+    doubt = _examples.why_no_mean(losses, loss, params, first_batch(batches), operands)
+    if doubt is not None and mesh is not None:
+        raise ValueError(f"loss must be a mean over examples where a mesh cuts batches: {doubt}")
+    return doubt and f"{doubt}; the Hessian is that of these batches"
 
 
 def _measured_from(losses: ExampleLosses) -> str:

@@ -149,7 +149,7 @@ def test_a_line_says_what_is_left_out_and_what_only_looks_like_a_scale():
     )
     assert describe_selection(params, curvature.every_leaf) == (
         "19 of 19 parameters are under study; "
-        "kept though named like a scale: layer_scale/gamma, ln_1/scale (8)"
+        "kept though named like a scale: layer_scale/gamma, ln_1/bias, ln_1/scale (11)"
     )
     many = {f"bn{i}": {"scale": np.ones(1)} for i in range(5)} | {"w": np.ones(2)}
     assert describe_selection(many).endswith("bn0/scale, bn1/scale, bn2/scale and 2 more (5)")

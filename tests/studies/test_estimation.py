@@ -1,5 +1,7 @@
 """The whole chain on a small network trained on real digits, against its dense Hessian."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from threadpoolctl import threadpool_limits
 import jaxlimit
 from jaxlimit import curvature, limits, spectrum
 from jaxlimit._core.estimate import Estimate
-from jaxlimit.studies import estimation
+from jaxlimit.studies._reasons import reasons_of as reasons_for
 
 KEY = jax.random.key(3)
 STAGES = ("spectrum", "removed weights")
@@ -144,7 +146,7 @@ def test_known_spectra_are_taken_and_the_report_is_the_same(network, estimate):
         on_progress=lambda stage, *_: stages.append(stage),
     )
     assert not stages
-    jax.tree.map(np.testing.assert_array_equal, again[:-1], estimate[:-1])
+    jax.tree.map(np.testing.assert_array_equal, again[:-2], estimate[:-2])
     assert again.reasons == estimate.reasons
 
 
@@ -161,7 +163,7 @@ def test_a_wide_interval_says_what_to_raise(network, estimate):
         p = estimate.prediction
         ends = {"lower": p.ratio - half_width, "upper": p.ratio + half_width}
         prediction = p._replace(standard_error=jnp.asarray(standard_error), **ends)
-        return " ".join(estimation._reasons(estimate._replace(prediction=prediction)))
+        return " ".join(reasons_for(estimate._replace(prediction=prediction)))
 
     assert "most of it from the Lanczos depth: raise num_steps" in reasons_of(0.1, 0.01)
     assert "most of it from the probes: raise num_probes" in reasons_of(0.1, 0.045)
@@ -244,8 +246,8 @@ def test_a_vector_of_another_type_than_the_weights_is_named():
         ):
             for call in (
                 lambda m=matvec: m(narrow),
-                lambda m=matvec: spectrum.spectral_measure(m, key, dim=5, num_steps=2),
-                lambda m=matvec: curvature.check(m, key, dim=5),
+                lambda m=matvec: spectrum.spectral_measure(m, key, num_steps=2, dtype="float32"),
+                lambda m=matvec: curvature.check(m, key, dtype="float32"),
             ):
                 with pytest.raises(TypeError, match=message):
                     call()
@@ -293,6 +295,18 @@ def test_bad_input_is_named_before_any_work():
     ):
         with pytest.raises(ValueError, match=message):
             call(**settings)
+    for settings, message in (
+        ({"num_stepz": 4}, "has no argument 'num_stepz': did you mean 'num_steps'"),
+        ({"removed_measure": 5}, "removed_measure must be a SpectralMeasure"),
+        ({"measure": 5}, "measure must be a SpectralMeasure"),
+        ({"on_progress": 3}, "on_progress must be callable, got 3"),
+        ({"epsilon": "0.1"}, "epsilon must be a real number"),
+        ({"epsilon": True}, "epsilon must be a real number"),
+        ({"memory": "1e9"}, "memory must be a real number"),
+        ({"num_steps": True}, "num_steps must be a static int"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call(**settings)
     with pytest.raises(TypeError, match="one real floating number"):
         call(lambda w, batch: batch @ w)
     with pytest.raises(FloatingPointError, match="loss must be finite"):
@@ -300,6 +314,41 @@ def test_bad_input_is_named_before_any_work():
     draws = iter(range(100))
     with pytest.raises(ValueError, match="loss must be deterministic"):
         call(lambda w, batch: jnp.mean(batch @ w) + next(draws))
+
+
+def test_a_loss_that_is_no_mean_is_refused_or_named():
+    batches, key = jax.random.normal(KEY, (4, 8, 3)), jax.random.key(0)
+    call = partial(jaxlimit.estimate_limit, params=jnp.ones(3), batches=batches, key=key)
+    for epsilon in (None, 0.1):
+        with pytest.raises(ValueError, match="got their sum"):
+            call(lambda params, batch: jnp.sum((batch @ params) ** 2), epsilon=epsilon)
+
+    def by_batch(params, batch):
+        out = batch @ params
+        return jnp.mean(((out - out.mean()) / out.std() - jnp.tanh(out)) ** 2)
+
+    found = call(by_batch, num_steps=3)
+    assert "no mean over independent examples" in found.reasons[0]
+    assert "4 batches of 8 examples" in found.reasons[0]
+    losses = [by_batch(jnp.ones(3), batch) for batch in batches]
+    expected = np.std(losses, ddof=1) * (8 / 128) ** 0.5
+    assert found.epsilon == pytest.approx(expected, rel=1e-3)
+    assert (
+        "the Hessian is that of these batches"
+        in call(by_batch, epsilon=0.1, num_steps=3).reasons[0]
+    )
+
+
+def test_the_estimate_prints_a_few_lines_and_says_what_is_studied():
+    weights, _, rows, loss = curved(40)
+    params = {"kernel": jnp.asarray(weights, jnp.float32), "ln_1": {"scale": jnp.ones(7)}}
+    found = jaxlimit.estimate_limit(loss, params, rows, key=KEY, epsilon=10.0, num_steps=24)
+    text = repr(found)
+    assert len(text) < 1200
+    assert "40 of 47 parameters are under study; left out: ln_1/scale (7)" in text
+    assert f"{float(found.prediction.ratio):.3%}"[:2] in text
+    assert str(found) == text
+    assert len(repr(found.prediction)) < 200
 
 
 def test_a_product_that_is_not_finite_is_named():

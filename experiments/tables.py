@@ -48,6 +48,13 @@ class Config:
     results: Path = HERE / "results" / "tables"
     """Where the tables and the results that they come from go."""
 
+    def __post_init__(self) -> None:
+        """Refuse what would leave nothing to do, or do it twice."""
+        for name in ("settings", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must be distinct, at least one, got {values}")
+
 
 class Job(NamedTuple):
     """One seed of one setting of a row."""

@@ -73,6 +73,8 @@ class RunConfig:
         least = dict.fromkeys(("num_steps", "num_probes", "num_gap_steps", "images_at_once",
                                "hessian_images", "checkpoint_every"), 1)  # fmt: skip
         least |= {"num_ratios": 3, "tolerance": 0, "accuracy_tolerance": 0}
+        if self.max_images is not None:
+            least["max_images"] = 1  # a negative one would drop the last images
         for name, minimum in least.items():
             if not getattr(self, name) >= minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")

@@ -135,6 +135,7 @@ def test_speeds_count_from_the_first_report_and_know_the_share_of_the_peak(monke
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"num_steps": 0}, "num_steps must be at least 1"),
         ({"num_ratios": 2}, "num_ratios must be at least 3"),
+        ({"max_images": -5}, "max_images must be at least 1, got -5"),
         ({"tolerance": -0.1}, "tolerance must be at least 0"),
         ({"accuracy_tolerance": math.nan}, "accuracy_tolerance must be at least 0"),
         ({"smallest_ratio": 1.0}, r"smallest_ratio must lie in \(0, 1\)"),

@@ -58,6 +58,12 @@ def lines_of(folder):
         return {(line["network"], line["setting"]): line for line in csv.DictReader(file)}
 
 
+@pytest.mark.parametrize("lists", [{"seeds": ()}, {"seeds": (0, 0)}, {"settings": ()}])
+def test_lists_with_nothing_or_twice_the_same_are_refused(lists):
+    with pytest.raises(ValueError, match=rf"{next(iter(lists))} must be distinct, at least one"):
+        tables.Config(**lists)
+
+
 def test_rows_are_those_of_the_paper_with_its_settings():
     by_name = {row.name: row for row in rows.read_rows(tables.ROWS)}
     assert list(by_name) == [

@@ -5,8 +5,10 @@ more than `import jax`.
 """
 
 import importlib
-import warnings
+import sys
 from typing import TYPE_CHECKING, Any
+
+from jaxlimit._core.moved import MovedModules
 
 if TYPE_CHECKING:
     from jaxlimit import (
@@ -74,22 +76,19 @@ _HOMES = {
 }
 # Modules of version 0.1 that have moved.
 _MOVED = {
-    "estimation": "jaxlimit.studies.estimation",
-    "lomp": "jaxlimit.pruning.lomp",
-    "operators": "jaxlimit.adapters",
-    "reporting": "jaxlimit.lab.reporting",
+    "jaxlimit.estimation": "jaxlimit.studies.estimation",
+    "jaxlimit.lomp": "jaxlimit.pruning.lomp",
+    "jaxlimit.operators": "jaxlimit.adapters",
+    "jaxlimit.reporting": "jaxlimit.lab.reporting",
 }
+sys.meta_path.append(MovedModules(_MOVED))
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
-    elif name in __all__:
+    elif name in __all__ or f"jaxlimit.{name}" in _MOVED:
         value = importlib.import_module(f"jaxlimit.{name}")
-    elif name in _MOVED:
-        message = f"jaxlimit.{name} is now {_MOVED[name]}; the old name goes in the next version"
-        warnings.warn(message, DeprecationWarning, stacklevel=2)
-        return importlib.import_module(_MOVED[name])
     else:
         raise AttributeError(f"module 'jaxlimit' has no attribute {name!r}")
     globals()[name] = value

@@ -35,7 +35,7 @@ FIGURES = {"plotting", "lab"}
 
 # The floors of the frame, from the ground up: a module imports from lower floors alone.
 FLOORS = (
-    {"checks", "memory", "files", "scale", "summaries", "extras"},
+    {"checks", "memory", "files", "scale", "summaries", "extras", "moved"},
     {"estimate", "weights", "programs", "magnitudes", "locks", "sharding"},
     {"batches", "mesh_product", "checkpoints"},
     {"shares", "operator"},

@@ -27,7 +27,7 @@ LAYERS: dict[str, set[str]] = {
     "adapters": set(),
     "spectrum": {"lanczos"},
     "limits": {"lanczos", "spectrum"},
-    "pruning": {"curvature", "lanczos", "limits", "spectrum", "training"},
+    "pruning": {"curvature", "lanczos", "limits", "models", "spectrum", "training"},
     "planning": {"curvature", "lanczos"},
 }
 NUMERICS = {*LAYERS, "studies"}

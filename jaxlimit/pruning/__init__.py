@@ -7,6 +7,7 @@ weights under study over all layers at once; among equals the lower flat index i
 """
 
 from jaxlimit.pruning.budgets import erdos_renyi_kernel, lamp_scores, mask_by_leaf
+from jaxlimit.pruning.compression import Compressed, compress, compress_dense
 from jaxlimit.pruning.dead import dead_weights
 from jaxlimit.pruning.greedy import Removal, gram, greedy_order
 from jaxlimit.pruning.guarantee import (
@@ -42,6 +43,7 @@ from jaxlimit.pruning.sweeps import (
 __all__ = [
     "METHODS",
     "Candidate",
+    "Compressed",
     "GuaranteedRatio",
     "L1Residual",
     "MaskSearch",
@@ -49,6 +51,8 @@ __all__ = [
     "Shares",
     "SweepResult",
     "apply_mask",
+    "compress",
+    "compress_dense",
     "dead_weights",
     "empirical_limit",
     "erdos_renyi_kernel",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         planning,
         plotting,
         pruning,
+        reports,
         spectrum,
         studies,
         traces,
@@ -33,7 +34,17 @@ if TYPE_CHECKING:
     from jaxlimit._core.estimate import Estimate
     from jaxlimit._core.operator import Operator
     from jaxlimit._core.weights import flatten_weights
-    from jaxlimit.studies import LimitEstimate, PrunedTo, estimate_limit, prune_to
+    from jaxlimit.reports import compare
+    from jaxlimit.studies import (
+        LimitEstimate,
+        PrunedTo,
+        Study,
+        StudySettings,
+        Task,
+        estimate_limit,
+        prune_to,
+        study,
+    )
 
 __version__ = "0.1.0"
 
@@ -42,7 +53,11 @@ __all__ = [
     "LimitEstimate",
     "Operator",
     "PrunedTo",
+    "Study",
+    "StudySettings",
+    "Task",
     "adapters",
+    "compare",
     "curvature",
     "datasets",
     "distributed",
@@ -58,8 +73,10 @@ __all__ = [
     "plotting",
     "prune_to",
     "pruning",
+    "reports",
     "spectrum",
     "studies",
+    "study",
     "traces",
     "training",
 ]
@@ -70,9 +87,14 @@ _HOMES = {
     "LimitEstimate": "jaxlimit.studies",
     "Operator": "jaxlimit._core.operator",
     "PrunedTo": "jaxlimit.studies",
+    "Study": "jaxlimit.studies",
+    "StudySettings": "jaxlimit.studies",
+    "Task": "jaxlimit.studies",
+    "compare": "jaxlimit.reports",
     "estimate_limit": "jaxlimit.studies",
     "flatten_weights": "jaxlimit._core.weights",
     "prune_to": "jaxlimit.studies",
+    "study": "jaxlimit.studies",
 }
 # Modules of version 0.1 that have moved.
 _MOVED = {

@@ -1,0 +1,99 @@
+"""The command: what it is asked, its exit codes, and how it ends when it is interrupted."""
+
+import contextlib
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from jaxlimit.cli.errors import Terminated, UsageError
+
+COMMANDS = ("run", "study", "prune", "compare", "plan", "bench", "new")
+
+
+def entry() -> None:
+    """Run the command of this process, and end the process with its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    code = main(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # whoever read it may have gone
+            stream.flush()
+    if code >= 128:
+        # Threads of a library may be in the middle of something; every file is whole at any time.
+        os._exit(code)
+    sys.exit(code)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do what the arguments ask for.
+
+    Returns:
+        The exit code: 0; 1 for what went wrong, told in a line; 2 for a wrong name or argument; 130
+        after Ctrl-C and 143 after SIGTERM.
+    """
+    arguments = list(arguments)
+    show_all = "--traceback" in arguments
+    arguments = [word for word in arguments if word != "--traceback"]
+    try:
+        return _dispatch(arguments)
+    except UsageError as error:
+        return _say(f"error: {error}", 2)
+    except KeyboardInterrupt:
+        return _interrupted(arguments, "interrupted", 130)
+    except Terminated:
+        return _interrupted(arguments, "terminated", 143)
+    except BrokenPipeError:
+        return 141
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    except Exception as error:
+        if show_all:
+            raise
+        if _is_users(error):
+            traceback.print_exception(error)
+            return 1
+        said = " ".join(str(error).split()) or type(error).__name__
+        return _say(f"error: {said}\n(--traceback shows where)", 1)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] == ["run"]:
+        from jaxlimit.cli import experiment
+
+        return experiment.run(arguments[1:])
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        from jaxlimit.cli.errors import near
+
+        raise UsageError(f"there is no command {arguments[0]!r}; {near(arguments[0], COMMANDS)}")
+    from jaxlimit.cli import commands
+
+    return commands.parse(arguments or ["--help"])()
+
+
+def _say(text: str, code: int) -> int:
+    print(text, file=sys.stderr)
+    return code
+
+
+def _interrupted(arguments: list[str], what: str, code: int) -> int:
+    # Another signal while this is said must not end in a traceback.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    again = shlex.join(["jaxlimit", *arguments])
+    if arguments and arguments[0] in ("study", "run"):
+        print(f"\n{what}: what is finished is kept. Go on with\n{again}", file=sys.stderr)
+    else:
+        print(f"\n{what}; start again with\n{again}", file=sys.stderr)
+    return code
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise Terminated
+
+
+def _is_users(error: BaseException) -> bool:
+    """Whether an error comes from code of the user's own, which wants to be seen where it is."""
+    return getattr(error, "in_users_code", False)

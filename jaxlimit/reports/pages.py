@@ -1,0 +1,88 @@
+"""The report as a page, as text, and as what a notebook shows."""
+
+import base64
+import functools
+from typing import Any
+
+from jaxlimit.reports import contents, figures
+from jaxlimit.studies import Study, summary
+
+_ASKED = {
+    "certified": "How few weights can any mask keep, whichever it is, with the quadratic model of "
+    "the loss within ε? This is a bound: it holds for every mask at once, within the model.",
+    "found": "How few weights does the sparsest mask keep that was found, with the true training "
+    "loss within ε?",
+    "magnitude": "How few weights must stay if the smallest go first, with the true training loss "
+    "within ε?",
+    "accuracy": "How few weights must stay if the smallest go first, with accuracy within the "
+    "tolerance?",
+    "predicted": "Where does the theory of the paper put the limit of magnitude pruning? A "
+    "prediction, not a bound.",
+    "safe": "How far can one prune and still be sure, up to the stated probability, on data that "
+    "training has not seen?",
+}
+
+
+@functools.cache
+def _environment() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("jaxlimit.reports"),
+        autoescape=lambda name: bool(name) and name.endswith(".html.jinja"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.globals["zip"] = zip
+    environment.filters["percent"] = summary.percent
+    environment.filters["number"] = lambda x: "-" if x is None or x != x else f"{x:.4g}"
+    return environment
+
+
+def html(study: Study, drawn: list[figures.Picture] | None = None) -> str:
+    """Return the report as one page that needs nothing else: no script, no request."""
+    drawn = figures.pictures(study) if drawn is None else drawn
+    images = [(picture, _inline(picture)) for picture in drawn]
+    return _render("report.html.jinja", study, images=images)
+
+
+def markdown(study: Study, drawn: list[figures.Picture] | None = None) -> str:
+    """Return the report as Markdown, with its figures as files beside it."""
+    drawn = figures.pictures(study) if drawn is None else drawn
+    return _render("report.md.jinja", study, images=[(picture, None) for picture in drawn])
+
+
+def fragment(study: Study) -> str:
+    """Return the table and the figure that a notebook shows."""
+    drawn = figures.pictures(study)[:1]
+    images = [(picture, _inline(picture)) for picture in drawn]
+    return _render("fragment.html.jinja", study, images=images)
+
+
+def _render(template: str, study: Study, **values: Any) -> str:
+    text = (
+        _environment()
+        .get_template(template)
+        .render(
+            study=study,
+            measured=study.measured,
+            found=study.found,
+            about=study.about,
+            sides=summary.sides(study),
+            asked=_ASKED,
+            layers=contents.layer_rows(study),
+            verdict=summary.verdict(study),
+            rise=lambda loss: loss - study.measured.dense_loss,
+            hint=figures.HINT,
+            **values,
+        )
+    )
+    return text.rstrip() + "\n"
+
+
+def _inline(picture: figures.Picture) -> str:
+    from jaxlimit import plotting
+
+    data = base64.b64encode(plotting.png(picture.figure)).decode()
+    return f"data:image/png;base64,{data}"

@@ -1,0 +1,124 @@
+"""What a study found, and how it shows itself."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxlimit import pruning
+from jaxlimit._core.weights import flatten_weights
+from jaxlimit.studies import masks, summary
+from jaxlimit.studies.estimation import LimitEstimate
+from jaxlimit.studies.settings import StudySettings
+from jaxlimit.studies.stages import (
+    AtPrediction,
+    Certified,
+    Found,
+    Guaranteed,
+    LayerLimits,
+    Layers,
+    Measured,
+)
+from jaxlimit.studies.task import Task
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Study:
+    """How far one trained network can be pruned, from both sides.
+
+    Stages that a budget left no room for are None and named in `missing`. `print` shows at most 25
+    lines, a notebook a table with the figure; `save` writes the report.
+
+    Attributes:
+        task: what was studied.
+        settings: how.
+        measured: ε, the dense network, and what magnitude pruning does.
+        found: the sparsest mask within ε that was found.
+        certified: how few weights any mask within ε of the quadratic keeps.
+        estimate: the published prediction ρ* and what stands beside it.
+        at_prediction: what magnitude pruning at ρ* does.
+        layers: weights that magnitude and the mask keep of each layer.
+        layer_limits: weights of each that the theory asks for.
+        guaranteed: the ratio that is safe on unseen data.
+        missing: stages that did not run, each with the reason.
+        seconds: by stage; those read from the folder count as they were measured then.
+        about: version, commit, date, command and devices.
+    """
+
+    task: Task
+    settings: StudySettings
+    measured: Measured
+    found: Found | None = None
+    certified: Certified | None = None
+    estimate: LimitEstimate | None = None
+    at_prediction: AtPrediction | None = None
+    layers: Layers | None = None
+    layer_limits: LayerLimits | None = None
+    guaranteed: Guaranteed | None = None
+    missing: tuple[str, ...] = ()
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def mask(self) -> Any:
+        """The mask found, a pytree of Booleans like the parameters; magnitude's if none was."""
+        return self.mask_at(None)
+
+    @property
+    def ratio(self) -> float:
+        """The fraction of weights that `mask` keeps."""
+        found = self.found
+        return self.measured.by_loss if found is None else found.num_kept / self.measured.dim
+
+    @property
+    def safe_ratio(self) -> float:
+        """The ratio that is safe on unseen data where that was tested, or else `ratio`."""
+        return self.ratio if self.guaranteed is None else self.guaranteed.ratio
+
+    def mask_at(self, ratio: float | None) -> Any:
+        """Return the mask found, joined with the heaviest other weights up to a ratio.
+
+        Args:
+            ratio: fraction kept; None for that of the mask found. A smaller one keeps the heaviest
+                weights of the mask alone.
+
+        Raises:
+            ValueError: if `ratio` lies outside [0, 1].
+        """
+        weights = flatten_weights(self.task.params, self.task.where)[0]
+        if self.found is None:
+            kept = pruning.num_kept(weights.size, self.measured.by_loss)
+            first = np.asarray(pruning.flat_magnitude_mask(weights, kept))
+        else:
+            first = np.asarray(self.found.mask, bool)
+        if ratio is None:
+            return masks.mask_tree(self.task, first)
+        return masks.mask_tree(self.task, masks.joined_mask(self.task, first, ratio))
+
+    def __str__(self) -> str:
+        """Tell the two sides, the safe ratio, what not to do and why."""
+        return summary.text(self)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from jaxlimit import reports
+
+        return reports.fragment(self)
+
+    def save(self, folder: str | os.PathLike) -> Path:
+        """Write report.html, report.md, result.json, the masks, the spectrum and the figures.
+
+        Each file is written whole or not at all.
+
+        Returns:
+            The path of report.html.
+
+        Raises:
+            OSError: if a file cannot be written; what was there stays whole.
+        """
+        from jaxlimit import reports
+
+        return reports.write(self, folder)

@@ -1,0 +1,307 @@
+"""The whole study in one call: cheap stages first, each kept as soon as it is done."""
+
+import contextlib
+import dataclasses
+import datetime
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from jaxlimit import curvature, spectrum
+from jaxlimit._core.weights import Where, flatten_weights, is_weight
+from jaxlimit.studies import stages
+from jaxlimit.studies.data import count_examples
+from jaxlimit.studies.display import Display
+from jaxlimit.studies.result import Study
+from jaxlimit.studies.settings import Budget, StudySettings, as_budget
+from jaxlimit.studies.stages import Problem
+from jaxlimit.studies.store import Store, fingerprint, held
+from jaxlimit.studies.task import Task, check_task
+
+
+class _SpentError(Exception):
+    """The budget of seconds is spent in the middle of a stage."""
+
+
+def study(
+    loss: Callable,
+    params: Any,
+    batches: Any,
+    *operands: Any,
+    key: PRNGKeyArray,
+    held_out: Any = None,
+    accuracy: Callable | None = None,
+    where: Where = is_weight,
+    budget: Any = None,
+    folder: str | os.PathLike | None = None,
+    settings: StudySettings | None = None,
+) -> Study:
+    """Find out from both sides how far a trained network can be pruned.
+
+    Runs, the cheap first: ε and the magnitude sweep, the smallest mask, the certificate below which
+    no mask can go, the Hessian's spectrum with the published prediction ρ*, the shares of the
+    layers, and a guarantee on held-out data. Costs some 100 evaluations of the data for the sweep
+    and, by default, up to 584 Hessian products for the rest.
+
+    Args:
+        loss: `loss(params, batch, *operands)`, the mean data loss over the batch's examples in
+            evaluation mode, without penalties.
+        params: the trained parameters, a pytree of real floating arrays; or a checkpoint's
+            `params`.
+        batches: leaves [num_batches, batch, ...], a list of batches, or a loader of NumPy or JAX
+            batches that can be gone through again.
+        *operands: passed on to `loss` and `accuracy`, such as BatchNorm statistics.
+        key: random key.
+        held_out: examples that training has not seen, in any form of `batches`.
+        accuracy: `accuracy(params, batch, *operands)`, the share of a batch that is right, for the
+            limit by accuracy and the guarantee.
+        where: which leaves are weights under study.
+        budget: seconds, or a `Budget` of seconds and products; what does not fit is left out and
+            named in `missing`.
+        folder: where every finished stage and the spectrum's checkpoints are kept; the same study
+            asked for again goes on from there.
+        settings: a `StudySettings`.
+
+    Returns:
+        A `Study`; print it, or `.save(folder)` its report.
+
+    Raises:
+        TypeError: for arguments of a wrong kind, such as a generator for `batches`.
+        ValueError: for empty data, parameters that are not finite, or a loss that is not
+            deterministic.
+        InUseError: if another process works in `folder`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> x = jax.random.normal(jax.random.key(1), (1, 64, 8)) * jnp.array([9.0, 9.0] + 6 * [0.01])
+    >>> loss = lambda w, batch: 0.5 * jnp.mean((batch @ (w - jnp.arange(8.0))) ** 2)
+    >>> result = study(loss, jnp.arange(8.0), x, key=jax.random.key(0),
+    ...                budget=0.0, settings=StudySettings(epsilon=0.1, quiet=True))
+    >>> round(8 * result.measured.by_loss)  # all but the weight that is 0
+    7
+    """
+    task = Task(loss, params, batches, operands, held_out, accuracy, where)
+    return study_task(task, key=key, budget=budget, folder=folder, settings=settings)
+
+
+def study_task(
+    task: Task,
+    *,
+    key: PRNGKeyArray,
+    budget: Any = None,
+    folder: str | os.PathLike | None = None,
+    settings: StudySettings | None = None,
+    command: str | None = None,
+) -> Study:
+    """Study a `Task`, as `study` does.
+
+    Args:
+        task: the network with its loss and data.
+        key: as `study`.
+        budget: as `study`.
+        folder: as `study`.
+        settings: as `study`.
+        command: what to write in the report as the command; that of the process if not given.
+
+    Returns:
+        A `Study`.
+    """
+    settings = settings or StudySettings()
+    task = check_task(task)
+    with held(folder), Display(quiet=settings.quiet) as display:
+        runner = _Runner(task, key, settings, as_budget(budget), folder, display)
+        return runner.run(about(task, command))
+
+
+class _Runner:
+    """Runs the stages in turn, as far as the budget goes."""
+
+    def __init__(self, task, key, settings, budget: Budget, folder, display) -> None:
+        self.began, self.budget, self.display = time.monotonic(), budget, display
+        self.products, self.seconds, self.missing = 0.0, {}, []
+        self.can_stop = False
+        identity = fingerprint(
+            task.params, task.batches, task.operands, task.held_out, jax.random.key_data(key),
+            repr(dataclasses.replace(settings, quiet=False)),
+        )  # fmt: skip
+        self.store = Store(folder, identity)
+        self.problem = Problem(task, key, settings, self._on_progress)
+
+    def run(self, about: dict[str, Any]) -> Study:
+        """Run what fits, and collect it."""
+        p = self.problem
+        done = self.stage("magnitude", stages.Measured, lambda: stages.measure(p))
+        self.display.say(f"magnitude, measured: {done.by_loss:.3%} of the weights are needed")
+        self.can_stop = True
+        found, certified = self.search(done)
+        safe = self.held_out(done, found)
+        layers = self.stage("layers", stages.Layers, lambda: stages.by_layer(p, done, found))
+        estimate, at = self.spectrum(done), None
+        if estimate is not None:
+            self.display.say(f"predicted ρ*: {float(estimate.prediction.ratio):.3%}")
+            at = self.stage(
+                "prediction", stages.AtPrediction, lambda: stages.at_prediction(p, estimate)
+            )
+        asked, wanted = None, len(layers.names) * p.settings.num_layer_steps if layers else 0
+        if wanted:
+            asked = self.stage(
+                "limits by layer",
+                stages.LayerLimits,
+                lambda: stages.limits_by_layer(p, done),
+                products=wanted,
+            )
+        return Study(
+            p.task, p.settings, done, found, certified, estimate, at, layers, asked, safe,
+            tuple(self.missing), self.seconds, about,
+        )  # fmt: skip
+
+    def stage(self, name: str, kind: Any, make: Callable, products: float = 0.0) -> Any:
+        """Return a stage's result: the one kept, a new one, or None if the budget has no room."""
+        kept = self.store.load(name, kind)
+        if kept is None:
+            if not self._fits(name, products):
+                return None
+            began = time.monotonic()
+            try:
+                with self.display.stage(name):
+                    result = make()
+            except _SpentError:
+                self.missing.append(f"{name} (the budget of {self.budget.seconds:g} s is spent)")
+                return None
+            kept = result, time.monotonic() - began
+            self.store.save(name, *kept)
+        self.products += products
+        result, self.seconds[name] = kept
+        return result
+
+    def search(self, done: stages.Measured) -> tuple[Any, Any]:
+        """Return the mask found and the certificate, which come from one search."""
+        both: dict[str, Any] = {}
+
+        def make() -> stages.Found:
+            both["found"], both["certified"] = stages.search(self.problem, done)
+            if both["certified"] is not None:
+                self.store.save("certificate", both["certified"], 0.0)
+            return both["found"]
+
+        wanted = self.problem.settings.certificate_products
+        found = self.stage("mask", stages.Found, make, products=wanted)
+        if found is None:
+            return None, None
+        kept = self.store.load("certificate", stages.Certified)
+        certified = both.get("certified", kept and kept[0])
+        share = found.num_kept / done.dim
+        self.display.say(f"smallest mask found: {share:.3%} ({found.method})")
+        if certified is None:
+            split = isinstance(self.problem.task.loss, curvature.Split)
+            why = "there is none" if split else "the loss is not split: use curvature.split_loss"
+            self.missing.append(f"certificate ({why})")
+        else:
+            self.display.say(f"no mask keeps fewer than {certified.num_kept / done.dim:.3%}")
+        return found, certified
+
+    def held_out(self, done: stages.Measured, found: Any) -> Any:
+        """Return the guarantee; None where there are no held-out examples, or too few."""
+        p = self.problem
+        if p.task.held_out is None or p.task.accuracy is None:
+            return None
+        try:
+            return self.stage(
+                "held-out", stages.Guaranteed, lambda: stages.guarantee(p, done, found)
+            )
+        except ValueError as error:
+            self.missing.append(f"held-out ({error})")
+            return None
+
+    def spectrum(self, done: stages.Measured) -> Any:
+        """Return the estimate, from the spectra in the folder if they are there."""
+        settings = self.problem.settings
+        products = settings.num_probes * (settings.num_steps + settings.num_gap_steps)
+        folder = self.store.below("spectrum")
+        files = {} if folder is None else {
+            name: folder / f"{name}.npz" for name in ("measure", "removed_measure")
+        }  # fmt: skip
+        known = {name: spectrum.load(file) for name, file in files.items() if file.exists()}
+        if "measure" not in known and not self._fits("spectrum", products):
+            return None
+        began = time.monotonic()
+        try:
+            with self.display.stage("spectrum"):
+                estimate = stages.predict(self.problem, done, folder, **known)
+        except _SpentError:
+            kept = "" if folder is None else "; what was done is kept, ask again to go on"
+            self.missing.append(
+                f"spectrum (the budget of {self.budget.seconds:g} s is spent{kept})"
+            )
+            return None
+        for name, file in files.items():
+            value = getattr(estimate, name)
+            if value is not None and not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                spectrum.save(file, value)
+        self.products += products
+        self.seconds["spectrum"] = time.monotonic() - began
+        return estimate
+
+    def _fits(self, name: str, products: float) -> bool:
+        if self.can_stop and time.monotonic() - self.began >= self.budget.seconds:
+            self.missing.append(f"{name} (the budget of {self.budget.seconds:g} s is spent)")
+            return False
+        if self.products + products > self.budget.products:
+            left = self.budget.products - self.products
+            self.missing.append(f"{name} (takes up to {products:g} products, {left:g} are left)")
+            return False
+        return True
+
+    def _on_progress(self, stage: str, done: int, total: int) -> None:
+        self.display.show(stage, done, total)
+        spent = time.monotonic() - self.began >= self.budget.seconds
+        if self.can_stop and spent and done < total:
+            raise _SpentError
+
+
+def about(task: Task, command: str | None = None) -> dict[str, Any]:
+    """Return where and with what a study is made."""
+    weights = np.asarray(flatten_weights(task.params, task.where)[0])
+    device = jax.devices()[0]
+    return {
+        "version": _version(),
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": command or " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "devices": f"{jax.device_count()} {device.platform} ({device.device_kind})",
+        "python": sys.version.split()[0],
+        "jax": jax.__version__,
+        "params": fingerprint(task.params),
+        "num_examples": count_examples(task.batches),
+        "num_held_out": 0 if task.held_out is None else count_examples(task.held_out),
+        "checkpoint": None if task.checkpoint is None else str(task.checkpoint.path),
+        "zero_weights": float(np.mean(weights == 0)),
+    }
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    with contextlib.suppress(PackageNotFoundError):
+        return version("jaxlimit")
+    return "unknown"
+
+
+def _commit() -> str | None:
+    """Return the commit of a checkout that this package runs from; None for an installed one."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        asked = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return asked.stdout.strip()
+    return None

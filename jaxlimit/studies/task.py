@@ -1,0 +1,66 @@
+"""What a user hands over to be studied, checked once."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from jaxlimit._core.batches import check_scalar, first_batch
+from jaxlimit._core.weights import Where, is_weight
+from jaxlimit.formats import Checkpoint
+from jaxlimit.studies.data import held_batches
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A trained network with its loss and its data.
+
+    Attributes:
+        loss: `loss(params, batch, *operands)`, the mean data loss over the batch's examples in
+            evaluation mode, without penalties.
+        params: the trained parameters, a pytree of real floating arrays.
+        batches: training data: leaves [num_batches, batch, ...], a list of batches, or a loader
+            that can be gone through again.
+        operands: passed on to `loss` and `accuracy`, such as BatchNorm statistics.
+        held_out: data that training has not seen, in any of these forms.
+        accuracy: `accuracy(params, batch, *operands)`, the share of a batch that is right.
+        where: which leaves are weights under study.
+        checkpoint: from `formats.load`, so that pruned parameters go back in its form.
+    """
+
+    loss: Callable
+    params: Any
+    batches: Any
+    operands: tuple = ()
+    held_out: Any = None
+    accuracy: Callable | None = None
+    where: Where = is_weight
+    checkpoint: Checkpoint | None = None
+
+
+def check_task(task: Any, *, name: str = "task") -> Task:
+    """Return the task with its data held, or say what is wrong with it.
+
+    Args:
+        task: what a user's function returned.
+        name: what to call it in a message.
+
+    Raises:
+        TypeError: if it is no `Task`, a function is none, or a loss gives no number.
+        ValueError: if there are no data, or the parameters are not finite.
+    """
+    if not isinstance(task, Task):
+        raise TypeError(f"{name} must return a jaxlimit.Task, got {type(task).__name__}")
+    if not isinstance(task.operands, tuple):
+        raise TypeError(f"{name}: operands must be a tuple, got {type(task.operands).__name__}")
+    for field in ("loss", "accuracy"):
+        function = getattr(task, field)
+        if not callable(function) and not (function is None and field == "accuracy"):
+            raise TypeError(f"{name}: {field} must be a function, got {type(function).__name__}")
+    batches = held_batches(task.batches)
+    check_scalar(task.loss, task.params, first_batch(batches), *task.operands)
+    held_out = task.held_out
+    if held_out is not None:
+        held_out = held_batches(held_out, name="held_out")
+        if task.accuracy is not None:
+            check_scalar(task.accuracy, task.params, first_batch(held_out), *task.operands)
+    return dataclasses.replace(task, batches=batches, held_out=held_out)

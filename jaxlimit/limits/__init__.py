@@ -19,6 +19,7 @@ from jaxlimit.limits.bounds import (
     trace_bound,
     upper_bound,
 )
+from jaxlimit.limits.certificates import Certificate, Shares, certificate, shares
 from jaxlimit.limits.factors import KeyFactors, Sensitivity, key_factors, sensitivity
 from jaxlimit.limits.layers import LayerLimits, by_layer, coupling
 from jaxlimit.limits.prediction import PruningLimit, pruning_limit, random_subspace_threshold
@@ -27,6 +28,7 @@ from jaxlimit.limits.refitting import Refit, RefittedLimit, refit, refitted, ref
 from jaxlimit.limits.tolerance import loss_tolerance, loss_tolerance_estimate
 
 __all__ = [
+    "Certificate",
     "KeyFactors",
     "LayerLimits",
     "PruningLimit",
@@ -34,7 +36,9 @@ __all__ = [
     "Refit",
     "RefittedLimit",
     "Sensitivity",
+    "Shares",
     "by_layer",
+    "certificate",
     "coupling",
     "curvature_share",
     "gap",
@@ -50,6 +54,7 @@ __all__ = [
     "refitted_limit",
     "ridge",
     "sensitivity",
+    "shares",
     "trace_bound",
     "upper_bound",
 ]

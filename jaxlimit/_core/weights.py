@@ -143,12 +143,15 @@ class _Unflatten:
         return jax.tree.unflatten(self.treedef, leaves)
 
 
-def flatten_weights(params: Any, where: Where = is_weight) -> tuple[Float[Array, "D"], Partial]:
+def flatten_weights(
+    params: Any, where: Where = is_weight, *, name: str = "params"
+) -> tuple[Float[Array, "D"], Partial]:
     """Flatten the weights under study to one vector, and return the way back.
 
     Args:
         params: pytree of arrays, real floating where they are under study.
         where: `where(name, leaf)` says whether a leaf is under study.
+        name: what errors call `params`.
 
     Returns:
         The vector [D], and a `Partial` that maps such a vector to a pytree like `params`; it
@@ -164,7 +167,7 @@ def flatten_weights(params: Any, where: Where = is_weight) -> tuple[Float[Array,
     Array([2., 2.], dtype=float32)
     """
     chosen = selected(params, where)
-    check_floating_tree("params", params, chosen)
+    check_floating_tree(name, params, chosen)
     params = jax.tree.map(jnp.asarray, params)
     leaves, treedef = jax.tree.flatten(params)
     studied = [leaf for leaf, keep in zip(leaves, chosen, strict=True) if keep]

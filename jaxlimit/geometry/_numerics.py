@@ -11,7 +11,7 @@ from jax.scipy.special import erfc
 from jax.tree_util import Partial
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from jaxlimit._core.checks import check_range
+from jaxlimit._core.checks import check_range, check_real
 
 # Tests homogeneity: a power of two is exact in floating point, a large one leaves bounded sets.
 STRETCH = 1024.0
@@ -22,12 +22,14 @@ _LEGENDRE_NODES, _LEGENDRE_WEIGHTS = np.polynomial.legendre.leggauss(48)
 
 def check_finite_range(name: str, value: Any, low: float = 0, *, open_low: bool = False) -> None:
     """Raise unless every entry of `value` is at least `low` and finite in its floating dtype."""
+    check_real(name, value)
     largest = float(jnp.finfo(jnp.result_type(float, value)).max)
     check_range(name, value, low, largest, open_low=open_low)
 
 
 def check_last_axis(name: str, value: Any) -> None:
     """Raise unless `value` holds vectors, with at least one entry, on its last axis."""
+    check_real(name, value)
     if jnp.ndim(value) < 1 or jnp.shape(value)[-1] < 1:
         raise ValueError(
             f"{name} must have at least one entry on its last axis, got shape {jnp.shape(value)}"
@@ -36,6 +38,7 @@ def check_last_axis(name: str, value: Any) -> None:
 
 def check_vector(name: str, value: Any) -> None:
     """Raise unless `value` is one vector, with at least one entry."""
+    check_real(name, value)
     if jnp.ndim(value) != 1 or jnp.shape(value)[0] < 1:
         raise ValueError(
             f"{name} must be a vector with at least one entry, got shape {jnp.shape(value)}"
@@ -44,6 +47,7 @@ def check_vector(name: str, value: Any) -> None:
 
 def check_point(name: str, point: Any, dim: int) -> None:
     """Raise unless `point` is a vector with `dim` entries."""
+    check_real(name, point)
     if jnp.shape(point) != (dim,):
         raise ValueError(
             f"{name} must be a vector with {dim} entries, got shape {jnp.shape(point)}"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlimit._core.checks import check_choice, check_range, is_concrete
+from jaxlimit._core.checks import check_choice, check_range, check_real, is_concrete
 from jaxlimit.geometry._numerics import (
     check_finite_range,
     excess_moments,
@@ -97,6 +97,7 @@ def check_circular(dim: Scalar, half_angle: Scalar) -> None:
     """Raise unless (dim, half_angle) describe a circular cone."""
     check_finite_range("dim", dim, 2)
     # π/2 rounded to the caller's dtype may lie above π/2 rounded to ours.
+    check_real("half_angle", half_angle)
     dtype = jnp.result_type(float, half_angle)
     check_range("half_angle", half_angle, 0, (np.pi / 2) * (1 + float(jnp.finfo(dtype).eps)))
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlimit._core.checks import check_choice, check_count, check_range, is_concrete
+from jaxlimit._core.checks import check_choice, check_count, check_range, check_real, is_concrete
 from jaxlimit.geometry._numerics import check_finite_range, chi_mean, widened
 from jaxlimit.geometry.cones import check_circular, latitude_mass
 
@@ -125,6 +125,7 @@ def _from_log_ratios(log_ratios: Float[Array, "... n"]) -> Float[Array, "... n+1
 
 def _check_volumes(name: str, volumes: IntrinsicVolumes) -> None:
     """Raise unless `volumes` is a probability vector over at least two dimensions."""
+    check_real(name, volumes)
     if jnp.ndim(volumes) < 1 or jnp.shape(volumes)[-1] < 2:
         raise ValueError(f"{name} must hold v_0 ... v_D, D >= 1, got shape {jnp.shape(volumes)}")
     if not is_concrete(volumes):

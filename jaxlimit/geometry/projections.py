@@ -9,6 +9,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
+from jaxlimit._core import scale
 from jaxlimit._core.checks import check_count, check_floating_tree, check_range, is_concrete
 from jaxlimit._core.estimate import Estimate, estimate_from_samples
 from jaxlimit.geometry._numerics import (
@@ -16,6 +17,7 @@ from jaxlimit.geometry._numerics import (
     TOLERANCE,
     as_operand,
     check_point,
+    check_vector,
     increasing_root,
     map_gaussian,
     map_rows,
@@ -116,8 +118,7 @@ def statistical_dimension(
 
 
 def _sample(project: Projection, point: Float[Array, " dim"]) -> Float[Array, ""]:
-    wide = jnp.promote_types(point.dtype, jnp.float32)
-    return point.size * jnp.sum(project(point) ** 2, dtype=wide) / jnp.sum(point**2, dtype=wide)
+    return point.size * (scale.norm(project(point)) / scale.norm(point)) ** 2
 
 
 def polar_projection(project: Projection) -> Projection:
@@ -207,7 +208,7 @@ def circular_cone_projection(half_angle: Float[Array, ""] | float) -> Projection
 
 
 def _project_circular(half_angle, point):
-    along, across = point[0], jnp.linalg.norm(point[1:])
+    along, across = point[0], scale.norm(point[1:])
     cosine, sine = jnp.cos(half_angle), jnp.sin(half_angle)
     length = jnp.maximum(along * cosine + across * sine, 0)
     shrink = jnp.where(across > 0, length * sine / jnp.where(across > 0, across, 1), 0)
@@ -284,8 +285,8 @@ def _project_l1_descent(signs, point):
     sizes = jnp.sort(jnp.where(off, abs(point), 0), descending=True)
     sums = jnp.sum(signs * point) + jnp.concatenate([jnp.zeros_like(sizes[:1]), jnp.cumsum(sizes)])
     roots = sums / (jnp.arange(sums.size) + jnp.sum(~off))
-    scale = jnp.maximum(jnp.max(roots), 0)
-    normal = jnp.where(off, jnp.clip(point, -scale, scale), scale * signs)
+    length = jnp.maximum(jnp.max(roots), 0)
+    normal = jnp.where(off, jnp.clip(point, -length, length), length * signs)
     return (point - normal).astype(point.dtype)
 
 
@@ -317,19 +318,20 @@ def ellipsoid_cone_projection(
     >>> project(jnp.array([0.0, 2.0]))  # a half-angle of 45 degrees about the first axis
     Array([1., 1.], dtype=float32)
     """
-    check_floating_tree("semi_axes", semi_axes)
-    check_floating_tree("viewpoint", viewpoint)
-    if jnp.ndim(semi_axes) != 1 or jnp.shape(semi_axes) != jnp.shape(viewpoint):
+    for name, value in (("semi_axes", semi_axes), ("viewpoint", viewpoint)):
+        check_vector(name, value)
+        check_floating_tree(name, value)
+    if jnp.shape(semi_axes) != jnp.shape(viewpoint):
         raise ValueError(
             "semi_axes and viewpoint must be vectors of one length, "
             f"got shapes {jnp.shape(semi_axes)} and {jnp.shape(viewpoint)}"
         )
     check_range("semi_axes", semi_axes, 0)
-    scale = jnp.max(abs(viewpoint))
-    semi_axes, viewpoint = jnp.asarray(semi_axes) / scale, jnp.asarray(viewpoint) / scale
+    unit = jnp.max(abs(viewpoint))
+    semi_axes, viewpoint = jnp.asarray(semi_axes) / unit, jnp.asarray(viewpoint) / unit
     values, vectors = jnp.linalg.eigh(jnp.diag(semi_axes**2) - jnp.outer(viewpoint, viewpoint))
     if is_concrete(values) and not bool(values[0] < 0):
-        raise ValueError(f"viewpoint must lie outside the ellipsoid, got {viewpoint * scale}")
+        raise ValueError(f"viewpoint must lie outside the ellipsoid, got {viewpoint * unit}")
     towards = jnp.where(vectors[:, 0] @ viewpoint > 0, 1, -1)
     vectors = vectors.at[:, 0].multiply(towards)
     return Partial(_project_elliptic_polar, vectors, jnp.maximum(values[1:], 0) / -values[0])
@@ -344,7 +346,7 @@ def _project_elliptic_polar(vectors, squares, point):
     def surplus(top):
         return 1 - jnp.sum(squares * (rest / (top + (top - head) * squares)) ** 2)
 
-    top = increasing_root(surplus, jnp.maximum(head, 0), jnp.linalg.norm(point))
+    top = increasing_root(surplus, jnp.maximum(head, 0), scale.norm(point))
     stretched = top + (top - head) * squares
     tail = rest * top / jnp.where(stretched > 0, stretched, 1)
     return point - vectors @ jnp.concatenate([top[None], tail])

@@ -8,6 +8,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
+from jaxlimit._core import scale
 from jaxlimit._core.checks import check_count, check_floating_tree, is_concrete
 from jaxlimit._core.estimate import Estimate, estimate_from_samples
 from jaxlimit.geometry._numerics import (
@@ -133,7 +134,7 @@ def ball_support(radius: Float[Array, ""] | float) -> Support:
 
 
 def _ball_support(radius, g):
-    return radius * jnp.linalg.norm(g)
+    return radius * scale.norm(g)
 
 
 def box_support(half_widths: Float[Array, " dim"]) -> Support:
@@ -159,7 +160,7 @@ def box_support(half_widths: Float[Array, " dim"]) -> Support:
 
 def _box_support(half_widths, g):
     check_point("g", g, half_widths.size)
-    return jnp.sum(half_widths * abs(g))
+    return jnp.sum(half_widths * abs(g), dtype=scale.wide_type(jnp.result_type(half_widths, g)))
 
 
 def ellipsoid_support(semi_axes: Float[Array, " dim"]) -> Support:
@@ -185,7 +186,7 @@ def ellipsoid_support(semi_axes: Float[Array, " dim"]) -> Support:
 
 def _ellipsoid_support(semi_axes, g):
     check_point("g", g, semi_axes.size)
-    return jnp.linalg.norm(semi_axes * g)
+    return scale.norm(semi_axes * g)
 
 
 def cross_polytope_support(radius: Float[Array, ""] | float) -> Support:
@@ -236,7 +237,8 @@ def finite_set_support(points: Float[Array, "n dim"]) -> Support:
 
 def _finite_set_support(points, g):
     check_point("g", g, points.shape[1])
-    return jnp.max(points @ g)
+    wide = scale.wide_type(jnp.result_type(points, g))
+    return jnp.max(jnp.matmul(points, g, preferred_element_type=wide))
 
 
 def l1_l2_ball_support(
@@ -263,14 +265,14 @@ def l1_l2_ball_support(
 
 
 def _l1_l2_ball_support(l1_radius, l2_radius, g):
-    sizes = abs(g)
+    sizes = abs(g).astype(scale.wide_type(jnp.result_type(g)))
 
     def slope(threshold):
         excess = jnp.maximum(sizes - threshold, 0)
-        norm = jnp.linalg.norm(excess)
+        norm = scale.norm(excess)
         return l1_radius - l2_radius * jnp.sum(excess) / jnp.where(norm > 0, norm, 1)
 
     largest = jnp.max(sizes)
     threshold = jax.lax.stop_gradient(increasing_root(slope, jnp.zeros_like(largest), largest))
-    inside = threshold * l1_radius + l2_radius * jnp.linalg.norm(jnp.maximum(sizes - threshold, 0))
+    inside = threshold * l1_radius + l2_radius * scale.norm(jnp.maximum(sizes - threshold, 0))
     return jnp.minimum(inside, l1_radius * largest)

@@ -9,7 +9,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxlimit._core import scale
-from jaxlimit._core.checks import check_choice, check_count, check_range, is_concrete, is_finite
+from jaxlimit._core.checks import (
+    check_choice,
+    check_count,
+    check_range,
+    check_real,
+    is_concrete,
+    is_finite,
+)
 from jaxlimit._core.estimate import Estimate, value_of
 from jaxlimit.spectrum import SpectralMeasure, trace_bracket
 
@@ -77,12 +84,15 @@ def curvature_share(
         f, in [0, 1], of the broadcast shape; NaN where λ is.
 
     Raises:
-        ValueError: if `negative` is unknown.
+        TypeError: if `eigenvalues` or `ridge` is no real number or array.
+        ValueError: if `negative` is unknown, or `ridge` is negative or NaN.
 
     >>> import jax.numpy as jnp
     >>> curvature_share(jnp.array([-1.0, 0.0, 3.0]), 1.0)
     Array([0.5 , 0.  , 0.75], dtype=float32)
     """
+    check_real("eigenvalues", eigenvalues)
+    check_range("ridge", ridge, 0)
     size = curvature_size(eigenvalues, negative)
     return jnp.where(size == 0, 0, size / jnp.where(size == 0, 1, size + ridge))
 

@@ -107,6 +107,8 @@ def sensitivity(
     if offset is not None:
         check_choice("offset", offset, OFFSETS)
     check_measure("measure", measure)
+    if not isinstance(limit, PruningLimit):
+        raise TypeError(f"limit must be a PruningLimit, got {type(limit).__name__}")
     value, _ = split_epsilon(epsilon)
     return _sensitivity(Criterion(negative, offset), measure, limit, value)
 
@@ -159,7 +161,7 @@ def key_factors(
     if limit is None:
         limit = pruning_limit(measure, weights, epsilon, negative=negative, where=where)
     value, _ = split_epsilon(epsilon)
-    norm = scale.norm(flatten_weights(weights, where)[0])
+    norm = scale.norm(flatten_weights(weights, where, name="weights")[0])
     if is_concrete(limit.radius, norm) and float(limit.radius) > 1.01 * float(norm):
         raise ValueError(
             f"limit must be one of these weights, but its radius {float(limit.radius):.3g} "

@@ -151,7 +151,7 @@ def _checked(
     check_choice("negative", criterion.negative, NEGATIVE)
     check_measure("measure", measure)
     epsilon, epsilon_error = split_epsilon(epsilon)
-    vector, _ = flatten_weights(weights, where)
+    vector, _ = flatten_weights(weights, where, name="weights")
     if vector.size != measure.dim:
         raise ValueError(
             f"weights must have as many entries as the measure's operator, {measure.dim}, "

@@ -4,10 +4,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxlimit._core.checks import check_range, is_finite
+from jaxlimit._core import scale
+from jaxlimit._core.checks import check_range, check_real, is_concrete, is_finite
+from jaxlimit._core.estimate import value_of
 from jaxlimit._core.summaries import short_repr
+from jaxlimit.limits.bounds import relative_ridge
 
 
 class QuadraticLimit(NamedTuple):
@@ -37,7 +41,7 @@ def quadratic_limit(
     added to it, which raises a loss by at most half of that times the least ‖w - w*‖² of a refit.
 
     Args:
-        hessian: H, positive semi-definite.
+        hessian: H, symmetric positive semi-definite.
         weights: w*.
         epsilon: ε ≥ 0, any shape.
 
@@ -46,26 +50,53 @@ def quadratic_limit(
         eigenvalues, so that there is no least rise, `refitted` is `one_shot`.
 
     Raises:
-        ValueError: if the shapes do not fit, H or a weight is not finite, or ε is negative or NaN.
+        TypeError: if an argument is no real array.
+        ValueError: if the shapes do not fit, H or a weight is not finite, H is asymmetric by more
+            than rounding, or ε is negative or NaN.
 
     >>> import jax.numpy as jnp
     >>> hessian = jnp.array([[2.0, 1.0], [1.0, 2.0]])
     >>> quadratic_limit(hessian, jnp.array([3.0, 1.0]), 0.8)  # without the last 1 at least ¾
-    QuadraticLimit(refitted=Array(1, dtype=int32), one_shot=Array(2, dtype=int32))
+    QuadraticLimit(refitted=1, one_shot=2)
     """
+    for name, array in (("hessian", hessian), ("weights", weights)):
+        check_real(name, array)
+        if not is_finite(array):
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
+    hessian, weights = (jnp.asarray(x, jnp.result_type(float, x)) for x in (hessian, weights))
     if weights.ndim != 1 or hessian.shape != (weights.size, weights.size):
         raise ValueError(
             f"hessian must be [D, D] and weights [D], got {hessian.shape} and {weights.shape}"
         )
-    for name, array in (("hessian", hessian), ("weights", weights)):
-        if not is_finite(array):
-            raise ValueError(f"{name} must be finite, got NaN or infinity")
+    _check_symmetric(hessian)
+    epsilon = value_of(epsilon)
     check_range("epsilon", epsilon, 0)
-    return _quadratic_limit(hessian, weights, jnp.asarray(epsilon))
+    return _quadratic_limit(hessian, weights, jnp.asarray(epsilon, jnp.result_type(float)))
+
+
+def _check_symmetric(hessian: Float[Array, "D D"]) -> None:
+    """Raise where a known matrix is asymmetric by more than the rounding of its type."""
+    if not is_concrete(hessian):
+        return
+    matrix = np.asarray(hessian, np.float64)
+    gap, size = np.abs(matrix - matrix.T).max(initial=0), np.abs(matrix).max(initial=0)
+    # A product of two rounds each entry by √D eps; 1e3 leaves room for sums over a data set.
+    if gap > 1e3 * len(matrix) ** 0.5 * float(jnp.finfo(hessian.dtype).eps) * size:
+        raise ValueError(
+            f"hessian must be symmetric, got entries up to {size:.3g} that differ from those of "
+            f"its transpose by up to {gap:.3g}"
+        )
 
 
 @jax.jit
 def _quadratic_limit(hessian: Array, weights: Array, epsilon: Array) -> QuadraticLimit:
+    wide = scale.wide_type(jnp.result_type(hessian, weights))
+    units = [scale.magnitude(x).reshape(()) for x in (hessian, weights)]
+    hessian, weights = (
+        x.astype(wide) / unit for x, unit in zip((hessian, weights), units, strict=True)
+    )
+    # ½R²c at R = 1 of these units: ε over the units of H and w².
+    epsilon = relative_ridge(units[1], epsilon.astype(wide), units[0]) / 2
     order = jnp.argsort(jnp.abs(weights), descending=True, stable=True)
     w, H = weights[order], hessian[order[:, None], order]
     ridge = w.size * jnp.finfo(H.dtype).eps * jnp.linalg.norm(H) * jnp.eye(w.size, dtype=H.dtype)

@@ -709,6 +709,34 @@ def test_quadratic_limit_against_least_squares_at_every_count(quadratics):
                 assert [found.refitted[i], found.one_shot[i]] == fewest
 
 
+@pytest.mark.parametrize(
+    ("of_h", "of_w"), [(2.0**100, 1.0), (2.0**-100, 1.0), (1.0, 2.0**40), (2.0**80, 2.0**-90)]
+)
+def test_quadratic_limit_is_free_of_scale(quadratics, of_h, of_w):
+    for hessian, weights, epsilons in zip(*quadratics, strict=True):
+        hessian, weights, epsilons = (
+            np.asarray(x, np.float32) for x in (hessian, weights, epsilons)
+        )
+        plain = limits.quadratic_limit(hessian, weights, epsilons)
+        scaled = limits.quadratic_limit(
+            hessian * np.float32(of_h),
+            weights * np.float32(of_w),
+            np.float32(epsilons.astype(float) * of_h * of_w**2),
+        )
+        jax.tree.map(np.testing.assert_array_equal, scaled, plain)
+
+
+def test_quadratic_limit_refuses_an_asymmetric_hessian():
+    skew = jnp.array([[2.0, 1.0], [0.5, 2.0]])
+    with pytest.raises(ValueError, match=r"hessian must be symmetric, .* up to 2 .* by up to 0\.5"):
+        limits.quadratic_limit(skew, jnp.ones(2), 1.0)
+    rng = np.random.default_rng(0)
+    factor = rng.standard_normal((300, 300)).astype(np.float32)
+    gram = factor @ factor.T
+    gram[1, 0] *= 1 + 2e-6  # what rounding leaves
+    limits.quadratic_limit(gram, np.ones(300, np.float32), 1.0)
+
+
 def test_quadratic_limit_by_weights_of_equal_curvature():
     """On H = hI both kinds keep the k with ½hR(k)² ≤ ε, the Gaussian picture at its simplest."""
     weights = jnp.array([0.0, 4.0, -1.0, 2.0])

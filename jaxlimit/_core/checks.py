@@ -45,7 +45,7 @@ def check_keywords(function: str, given: Any, known: Any) -> None:
 
 
 def is_concrete(*values: Any) -> bool:
-    """Whether every leaf is a known value, so that its contents can be checked now."""
+    """Whether every leaf is a known value, whose contents can be checked now."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 

@@ -96,7 +96,7 @@ def _keep_of_ties(at: Split, keeps_too_few: Callable) -> Int[Array, "..."]:
 
 def _tally(bits: Int[Array, "rows _"], thresholds: Int[Array, "..."]) -> _Tally:
     """Count and sum at all thresholds in one pass."""
-    # Divided by a power of two at the threshold, so that no square leaves the range of the type.
+    # Divided by a power of two at the threshold, or squares would leave the range of the type.
     units = _power_of_two(_from_bits(jnp.maximum(thresholds, 0)))
     inverse = (1 / units)[..., None]
 

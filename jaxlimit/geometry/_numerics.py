@@ -121,7 +121,7 @@ def increasing_root(
 ) -> Float[Array, "..."]:
     """Find, elementwise, where an increasing function crosses 0 within [low, high], all of a shape.
 
-    Bisection, then one Newton step through which derivatives flow, so that the root
+    Bisection, then one Newton step through which derivatives flow: the root
     differentiates by the implicit function theorem. Where there is no crossing it returns the end
     nearer to one.
     """

@@ -7,8 +7,8 @@ network has small negative eigenvalues; `negative` says what f makes of them:
 - "abs": f(|λ|), as the authors of the bounds computed;
 - "clip": f(max(λ, 0)), a direction of negative curvature taken for flat.
 
-Source of the bounds: Zhang, Zhang, Sun, Liu, "How Sparse Can We Prune A Deep Network: A Fundamental
-Limit Perspective", NeurIPS 2024.
+Source: Zhang, Zhang, Sun and Liu (2024), How Sparse Can We Prune A Deep Network: A Fundamental
+Limit Perspective, NeurIPS.
 """
 
 from jaxlimit.limits.bounds import (

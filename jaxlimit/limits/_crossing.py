@@ -53,7 +53,7 @@ class Criterion(NamedTuple):
 
         def demand(eigenvalues):
             size = curvature_size(eigenvalues / unit, self.negative)
-            # At most 2D, so that no ridge and no ratio divide by 0; one eigenvalue of D that
+            # At most 2D: no ridge and no ratio divide by 0, and one eigenvalue of D that
             # asks for so much is too much by itself.
             whole = jnp.maximum(share * size + ridge, size / (2 * measure.dim))
             return jnp.where(size == 0, 0, size / jnp.where(size == 0, 1, whole))

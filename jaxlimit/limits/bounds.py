@@ -140,7 +140,7 @@ def lower_bound(
     >>> lower_bound(exact_measure(jnp.array([0.0, 2.0])), 1.0, 1.0).value
     Array(0.25, dtype=float32)
 
-    Zhang et al. (2024), Theorem 3.5.
+    Source: Zhang, Zhang, Sun and Liu (2024), Theorem 3.5.
     """
     check_measure("measure", measure)
     check_choice("negative", negative, NEGATIVE)
@@ -176,8 +176,8 @@ def upper_bound(
 
     Args:
         removed_measure: spectrum of that submatrix; its `dim` is D - k.
-        radius: R ≥ 0, as for `lower_bound`.
-        epsilon: ε ≥ 0, as for `lower_bound`.
+        radius: R ≥ 0, any shape.
+        epsilon: ε ≥ 0, any shape that broadcasts with `radius`.
         dim: D.
         negative: "abs" or "clip".
 
@@ -193,7 +193,7 @@ def upper_bound(
     >>> upper_bound(exact_measure(jnp.array([2.0])), 1.0, 1.0, dim=2).value
     Array(0.75, dtype=float32)
 
-    Zhang et al. (2024), Theorem 4.1.
+    Source: Zhang, Zhang, Sun and Liu (2024), Theorem 4.1.
     """
     estimate = gap(removed_measure, radius, epsilon, dim=dim, negative=negative)
     kept = (dim - removed_measure.dim) / dim
@@ -210,7 +210,7 @@ def gap(
     Δ = ρ_U - ρ_L = (1/D) tr f(H_removed) at ρ_L = k/D: one trace, not a difference of two.
 
     Args:
-        removed_measure: as for `upper_bound`.
+        removed_measure: spectrum of H on the D - k removed weights.
         radius: R(ρ*).
         epsilon: ε.
         dim: D.

@@ -86,7 +86,7 @@ def sensitivity(
         measure: spectrum of H that the limit was predicted from.
         limit: from `pruning_limit`, or from `random_subspace_threshold` if `offset` is given.
         epsilon: ε that it was predicted with.
-        negative: "abs" or "clip", likewise.
+        negative: "abs" or "clip", as it was predicted.
         offset: None for the published limit, else "perpendicular" or "random".
 
     Returns:
@@ -156,7 +156,7 @@ def key_factors(
     >>> factors.rise, factors.trace
     (Array(1., dtype=float32), Array(8., dtype=float32))
 
-    Zhang et al. (2024), section 4.
+    Source: Zhang, Zhang, Sun and Liu (2024), Section 4.
     """
     if limit is None:
         limit = pruning_limit(measure, weights, epsilon, negative=negative, where=where)

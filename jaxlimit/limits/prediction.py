@@ -90,7 +90,7 @@ def pruning_limit(
     >>> limit.num_kept, limit.ratio
     (Array(3, dtype=int32), Array(0.75, dtype=float32))
 
-    Zhang et al. (2024), section 4 and Algorithm 1.
+    Source: Zhang, Zhang, Sun and Liu (2024), Section 4 and Algorithm 1.
     """
     return _predict(*_checked(Criterion(negative), measure, weights, epsilon, where))
 
@@ -121,7 +121,7 @@ def random_subspace_threshold(
     Args:
         measure: spectrum of H over the same weights.
         weights: w*, a pytree or flat vector.
-        epsilon: ε, as for `pruning_limit`.
+        epsilon: ε ≥ 0, a number or an `Estimate`.
         offset: "perpendicular" or "random".
         negative: "abs" or "clip".
         where: which leaves are weights under study.

@@ -47,7 +47,7 @@ def quadratic_limit(
 
     Returns:
         A `QuadraticLimit`, counts in [0, D] of the shape of `epsilon`. Where H has negative
-        eigenvalues, so that there is no least rise, `refitted` is `one_shot`.
+        eigenvalues there is no least rise, and `refitted` is `one_shot`.
 
     Raises:
         TypeError: if an argument is no real array.

@@ -47,10 +47,10 @@ def loss_tolerance(
     Args:
         loss: `loss(params, batch, *operands)`, the mean over the batch's examples.
         params: pytree of real floating arrays.
-        batches: as for `curvature.hessian_matvec`.
+        batches: a pytree with leaves [num_batches, batch, ...], or a list of batches.
         *operands: passed on to `loss`.
         batch_size: whose standard deviation is taken; the paper's choice is 128.
-        mesh: devices to share the examples, as for `pruning.magnitude_sweep`.
+        mesh: devices to share the examples, a `jax.sharding.Mesh`.
 
     Returns:
         ε as an `Estimate`; `pruning_limit` and `estimate_limit` join its error with their own, and
@@ -70,7 +70,7 @@ def loss_tolerance(
     >>> loss_tolerance(lambda w, x: jnp.mean(w * x), 1.0, losses, batch_size=21)
     Estimate(value=0.5, standard_error=0.0771517, lower=0.369508, upper=0.676575)
 
-    Cramér (1946), "Mathematical Methods of Statistics", section 27.7.
+    Source: Cramér (1946), Mathematical Methods of Statistics, Section 27.7.
     """
     settings: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
     measured = measure_tolerance(loss, params, batches, *operands, **settings)

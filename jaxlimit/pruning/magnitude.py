@@ -142,7 +142,7 @@ def num_kept(dim: int, ratio: Any) -> Int[Array, "..."]:
     """Return the number of weights that a ratio keeps: ⌊ratio · dim + ½⌋.
 
     Exact for the ratio as rounded to float32 and every dim below 2³¹: a product of floats would
-    lose units past 2²⁴, so that integers are multiplied, in halves since 64 bits may be off.
+    lose units past 2²⁴, and integers are multiplied instead, in halves since 64 bits may be off.
 
     Args:
         dim: number of weights, at most 2³¹ - 1.
@@ -159,7 +159,7 @@ def num_kept(dim: int, ratio: Any) -> Int[Array, "..."]:
     mantissa, exponent = jnp.frexp(within)
     # ratio = digits · 2^-(24 - exponent) with 24 binary digits.
     high, low = _product(jnp.ldexp(mantissa, 24).astype(jnp.uint32), jnp.uint32(dim))
-    shift = (23 - exponent).astype(jnp.uint32)  # one less, so that the last bit can be rounded
+    shift = (23 - exponent).astype(jnp.uint32)  # one less: the last bit is rounded
     upper = jnp.where(shift < 32, high << ((32 - shift) & 31), high >> jnp.minimum(shift - 32, 31))
     doubled = upper | jnp.where(shift < 32, low >> jnp.minimum(shift, 31), 0)
     count = ((doubled + 1) >> 1).astype(jnp.int32)
@@ -182,7 +182,7 @@ def support_fraction(
     """Measure how many weights an l1-trained network really uses.
 
     The smallest fraction whose removed rest has norm at most `relative_norm` · ‖w‖₂. (Weights that
-    a subgradient drives to zero come near it and not to it, so that counting nonzeros fails.)
+    a subgradient drives to zero come near it and not to it: counting nonzeros fails.)
 
     Args:
         params: pytree of real floating arrays.

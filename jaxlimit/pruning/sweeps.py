@@ -67,7 +67,7 @@ def magnitude_sweep(
     Args:
         loss: `loss(params, batch, *operands)`, the mean over the batch's examples.
         params: pytree of real floating arrays.
-        batches: as for `curvature.hessian_matvec`.
+        batches: a pytree with leaves [num_batches, batch, ...], or a list of batches.
         ratios: fractions kept [r], each in [0, 1].
         *operands: passed on to `loss`.
         where: which leaves are under study; the others stay.
@@ -97,7 +97,7 @@ def magnitude_sweep(
     examples = shares.examples_of(batches, mesh)
     arrays = (weights, magnitudes.ranks(weights), unflatten, operands)
     weights, ranks, unflatten, operands = sharding.replicate(arrays, mesh)
-    # Pieces of one size, so that there is one program and progress can be told in between.
+    # Pieces of one size: there is one program, and progress can be told in between.
     num_pieces = -(-ratios.size // _MAX_PIECE)
     size = -(-ratios.size // num_pieces)
     padded = jnp.pad(ratios, (0, num_pieces * size - ratios.size)).reshape(num_pieces, size)

@@ -39,10 +39,10 @@ def reasons_of(report: Any) -> tuple[str, ...]:
 def _why_nothing_is_lost(report: Any) -> str | None:
     """Say why no weight matters at all, if that is so."""
     if report.factors.norm == 0:
-        return "all weights are 0 already, so that ρ* is 0"
+        return "all weights are 0 already, and ρ* is 0"
     if report.factors.trace == 0:
         return (
-            "the Hessian vanishes, so that ρ* is 0: to second order no weight matters to the loss "
+            "the Hessian vanishes, and ρ* is 0: to second order no weight matters to the loss "
             "(is it linear in the weights, or the network dead?)"
         )
     return None

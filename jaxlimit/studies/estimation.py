@@ -111,7 +111,7 @@ class LimitSettings(TypedDict, total=False):
             Lanczos basis goes is planned for it (`planning.plan`), and planned again, once, where
             the device runs out of memory all the same: the steps done by then are kept.
         on_progress: called as `on_progress(stage, steps_done, steps)`.
-        checkpoint_dir: where the two runs keep their checkpoints, as for `spectrum.run_probes`.
+        checkpoint_dir: folder for the checkpoints of the two runs; see `spectrum.run_probes`.
         checkpoint_every: steps a probe between checkpoints (default 64).
         mode: as in `curvature.MatvecSettings`.
         memory_budget: as in `curvature.MatvecSettings`.

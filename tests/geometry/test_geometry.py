@@ -1,4 +1,5 @@
 import itertools
+import math
 from functools import partial
 
 import jax
@@ -834,3 +835,12 @@ def test_oblique_projection_is_refused():
         geometry.statistical_dimension(
             lambda x: oblique @ x, jax.random.key(0), dim=8, num_samples=9
         )
+
+
+def test_the_band_of_theorem_1_is_that_of_the_paper():
+    """C ∩ L = {0} with probability ≥ 1 - η at δ + k ≤ D - √(8 log(4/η)) √D; the 4 counts."""
+    dim, delta = 10_000, 3_000.0
+    for confidence in (0.5, 0.95, 0.999):
+        half_width = math.sqrt(8 * math.log(4 / (1 - confidence)) * dim)
+        low, high = geometry.kinematic_band(delta, dim, confidence, method="theorem-1")
+        np.testing.assert_allclose([low, high], [7_000 - half_width, 7_000 + half_width], rtol=1e-5)

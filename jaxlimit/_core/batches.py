@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from jaxlimit._core.checks import check_floating_tree
 from jaxlimit._core.programs import canonical_convolutions
+from jaxlimit._core.scale import wide_type
 
 
 class Group(NamedTuple):
@@ -108,16 +109,21 @@ def _shapes(batch: Any) -> list[tuple[int, ...]]:
 def mean_over(groups: tuple[Group, ...], of_batch: Callable[[Any], Array]) -> Array:
     """Average `of_batch(batch)`, itself a mean over examples, so that each example counts once.
 
-    One batch at a time, so memory is that of one batch.
+    One batch at a time, so memory is that of one batch. Sums are in float32 at least.
     """
     of_batch = canonical_convolutions(of_batch)
 
     def of_group(group: Group) -> Array:
-        def add(total, batch):
-            return total + of_batch(batch), None
+        first = jax.tree.map(lambda leaf: leaf[0], group.batches)
+        like = jax.eval_shape(of_batch, first)
+        dtype = wide_type(like.dtype)
+        if leading_size(group.batches) == 1:  # no loop around what may not run in one
+            return group.share * of_batch(first).astype(dtype)
 
-        like = jax.eval_shape(of_batch, jax.tree.map(lambda leaf: leaf[0], group.batches))
-        total, _ = jax.lax.scan(add, jnp.zeros(like.shape, like.dtype), group.batches)
+        def add(total, batch):
+            return total + of_batch(batch).astype(dtype), None
+
+        total, _ = jax.lax.scan(add, jnp.zeros(like.shape, dtype), group.batches)
         return group.share / leading_size(group.batches) * total
 
     means = [of_group(group) for group in groups]

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlimit._core import sharding
 from jaxlimit._core.checks import check_count, is_concrete
+from jaxlimit._core.functions import Frozen
 from jaxlimit._core.mesh_product import MeshProduct, embed
 
 Params = ParamSpec("Params")
@@ -66,14 +67,14 @@ class Operator:
 
     def __post_init__(self) -> None:
         # Transformations rebuild operators around placeholders, whose product is wrapped already.
-        if isinstance(self.product, MeshProduct | _Product) or not callable(self.product):
+        if isinstance(self.product, MeshProduct | Product) or not callable(self.product):
             return
         set_field = partial(object.__setattr__, self)
         set_field("dim", check_count("dim", self.dim))
         if self.mesh is not None:
             set_field("mesh", sharding.check_mesh(self.mesh))
         function = self.product if isinstance(self.product, Partial) else Partial(self.product)
-        set_field("product", _Product(function, self.dim))
+        set_field("product", Product(function, self.dim))
         if self.dtype is not None:
             set_field("dtype", check_dtype(self.dtype))
             self._check_product()
@@ -122,7 +123,7 @@ class Operator:
             return self
         if size < self.dim:
             raise ValueError(f"matvec must map [{size}] to [{size}], it maps [{self.dim}]")
-        product = _Product(Partial(_Static(_padded, self.dim), self), size)
+        product = Product(Partial(_Static(_padded, self.dim), self), size)
         return replace(self, product=product, dim=size, mesh=None)
 
     def _check_vector(self, vector: Any) -> None:
@@ -139,11 +140,19 @@ class Operator:
         if not self.traceable:
             return
         dim = self.dim
-        result = jax.eval_shape(self.product, jax.ShapeDtypeStruct((dim,), self.dtype))
+        result = self._freeze()
         if getattr(result, "shape", None) != (dim,):
             raise ValueError(f"matvec must map [{dim}] to [{dim}], it returns {result}")
         if not jnp.issubdtype(result.dtype, jnp.floating):
             raise TypeError(f"matvec must return real floating entries, got dtype {result.dtype}")
+
+    def _freeze(self) -> Any:
+        """Take what the product reads as it is now; return the shape and type of its result."""
+        old, vector = self.product.function, jax.ShapeDtypeStruct((self.dim,), self.dtype)
+        frozen = Frozen(old.func, *old.args, vector, **old.keywords)
+        function = Partial(frozen, *old.args, **old.keywords)
+        object.__setattr__(self, "product", Product(function, self.dim))
+        return frozen.out
 
     def __repr__(self) -> str:
         told = [f"dim={self.dim}"]
@@ -158,7 +167,7 @@ class Operator:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class _Product:
+class Product:
     """A function's product with vectors of `dim` entries; those of padded ones end in zeros."""
 
     function: Callable
@@ -169,9 +178,9 @@ class _Product:
             return self.function(vector)
         return _padded(self.dim, self.function, vector)
 
-    def restrict(self, index: Int[Array, "k"], *, compiled: bool) -> "_Product":
+    def restrict(self, index: Int[Array, "k"], *, compiled: bool) -> "Product":
         restricted = _restricted_compiled if compiled else _restricted
-        return _Product(Partial(_Static(restricted, self.dim), self.function, index), index.size)
+        return Product(Partial(_Static(restricted, self.dim), self.function, index), index.size)
 
 
 @dataclass(frozen=True)

@@ -121,10 +121,26 @@ def _by_position(images: Array, kernel: Array, params: dict) -> Array:
 
 
 def _convolves(jaxpr: core.Jaxpr) -> bool:
-    """Whether a program has a convolution, also inside loops and branches."""
-    return any(equation.primitive.name == CONVOLUTION for equation in jaxpr.eqns) or any(
-        map(_convolves, core.subjaxprs(jaxpr))
+    return has(jaxpr, CONVOLUTION)
+
+
+def has(jaxpr: core.Jaxpr, name: str) -> bool:
+    """Whether a program has a primitive of this name, also inside loops and branches."""
+    return any(equation.primitive.name == name for equation in jaxpr.eqns) or any(
+        has(inner, name) for inner in core.subjaxprs(jaxpr)
     )
+
+
+def check_forward_mode(function: Callable, *args: Any) -> None:
+    """Raise if a derivative needs a forward mode that a function in it, of `custom_vjp`, has not.
+
+    Nothing runs. JAX itself says so only when the program is compiled.
+
+    Raises:
+        TypeError: if it does.
+    """
+    if has(jax.make_jaxpr(lambda *args: function(*args))(*args).jaxpr, "custom_lin"):
+        raise TypeError("a function of jax.custom_vjp in it has no forward mode")
 
 
 def highest_precision(product: Callable, operands: list, params: dict) -> Array:

@@ -14,9 +14,10 @@ from jaxtyping import Array
 from jaxlimit._core import sharding, shares
 from jaxlimit._core.batches import mean_over
 from jaxlimit._core.mesh_product import MeshProduct
-from jaxlimit._core.operator import Operator
+from jaxlimit._core.operator import Operator, Product
 from jaxlimit._core.programs import (
     canonical_linear,
+    check_forward_mode,
     narrow_products,
     precise_products,
 )
@@ -34,7 +35,7 @@ class Recomputed:
         def of_batch(batch):
             stack = jax.tree.map(lambda leaf: leaf[None], batch)
             gradient = self.kind.gradient_map(unflatten, weights, stack, operands)
-            return jax.jvp(gradient, (weights,), (vector,))[1]
+            return self.kind.derivative(gradient, weights, vector)
 
         with precise_products():
             return mean_over(groups, of_batch)
@@ -49,7 +50,7 @@ def _linearize(kind, product_dtype, unflatten, weights, groups, operands) -> Any
         )
 
     with precise_products():
-        _, linear = jax.linearize(mean_gradient, weights)
+        linear = kind.linearize(mean_gradient, weights)
     if product_dtype is not None:
         linear = narrow_products(linear, weights, product_dtype)
     return canonical_linear(linear, weights)
@@ -70,6 +71,10 @@ def _num_bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def _call(function: Callable, vector: Array) -> Array:
+    return function(vector)
+
+
 @dataclass(frozen=True)
 class OneDevice:
     """The forms without a mesh; `args` are unflatten, weights, groups and operands."""
@@ -77,9 +82,9 @@ class OneDevice:
     kind: Any
     args: tuple
 
-    def num_bytes(self) -> int:
+    def num_bytes(self, product_dtype: Any = None) -> int:
         """Return what the linearised form holds."""
-        return linearization_size(self.kind, None, *self.args)
+        return linearization_size(self.kind, product_dtype, *self.args)
 
     def linearized(self, product_dtype: Any) -> Operator:
         """Linearise now."""
@@ -90,9 +95,18 @@ class OneDevice:
         """Linearise anew in each product."""
         return self._operator(Partial(Recomputed(self.kind), *self.args), linearized=False)
 
+    def check(self, linearized: bool) -> None:
+        """Raise unless the functions have the rules for this form; nothing runs."""
+        weights = self.args[1]
+        if linearized:
+            linear = jax.eval_shape(partial(_linearize, self.kind, None), *self.args)
+            check_forward_mode(_call, linear, weights)
+        else:
+            check_forward_mode(Recomputed(self.kind), *self.args, weights)
+
     def _operator(self, matvec: Partial, *, linearized: bool) -> Operator:
         weights = self.args[1]
-        product = Partial(_apply, matvec)
+        product = Product(Partial(_apply, matvec), weights.size)
         return Operator(product, weights.size, weights.dtype, linearized=linearized)
 
 
@@ -124,9 +138,9 @@ class _OnMesh:
     common: _Common
     own: _Own
 
-    def num_bytes(self) -> int:
+    def num_bytes(self, product_dtype: Any = None) -> int:
         """Return what the linearised form holds on each device."""
-        linearize = partial(_linearize_on, self.mesh, self._term, None)
+        linearize = partial(_linearize_on, self.mesh, self._term, product_dtype)
         stored = jax.eval_shape(linearize, self.common, self.own)
         return _num_bytes(stored) // sharding.num_shards(self.mesh)
 
@@ -142,6 +156,17 @@ class _OnMesh:
     def _operator(self, common: Any, own: Any, term: Callable, *, linearized: bool) -> Operator:
         product = MeshProduct(common, own, term, self.dim, self.mesh)
         return Operator(product, self.dim, self.dtype, self.mesh, linearized=linearized)
+
+    def check(self, linearized: bool) -> None:
+        """Raise unless the functions have the rules for this form; nothing runs."""
+        vector = jax.ShapeDtypeStruct((sharding.padded_size(self.dim, self.mesh),), self.dtype)
+        if linearized:
+            linearize = partial(_linearize_on, self.mesh, self._term, None)
+            linear = jax.eval_shape(linearize, self.common, self.own)
+            operator = self._operator((), linear, _apply_own, linearized=True)
+        else:
+            operator = self.recomputed()
+        check_forward_mode(_call, operator, vector)
 
     @property
     def _term(self) -> "_Term":

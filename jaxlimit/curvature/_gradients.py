@@ -12,70 +12,149 @@ import jax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from jaxlimit._core.batches import leading_size
+from jaxlimit._core.functions import Frozen
+from jaxlimit._core.losses import EACH, MeanLoss
+from jaxlimit._core.scale import wide_type
+
 GradientMap = Callable[[Float[Array, "D"]], Float[Array, "D"]]
 
 
-def _on_each(function: Callable, unflatten: Partial, batches: Any, operands: tuple) -> Callable:
-    """Return θ ↦ `function(params, batch, *operands)` on each batch of the stack."""
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """How a gradient map is differentiated.
 
-    def values(vector):
-        params = unflatten(vector)
-        return jax.vmap(lambda batch: function(params, batch, *operands))(batches)
+    Attributes:
+        vectorize: whether the batches of a stack go side by side, by `vmap`, or in a loop.
+        reverse: whether its derivative is taken in reverse mode, which takes functions that know
+            no forward mode.
+    """
 
-    return values
+    vectorize: bool = True
+    reverse: bool = False
+
+    def each(self, function: Callable, *stacks: Any) -> Any:
+        """Return `function` of each batch of the stacks; a single one is not wrapped at all."""
+        if leading_size(stacks[0]) == 1:
+            alone = function(*(jax.tree.map(lambda leaf: leaf[0], stack) for stack in stacks))
+            return jax.tree.map(lambda leaf: leaf[None], alone)
+        if self.vectorize:
+            return jax.vmap(function)(*stacks)
+        return jax.lax.map(lambda batch: function(*batch), stacks)
+
+    def derivative(self, gradient: GradientMap, weights: Array, vector: Array) -> Array:
+        """Multiply a vector with the derivative of a gradient map, which is symmetric."""
+        if self.reverse:
+            return jax.vjp(gradient, weights)[1](vector)[0]
+        return jax.jvp(gradient, (weights,), (vector,))[1]
+
+    def linearize(self, gradient: GradientMap, weights: Array) -> Callable:
+        """Return the derivative of a gradient map as a function that keeps what it needs."""
+        if self.reverse:
+            return Partial(_first_of, jax.vjp(gradient, weights)[1])
+        return jax.linearize(gradient, weights)[1]
+
+
+def _first_of(pull: Callable, vector: Array) -> Array:
+    return pull(vector)[0]
+
+
+def _mean_gradient(values: Callable[[Any], Array]) -> Callable[[Any], Any]:
+    """Return the gradient of the mean of some values, whose cotangents are 1 in narrow types.
+
+    There 1/n would be rounded, and may vanish.
+    """
+
+    def gradient(at):
+        like = jax.eval_shape(values, at)
+        if wide_type(like.dtype) == like.dtype:
+            return jax.grad(lambda at: values(at).mean())(at)
+        summed = jax.grad(lambda at: values(at).astype(wide_type(like.dtype)).sum())(at)
+        return jax.tree.map(lambda leaf: leaf / like.size, summed)
+
+    return gradient
 
 
 @dataclass(frozen=True)
-class Hessian:
+class Hessian(Kind):
     """g(θ) = ∇L(θ)."""
 
-    loss: Callable
+    loss: MeanLoss
 
     def gradient_map(
         self, unflatten: Partial, weights: Array, batches: Any, operands: tuple
     ) -> GradientMap:
         """Return g; nothing is held fixed."""
         del weights
-        losses = _on_each(self.loss, unflatten, batches, operands)
-        return jax.grad(lambda vector: losses(vector).mean())
+
+        def losses(vector):
+            params = unflatten(vector)
+            return self.each(lambda batch: self.loss(params, batch, *operands), batches)
+
+        return _mean_gradient(losses)
 
 
 @dataclass(frozen=True)
-class GaussNewton:
-    """g(θ) = Jᵀ ∇ℓ(f(θ)), J = ∂f held fixed."""
+class GaussNewton(Kind):
+    """g(θ) = Jᵀ ∇ℓ(f(θ)), J = ∂f held fixed; the first operand is the tuple of those of ℓ."""
 
-    apply: Callable
-    output_loss: Callable
-
-    def loss(self, params: Any, batch: Any, *operands: Any) -> Array:
-        """Return ℓ(f(θ)) on one batch."""
-        return self.output_loss(self.apply(params, batch, *operands), batch)
+    apply: Frozen
+    output_loss: MeanLoss
 
     def gradient_map(
         self, unflatten: Partial, weights: Array, batches: Any, operands: tuple
     ) -> GradientMap:
         """Return g with J taken at `weights`."""
-        outputs = _on_each(self.apply, unflatten, batches, operands)
+        of_loss, *rest = operands
+
+        def outputs(vector):
+            params = unflatten(vector)
+            return self.each(lambda batch: self.apply(params, batch, *rest), batches)
+
+        def losses(y):
+            return self.each(lambda y, b: self.output_loss(y, b, *of_loss), y, batches)
+
         _, transpose = jax.vjp(outputs, weights)
-        gradient = jax.grad(lambda y: jax.vmap(self.output_loss)(y, batches).mean())
+        gradient = _mean_gradient(losses)
         return lambda vector: transpose(gradient(outputs(vector)))[0]
 
 
 @dataclass(frozen=True)
-class EmpiricalFisher:
-    """g(θ) = Jᵀ l(θ) / N, l the losses of N examples and J = ∂l held fixed."""
+class EmpiricalFisher(Kind):
+    """g(θ) = Jᵀ W l(θ) / N, l the losses of N examples, W their weights, J = ∂l held fixed.
 
-    apply: Callable
-    example_losses: Callable
+    The first operand is the tuple of those of `example_losses`.
+    """
 
-    def losses(self, params: Any, batch: Any, *operands: Any) -> Float[Array, "n"]:
-        """Return the losses of one batch's examples."""
-        return self.example_losses(self.apply(params, batch, *operands), batch)
+    apply: Frozen
+    example_losses: MeanLoss
 
     def gradient_map(
         self, unflatten: Partial, weights: Array, batches: Any, operands: tuple
     ) -> GradientMap:
         """Return g with J taken at `weights`."""
-        losses = _on_each(self.losses, unflatten, batches, operands)
+        of_losses, *rest = operands
+
+        def losses(vector):
+            params = unflatten(vector)
+
+            def of_batch(batch):
+                outputs = self.apply(params, batch, *rest)
+                losses, _ = self.example_losses.split(outputs, batch, *of_losses)
+                return losses
+
+            return self.each(of_batch, batches)
+
+        def example_weights():
+            def of_batch(batch):
+                outputs = self.apply(unflatten(weights), batch, *rest)
+                _, weight = self.example_losses.split(outputs, batch, *of_losses)
+                return of_losses[0] * weight
+
+            return self.each(of_batch, batches)
+
         values, transpose = jax.vjp(losses, weights)
-        return lambda vector: transpose(losses(vector) / values.size)[0]
+        if self.example_losses.kind == EACH:
+            return lambda vector: transpose(losses(vector) / values.size)[0]
+        scaled = jax.lax.stop_gradient(example_weights()) / (values.shape[0] * values.shape[1])
+        return lambda vector: transpose(scaled * losses(vector))[0]

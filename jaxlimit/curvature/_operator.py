@@ -1,6 +1,7 @@
 """The mechanism behind every operator: differentiate a gradient map, once or for each product."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypedDict
 
@@ -8,18 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool
 
 from jaxlimit._core import sharding
 from jaxlimit._core.batches import check_like, group_batches, leading_size
 from jaxlimit._core.checks import check_choice, check_range
+from jaxlimit._core.losses import WEIGHTED, weight_of
 from jaxlimit._core.operator import Operator
+from jaxlimit._core.scale import wide_type
 from jaxlimit._core.weights import Where, flatten_weights, is_weight, selected
 from jaxlimit.curvature._forms import OneDevice, Recomputed, lay_out
 
 Matvec = Callable[[Array], Array]
 
-MATVEC_MODES = ("auto", "linearized", "forward-over-reverse")
+MATVEC_MODES = ("auto", "linearized", "forward-over-reverse", "reverse-over-reverse")
 
 
 class MatvecSettings(TypedDict, total=False):
@@ -33,8 +37,9 @@ class MatvecSettings(TypedDict, total=False):
             `every_leaf` takes those in.
         mode: "linearized" keeps what the linear part needs of the primal pass, over all examples
             at once, and never computes it again; "forward-over-reverse" recomputes it for each
-            product, batch by batch; "auto" (default) linearises where that takes at most
-            `memory_budget`.
+            product, batch by batch; "reverse-over-reverse" likewise, for losses with functions
+            that know no forward mode (`jax.custom_vjp`); "auto" (default) linearises where that
+            takes at most `memory_budget`, and in reverse where forward mode fails.
         memory_budget: bytes that a linearisation may hold (default 4 GiB).
         product_dtype: None, or a narrower type such as `jnp.bfloat16` for the operands of the
             linear part's matrix products, which still accumulate in the type of `params`; the
@@ -76,7 +81,7 @@ def make_operator(
     """Make the product with the derivative of a gradient map; see `MatvecSettings`."""
     check_choice("mode", mode, MATVEC_MODES)
     check_range("memory_budget", float(memory_budget), 0)
-    weights, unflatten = flatten_weights(params, where)
+    weights, unflatten = wide_weights(params, where)
     if product_dtype is not None:
         _check_product_dtype(product_dtype, weights.dtype, mode)
         mode = "linearized"
@@ -86,16 +91,57 @@ def make_operator(
         form = OneDevice(kind, (unflatten, weights, group_batches(batches), operands))
     else:
         form = lay_out(kind, mesh, unflatten, weights, batches, operands, shard_params)
-    if mode == "auto":
-        fits = form.num_bytes() <= memory_budget
-        mode = "linearized" if fits else "forward-over-reverse"
-    recomputed = mode == "forward-over-reverse"
-    operator = form.recomputed() if recomputed else form.linearized(product_dtype)
+    form, num_bytes = _differentiable(form, mode, product_dtype)
+    if mode == "linearized" or (mode == "auto" and num_bytes <= memory_budget):
+        operator = form.linearized(product_dtype)
+    else:
+        operator = form.recomputed()
     return operator if mask is None else operator.restrict(flat_mask(mask, params, where))
 
 
-def _check_product_dtype(product_dtype: Any, dtype: Any, mode: str) -> None:
+def wide_weights(params: Any, where: Where) -> tuple[Array, Partial]:
+    """Flatten the weights under study to a vector of float32 at least.
+
+    The way back gives every leaf its own type, which is what the loss is made for.
+    """
+    weights, unflatten = flatten_weights(params, where)
+    return weights.astype(wide_type(weights.dtype)), unflatten
+
+
+_FORWARD = ({}, {"vectorize": False})
+_REVERSE = ({"reverse": True}, {"reverse": True, "vectorize": False})
+_WAYS = {
+    "auto": _FORWARD + _REVERSE,
+    "linearized": _FORWARD + _REVERSE,
+    "forward-over-reverse": _FORWARD[:1],
+    "reverse-over-reverse": _REVERSE[:1],
+}
+
+
+def _differentiable(form: Any, mode: str, product_dtype: Any) -> tuple[Any, int]:
+    """Return the form in the first way of differentiating that its functions have rules for.
+
+    Also the bytes of its linearisation, where that is to be weighed. Nothing runs.
+    """
+    errors = []
+    for way in _WAYS[mode]:
+        tried = replace(form, kind=replace(form.kind, **way))
+        try:
+            weighed = mode in ("auto", "linearized")
+            tried.check(linearized=weighed)
+            return tried, tried.num_bytes(product_dtype) if weighed else 0
+        except Exception as error:  # what is missing is told by every rule in a way of its own
+            errors.append(error)
     if mode == "forward-over-reverse":
+        raise TypeError(
+            f"mode 'forward-over-reverse' cannot differentiate the loss: {errors[0]}; "
+            "mode 'reverse-over-reverse', or 'auto', needs no forward mode of its functions"
+        ) from errors[0]
+    raise errors[0]
+
+
+def _check_product_dtype(product_dtype: Any, dtype: Any, mode: str) -> None:
+    if mode not in ("auto", "linearized"):
         raise ValueError(f"product_dtype needs mode 'linearized' or 'auto', got {mode!r}")
     narrow = jnp.dtype(product_dtype)
     if not jnp.issubdtype(narrow, jnp.floating) or narrow.itemsize >= dtype.itemsize:
@@ -105,6 +151,8 @@ def _check_product_dtype(product_dtype: Any, dtype: Any, mode: str) -> None:
 def _mode_of_sharded(mode: str, mesh: Mesh | None) -> str:
     if mesh is None:
         raise ValueError("shard_params needs a mesh to spread the weights over, got mesh=None")
+    if mode == "reverse-over-reverse":
+        return mode
     if mode == "linearized":
         raise ValueError(
             "shard_params keeps no device's weights whole, as a linearisation would: leave mode "
@@ -124,34 +172,60 @@ def make_host_operator(
     mesh: Mesh | None = None,
 ) -> Operator:
     """Make the product that reads its batches anew each time; see `hessian_matvec_over`."""
-    weights, unflatten = flatten_weights(params, where)
+    weights, unflatten = wide_weights(params, where)
     unflatten, weights, operands = sharding.replicate((unflatten, weights, operands), mesh)
+    counts: list[int] = []
 
     def product(vector):
-        total, num_examples = jnp.zeros_like(vector), 0
+        total, weight, num_examples = jnp.zeros_like(vector), 0.0, 0
         for batch in make_iterator():
             size = leading_size(batch)
+            at = unflatten, weights, batch, operands
             if mesh is None:
-                total = _add_product(kind, unflatten, weights, batch, operands, vector, total)
+                total = _add_product(kind, *at, vector, total)
             else:
                 form = lay_out(kind, mesh, unflatten, weights, [batch], operands, False)
                 total = total + size * form.recomputed()(vector)
+            weight = weight + _weight(kind, *at)
             num_examples += size
-        if not num_examples:
-            raise ValueError(
-                "make_iterator must return a fresh iterator over the batches each time it is "
-                "called, got one without any"
-            )
-        return total / num_examples
+        _check_count(num_examples, counts)
+        return total / weight
 
     operator = Operator(product, weights.size, weights.dtype, mesh, traceable=False)
     return operator if mask is None else operator.restrict(flat_mask(mask, params, where))
+
+
+def _check_count(num_examples: int, counts: list[int]) -> None:
+    """Raise unless a pass over the data had examples, and as many as the first one."""
+    if not num_examples:
+        raise ValueError(
+            "make_iterator must return a fresh iterator over the batches each time it is "
+            "called, got one without any"
+        )
+    counts.append(num_examples)
+    if counts[0] != num_examples:
+        raise ValueError(
+            "make_iterator must return an iterator over all batches each time it is called, got "
+            f"{counts[0]} examples in one pass and {num_examples} in another"
+        )
+    del counts[1:]
 
 
 @partial(jax.jit, static_argnums=0)
 def _add_product(kind, unflatten, weights, batch, operands, vector, total):
     product = Recomputed(kind)(unflatten, weights, group_batches([batch]), operands, vector)
     return total + leading_size(batch) * product
+
+
+def _weight(kind, unflatten, weights, batch, operands):
+    if kind.loss.kind != WEIGHTED:
+        return leading_size(batch)
+    return _sum_of_weights(kind, unflatten, weights, batch, operands)
+
+
+@partial(jax.jit, static_argnums=0)
+def _sum_of_weights(kind, unflatten, weights, batch, operands):
+    return weight_of(kind.loss, unflatten(weights), batch, *operands)
 
 
 def restrict(matvec: Matvec, mask: Bool[Array | np.ndarray, "D"]) -> Operator:

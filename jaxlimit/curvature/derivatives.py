@@ -10,9 +10,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxlimit._core import sharding, shares
-from jaxlimit._core.batches import check_like, check_scalar, first_batch
+from jaxlimit._core.batches import check_like, check_scalar
 from jaxlimit._core.checks import check_choice, check_floating_tree
-from jaxlimit._core.programs import precise_products
+from jaxlimit._core.losses import mean_loss
+from jaxlimit._core.programs import check_forward_mode, precise_products
+from jaxlimit._core.scale import wide_type
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
 
@@ -24,9 +26,7 @@ HVP_MODES = (
 )
 
 
-def hvp(
-    loss: Callable, params: Any, tangent: Any, *args: Any, mode: str = "forward-over-reverse"
-) -> Any:
+def hvp(loss: Callable, params: Any, tangent: Any, *args: Any, mode: str | None = None) -> Any:
     """Multiply the Hessian of a loss with one tangent.
 
     H v = ∂/∂t ∇L(w + t v) at t = 0. Costs about two gradients; memory as a gradient. Matrix
@@ -39,7 +39,8 @@ def hvp(
         *args: the rest of what `loss` takes.
         mode: "forward-over-reverse" (the fastest), "reverse-over-forward",
             "reverse-over-reverse", or "finite-difference", a central difference of the gradient
-            that shares no differentiation rule with the others, good to about ε^(2/3).
+            that shares no differentiation rule with the others, good to about ε^(2/3). By default
+            the first, or the third where `loss` has functions that know no forward mode.
 
     Returns:
         H v, a pytree like `params`.
@@ -56,8 +57,13 @@ def hvp(
 
     Pearlmutter (1994), "Fast exact multiplication by the Hessian".
     """
+<<<<<<< HEAD
     check_choice("mode", mode, HVP_MODES)
     check_floating_tree("params", params)
+=======
+    if mode is not None:
+        check_choice("mode", mode, HVP_MODES)
+>>>>>>> d12232c (curvature: take losses as users write them)
     check_scalar(loss, params, *args)
     check_like("tangent", tangent, params)
     check_floating_tree("tangent", tangent)
@@ -66,14 +72,25 @@ def hvp(
         return loss(params, *args)
 
     gradient = jax.grad(value)
+    forward = lambda p, v: jax.jvp(gradient, (p,), (v,))[1]  # noqa: E731
     with precise_products():
+        if mode is None:
+            mode = HVP_MODES[0] if _traces(forward, params, tangent) else HVP_MODES[2]
         if mode == "forward-over-reverse":
-            return jax.jvp(gradient, (params,), (tangent,))[1]
+            return forward(params, tangent)
         if mode == "reverse-over-forward":
             return jax.grad(lambda p: jax.jvp(value, (p,), (tangent,))[1])(params)
         if mode == "reverse-over-reverse":
             return jax.vjp(gradient, params)[1](tangent)[0]
         return _finite_difference(gradient, params, tangent)
+
+
+def _traces(function: Callable, *args: Any) -> bool:
+    try:
+        check_forward_mode(function, *args)
+    except TypeError:
+        return False
+    return True
 
 
 def _finite_difference(gradient: Callable, params: Any, tangent: Any) -> Any:
@@ -122,8 +139,9 @@ def mean_gradient(
     >>> mean_gradient(lambda w, x: jnp.mean(x @ w), jnp.zeros(2), jnp.eye(2)[None])
     Array([0.5, 0.5], dtype=float32)
     """
-    check_scalar(loss, params, first_batch(batches), *operands)
+    loss, operands = mean_loss(loss, params, batches, operands)
     weights, unflatten = flatten_weights(params, where)
+    weights = weights.astype(wide_type(weights.dtype))
     examples = shares.examples_of(batches, mesh)
     at = sharding.replicate((unflatten, weights, operands), mesh)
     return sharding.local(_gradient(loss, examples, *at), mesh)

@@ -1,6 +1,7 @@
 """Hessian, Gauss-Newton and Fisher matrices of a mean loss, as products with a flat vector."""
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Unpack, overload
 
 import jax
@@ -8,14 +9,21 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxlimit._core.batches import check_scalar, first_batch, group_batches, leading_size
+from jaxlimit._core.batches import first_batch, group_batches, leading_size
 from jaxlimit._core.checks import check_floating_tree
+from jaxlimit._core.functions import Frozen, frozen
+from jaxlimit._core.losses import WEIGHTED, MeanLoss, check_returned, mean_loss, weight_scale
 from jaxlimit._core.operator import Operator
 from jaxlimit._core.sharding import takes_mesh
-from jaxlimit._core.weights import Where, flatten_weights, is_weight
+from jaxlimit._core.weights import Where, is_weight
 from jaxlimit.curvature._forms import linearization_size
 from jaxlimit.curvature._gradients import EmpiricalFisher, GaussNewton, Hessian
-from jaxlimit.curvature._operator import MatvecSettings, make_host_operator, make_operator
+from jaxlimit.curvature._operator import (
+    MatvecSettings,
+    make_host_operator,
+    make_operator,
+    wide_weights,
+)
 from jaxlimit.curvature.split import Split, check_split, split_loss
 
 
@@ -53,7 +61,7 @@ def hessian_matvec(
     >>> matvec(jnp.ones(2))
     Array([0.5, 2. ], dtype=float32)
     """
-    check_scalar(loss, params, first_batch(batches), *operands)
+    loss, operands = mean_loss(loss, params, batches, operands)
     return make_operator(Hessian(loss), params, batches, operands, **settings)
 
 
@@ -84,10 +92,10 @@ def linearization_bytes(
     >>> 2 * 4 * 3 * 4 < kept < 400  # the examples, and what the version of JAX keeps beside them
     True
     """
-    check_scalar(loss, params, first_batch(batches), *operands)
+    loss, operands = mean_loss(loss, params, batches, operands)
 
     def shapes(params, batches, operands):
-        weights, unflatten = flatten_weights(params, where)
+        weights, unflatten = wide_weights(params, where)
         return unflatten, weights, group_batches(batches), operands
 
     operator_args = jax.eval_shape(shapes, params, batches, operands)
@@ -151,9 +159,10 @@ def gauss_newton_matvec(loss: Any, *args: Any, **settings: Unpack[MatvecSettings
         loss, args = split_loss(loss, args[0]), args[1:]
     loss = check_split(loss)
     params, batches, *operands = args
-    kind = GaussNewton(loss.apply, loss.output_loss)
-    check_scalar(kind.loss, params, first_batch(batches), *operands)
-    return make_operator(kind, params, batches, tuple(operands), **settings)
+    apply, output_loss, operands = _split_parts(
+        loss.apply, loss.output_loss, params, batches, tuple(operands)
+    )
+    return make_operator(GaussNewton(apply, output_loss), params, batches, operands, **settings)
 
 
 @takes_mesh
@@ -197,9 +206,34 @@ def fisher_matvec(
             "apply must return logits [batch, classes]", apply, 2, params, batches, operands
         )
         return gauss_newton_matvec(apply, _log_partition, params, batches, *operands, **settings)
-    kind = EmpiricalFisher(apply, example_losses)
-    _check_outputs("example_losses must return [batch]", kind.losses, 1, params, batches, operands)
-    return make_operator(kind, params, batches, operands, **settings)
+    apply, losses, operands = _split_parts(
+        apply, example_losses, params, batches, operands, each="example_losses"
+    )
+    return make_operator(EmpiricalFisher(apply, losses), params, batches, operands, **settings)
+
+
+def _split_parts(
+    apply: Callable,
+    output_loss: Callable,
+    params: Any,
+    batches: Any,
+    operands: tuple,
+    each: str | None = None,
+) -> tuple[Frozen, MeanLoss, tuple]:
+    """Freeze a network and the loss of its outputs; the first operand is those of the loss."""
+    check_floating_tree("params", params)
+    batch = first_batch(batches)
+    apply = frozen(apply, params, batch, *operands)
+    name = each or "output_loss"
+    losses = check_returned(name, output_loss, batch, apply.out, each=each is not None)
+    if losses.kind != WEIGHTED:
+        return apply, losses, ((), *operands)
+
+    def whole(params, batch, *operands):
+        return losses.function(apply(params, batch, *operands), batch)
+
+    weighted = check_returned(name, whole, batch, params, *operands)
+    return apply, losses, ((weight_scale(weighted, params, batches, operands),), *operands)
 
 
 def _log_partition(logits: Float[Array, "n classes"], batch: Any) -> Array:
@@ -216,6 +250,25 @@ def _check_outputs(
     shape = jnp.shape(jax.eval_shape(function, params, batch, *operands))
     if len(shape) != ndim or shape[0] != leading_size(batch):
         raise TypeError(f"{expected} for a batch of {leading_size(batch)}, got shape {shape}")
+
+
+class _Passes:
+    """Passes over the data, the first of which begins with the batch looked at beforehand."""
+
+    def __init__(self, make_iterator: Callable[[], Iterable]):
+        self._make, self._rest = make_iterator, iter(make_iterator())
+        if iter(make_iterator()) is self._rest:
+            raise ValueError(
+                "make_iterator must return a fresh iterator over the batches each time it is "
+                "called, got the same one twice"
+            )
+        self.first = next(self._rest, None)
+
+    def __call__(self) -> Iterator:
+        if self._rest is None:
+            return iter(self._make())
+        rest, self._rest = self._rest, None
+        return itertools.chain([self.first], rest)
 
 
 @takes_mesh
@@ -261,10 +314,13 @@ def hessian_matvec_over(
             "make_iterator must be a function that returns a fresh iterator, "
             f"got {type(make_iterator).__name__}"
         )
-    batch = next(iter(make_iterator()), None)
+    passes = _Passes(make_iterator)
+    batch = passes.first
     if batch is None:
         raise ValueError("make_iterator must return an iterator over batches, got an empty one")
-    check_scalar(loss, params, batch, *operands)
+    loss, operands = mean_loss(loss, params, [batch], operands)
+    if loss.kind == WEIGHTED:
+        operands = (1.0, *operands[1:])  # the product divides by the weights itself
     return make_host_operator(
-        Hessian(loss), params, make_iterator, operands, mask=mask, where=where, mesh=mesh
+        Hessian(loss), params, passes, operands, mask=mask, where=where, mesh=mesh
     )

@@ -26,9 +26,14 @@ def test_a_mean_over_batches_counts_each_example_once():
     np.testing.assert_allclose(mean, expected, rtol=1e-15)
 
 
-def test_a_mean_keeps_the_type_of_what_is_averaged():
-    groups = group_batches([jnp.ones((2, 3), jnp.bfloat16), jnp.ones((1, 3), jnp.bfloat16)])
-    assert mean_over(groups, lambda batch: batch.mean()).dtype == jnp.bfloat16
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_mean_adds_in_float32_at_least(dtype):
+    """In bfloat16 a sum of 2,000 ones ends at 256, where one more is rounded off."""
+    values = np.random.default_rng(0).uniform(size=2000).astype(np.float32)
+    batches = jnp.asarray(values, dtype)[:, None]
+    mean = mean_over(group_batches(batches), lambda batch: batch.mean())
+    assert mean.dtype == jnp.float32
+    np.testing.assert_allclose(mean, np.asarray(batches, np.float64).mean(), rtol=1e-6)
 
 
 def test_both_forms_have_a_first_batch():

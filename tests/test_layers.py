@@ -37,13 +37,8 @@ DOORS = {("jaxlimit.studies.result", "jaxlimit.reports")}
 
 # The floors of the frame, from the ground up: a module imports from lower floors alone.
 FLOORS = (
-<<<<<<< HEAD
     {"checks", "memory", "files", "scale", "summaries", "extras", "moved"},
-    {"estimate", "weights", "programs", "magnitudes", "locks", "sharding"},
-=======
-    {"checks", "memory", "files", "scale", "summaries", "extras"},
     {"estimate", "weights", "programs", "magnitudes", "locks", "sharding", "functions"},
->>>>>>> d12232c (curvature: take losses as users write them)
     {"batches", "mesh_product", "checkpoints"},
     {"shares", "operator", "losses"},
 )

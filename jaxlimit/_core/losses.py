@@ -73,11 +73,16 @@ def mean_loss(loss: Callable, params: Any, batches: Any, operands: tuple) -> tup
     """
     if isinstance(loss, MeanLoss):
         return loss, operands
-    check_floating_tree("params", params)
+    check_arrays(params)
     checked = check_returned("loss", loss, first_batch(batches), params, *operands)
     if checked.kind != WEIGHTED:
         return checked, operands
     return checked, (weight_scale(checked, params, batches, operands), *operands)
+
+
+def check_arrays(params: Any) -> None:
+    """Raise unless `params` is a pytree of real arrays; which are floating is for others to say."""
+    check_floating_tree("params", params, [False] * len(jax.tree.leaves(params)))
 
 
 def check_returned(

@@ -57,13 +57,9 @@ def hvp(loss: Callable, params: Any, tangent: Any, *args: Any, mode: str | None 
 
     Pearlmutter (1994), "Fast exact multiplication by the Hessian".
     """
-<<<<<<< HEAD
-    check_choice("mode", mode, HVP_MODES)
-    check_floating_tree("params", params)
-=======
     if mode is not None:
         check_choice("mode", mode, HVP_MODES)
->>>>>>> d12232c (curvature: take losses as users write them)
+    check_floating_tree("params", params)
     check_scalar(loss, params, *args)
     check_like("tangent", tangent, params)
     check_floating_tree("tangent", tangent)

@@ -10,9 +10,15 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxlimit._core.batches import first_batch, group_batches, leading_size
-from jaxlimit._core.checks import check_floating_tree
 from jaxlimit._core.functions import Frozen, frozen
-from jaxlimit._core.losses import WEIGHTED, MeanLoss, check_returned, mean_loss, weight_scale
+from jaxlimit._core.losses import (
+    WEIGHTED,
+    MeanLoss,
+    check_arrays,
+    check_returned,
+    mean_loss,
+    weight_scale,
+)
 from jaxlimit._core.operator import Operator
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, is_weight
@@ -221,7 +227,7 @@ def _split_parts(
     each: str | None = None,
 ) -> tuple[Frozen, MeanLoss, tuple]:
     """Freeze a network and the loss of its outputs; the first operand is those of the loss."""
-    check_floating_tree("params", params)
+    check_arrays(params)
     batch = first_batch(batches)
     apply = frozen(apply, params, batch, *operands)
     name = each or "output_loss"

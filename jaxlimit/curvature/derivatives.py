@@ -16,7 +16,7 @@ from jaxlimit._core.losses import mean_loss
 from jaxlimit._core.programs import check_forward_mode, precise_products
 from jaxlimit._core.scale import wide_type
 from jaxlimit._core.sharding import takes_mesh
-from jaxlimit._core.weights import Where, flatten_weights, is_weight
+from jaxlimit._core.weights import Where, flatten_weights, is_weight, selected
 
 HVP_MODES = (
     "forward-over-reverse",
@@ -135,6 +135,7 @@ def mean_gradient(
     >>> mean_gradient(lambda w, x: jnp.mean(x @ w), jnp.zeros(2), jnp.eye(2)[None])
     Array([0.5, 0.5], dtype=float32)
     """
+    check_floating_tree("params", params, selected(params, where))
     loss, operands = mean_loss(loss, params, batches, operands)
     weights, unflatten = flatten_weights(params, where)
     weights = weights.astype(wide_type(weights.dtype))

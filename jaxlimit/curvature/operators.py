@@ -26,6 +26,7 @@ from jaxlimit.curvature._forms import linearization_size
 from jaxlimit.curvature._gradients import EmpiricalFisher, GaussNewton, Hessian
 from jaxlimit.curvature._operator import (
     MatvecSettings,
+    check_studied,
     make_host_operator,
     make_operator,
     wide_weights,
@@ -67,6 +68,7 @@ def hessian_matvec(
     >>> matvec(jnp.ones(2))
     Array([0.5, 2. ], dtype=float32)
     """
+    check_studied(params, settings.get("where", is_weight))
     loss, operands = mean_loss(loss, params, batches, operands)
     return make_operator(Hessian(loss), params, batches, operands, **settings)
 
@@ -165,6 +167,7 @@ def gauss_newton_matvec(loss: Any, *args: Any, **settings: Unpack[MatvecSettings
         loss, args = split_loss(loss, args[0]), args[1:]
     loss = check_split(loss)
     params, batches, *operands = args
+    check_studied(params, settings.get("where", is_weight))
     apply, output_loss, operands = _split_parts(
         loss.apply, loss.output_loss, params, batches, tuple(operands)
     )
@@ -251,7 +254,7 @@ def _log_partition(logits: Float[Array, "n classes"], batch: Any) -> Array:
 def _check_outputs(
     expected: str, function: Callable, ndim: int, params: Any, batches: Any, operands: tuple
 ) -> None:
-    check_floating_tree("params", params, [False] * len(jax.tree.leaves(params)))
+    check_arrays(params)
     batch = first_batch(batches)
     shape = jnp.shape(jax.eval_shape(function, params, batch, *operands))
     if len(shape) != ndim or shape[0] != leading_size(batch):
@@ -324,6 +327,7 @@ def hessian_matvec_over(
     batch = passes.first
     if batch is None:
         raise ValueError("make_iterator must return an iterator over batches, got an empty one")
+    check_studied(params, where)
     loss, operands = mean_loss(loss, params, [batch], operands)
     if loss.kind == WEIGHTED:
         operands = (1.0, *operands[1:])  # the product divides by the weights itself

@@ -122,7 +122,8 @@ def why_no_mean(
     wholes = np.asarray(losses.batches, np.float64)
     dtypes = [jnp.result_type(x) for x in jax.tree.leaves(params)]
     dtypes.append(jax.eval_shape(loss, params, batch, *operands).dtype)
-    tolerance = max(_LEAST_TOLERANCE, *(4 * float(jnp.finfo(dtype).eps) for dtype in dtypes))
+    floating = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
+    tolerance = max(_LEAST_TOLERANCE, *(4 * float(jnp.finfo(dtype).eps) for dtype in floating))
     if losses.singles is None or losses.means is None:
         return _by_halves(loss, params, batch, operands, tolerance)
     means = np.asarray(losses.means, np.float64)

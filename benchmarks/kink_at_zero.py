@@ -45,10 +45,11 @@ from jaxlimit.lab.console import console
 from jaxlimit.lab.content import write_json
 from jaxlimit.lab.environment import environment
 from jaxlimit.lab.markdown import markdown_table
+from jaxlimit.lanczos import storage
 
 DEPTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
 DEFAULT_DEPTH = lanczos.FULL_DEPTH
-DEFAULT_MODE = lanczos.choose("auto", DEFAULT_DEPTH)
+DEFAULT_MODE = storage.choose("auto", DEFAULT_DEPTH)
 RULES = ("Gauss", "node at 0", "middle of the bracket", "extrapolated")
 LEVELS = (0.05, 0.02, 0.01)
 CONVENTIONS = ("abs", "clip")
@@ -170,7 +171,8 @@ def readings(runs: list, eigenvalues: np.ndarray, c: float, negative: str):
 
 def _ends(measure, share) -> tuple:
     """Read Gauss and both ends of the bracket of one probe at full depth."""
-    family = jnp.sum(measure.family_weights[0, 1] * share(measure.family_nodes[0, 1]), axis=-1)
+    rules = measure.rules
+    family = jnp.sum(rules.weights[0, 1] * share(rules.nodes[0, 1]), axis=-1)
     return family[-1], family[0], family.max()
 
 

@@ -41,6 +41,7 @@ FLOORS = (
     {"estimate", "weights", "programs", "magnitudes", "locks", "sharding", "functions"},
     {"batches", "mesh_product", "checkpoints"},
     {"shares", "operator", "losses"},
+    {"projection"},
 )
 
 

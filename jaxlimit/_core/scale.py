@@ -64,3 +64,14 @@ def deviation(samples: Float[Array, "..."], axis: int = 0, *, ddof: int = 1) -> 
     samples = samples.astype(wide_type(samples.dtype))
     centred = samples - samples.mean(axis, keepdims=True)
     return norm(centred, axis) / (samples.shape[axis] - ddof) ** 0.5
+
+
+def eigh(matrix: Float[Array, "m m"]) -> tuple[Float[Array, "m"], Float[Array, "m m"]]:
+    """Return eigenvalues and eigenvectors of a symmetric matrix of any scale, ascending.
+
+    >>> eigh(jnp.array([[2e-30, 1e-30], [1e-30, 2e-30]]))[0]
+    Array([1.e-30, 3.e-30], dtype=float32)
+    """
+    scale = magnitude(matrix)
+    values, vectors = jnp.linalg.eigh(matrix / scale)
+    return values * scale[0], vectors

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxlimit._core import sharding
 from jaxlimit._core.checks import is_concrete
 from jaxlimit._core.operator import dot
+from jaxlimit._core.projection import project_off
 
 STORES = ("device", "bfloat16", "pinned_host")
 BITS = jnp.uint16  # of bfloat16: XLA's CPU backend would widen a whole bfloat16 array to slice it
@@ -73,7 +74,7 @@ def write(basis: Basis, row: Array, vector: Float[Array, "D"], keep: Bool[Array,
     return _update(basis, jnp.where(keep, vector, old), row)
 
 
-def project_off(
+def project_off_rows(
     vector: Float[Array, "D"], basis: Basis, first: Any, last: Any
 ) -> Float[Array, "D"]:
     """Project a vector off the rows from `first` to before `last`, block by block."""
@@ -82,7 +83,7 @@ def project_off(
     def project(block, vector):
         # The last block reaches back over rows done already where the count is no multiple.
         rows = _rows(basis, first + block * size, size, vector.dtype)
-        return vector - dot(dot(rows, vector), rows)
+        return project_off(vector, rows)[0]
 
     return jax.lax.fori_loop(0, (last - first + size - 1) // size, project, vector)
 
@@ -117,6 +118,7 @@ def _rows(basis: Basis, first: Int[Array, ""] | int, count: int, dtype: Any) -> 
 def _update(basis: Basis, rows: Array, first: Int[Array, ""] | int) -> Basis:
     if basis.dtype == BITS:
         rows = jax.lax.bitcast_convert_type(rows.astype(jnp.bfloat16), BITS)
+    rows = rows.astype(basis.dtype)
     if is_on_host(basis):
         rows = jax.device_put(rows, jax.memory.Space.Host)
     return jax.lax.dynamic_update_slice_in_dim(basis, rows, first, 0)

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxlimit._core import sharding
+from jaxlimit._core import scale, sharding
 from jaxlimit._core.checks import check_choice, check_count, is_concrete
 from jaxlimit._core.memory import check_memory
 from jaxlimit._core.operator import (
@@ -32,33 +32,13 @@ from jaxlimit._core.operator import (
     prepare,
     takes_operator,
 )
+from jaxlimit._core.projection import project_off
+from jaxlimit.lanczos.pairs import Eigenpairs
 
 WHICH = ("largest", "smallest", "both", "magnitude")
 
 # The chance that a round may take to miss an eigenvector that it should have found.
 MISS_PROBABILITY = 1e-4
-
-
-class Eigenpairs(NamedTuple):
-    """Eigenvalues with orthonormal eigenvectors, and how good they are.
-
-    Attributes:
-        values: vᵀHv, in the order that `which` states.
-        vectors: row i belongs to `values[i]`; on a mesh it may have zeros past its D entries.
-        residual_norms: ‖Hv - λv‖ from a product made for it; an eigenvalue lies this near.
-        converged: whether the residual norm is within the tolerance.
-        complete: whether a last round from a fresh random vector found nothing more extreme.
-        num_products: products made in all.
-        failed_product: index of a product that was not finite, which ended the run; -1 if none.
-    """
-
-    values: Float[Array, "k"]
-    vectors: Float[Array, "k D"]
-    residual_norms: Float[Array, "k"]
-    converged: Bool[Array, "k"]
-    complete: Bool[Array, ""]
-    num_products: Int[Array, ""]
-    failed_product: Int[Array, ""]
 
 
 @takes_operator
@@ -231,10 +211,10 @@ def _expand(matvec: Operator, key: PRNGKeyArray, settings: _Settings, state: _St
     basis = state.basis.at[j].set(jnp.where(finite, vector, 0))
     residual, coefficients = _orthogonalize(product, basis)
     projected = state.projected.at[j].set(coefficients).at[:, j].set(coefficients)
-    scale = jnp.maximum(state.scale, size)
-    norm = jnp.linalg.norm(residual)
+    largest = jnp.maximum(state.scale, size)
+    norm = scale.norm(residual)
     # What is left below the rounding of the products is no direction: the space is invariant.
-    invariant = (norm <= 16 * jnp.finfo(norm.dtype).eps * scale) | (j + 1 >= settings.dim)
+    invariant = (norm <= 16 * jnp.finfo(norm.dtype).eps * largest) | (j + 1 >= settings.dim)
     following = jax.lax.cond(
         invariant,
         lambda: _fresh_vector(jax.random.fold_in(key, 2 * state.num_products + 1), basis, settings),
@@ -247,7 +227,7 @@ def _expand(matvec: Operator, key: PRNGKeyArray, settings: _Settings, state: _St
         coupling=jnp.where(invariant, 0, norm),
         filled=j + 1,
         since_fresh=jnp.where(invariant, 0, state.since_fresh + 1),
-        scale=scale,
+        scale=largest,
         num_products=state.num_products + 1,
         failed=jnp.where(finite, ALL_FINITE, state.num_products),
     )
@@ -256,7 +236,7 @@ def _expand(matvec: Operator, key: PRNGKeyArray, settings: _Settings, state: _St
 def _restart(key: PRNGKeyArray, tolerance: Array, settings: _Settings, state: _State) -> _State:
     """Rotate the basis to its Ritz vectors, best first, judge them, and keep what goes on."""
     m, k = settings.basis_size, settings.num_pairs
-    values, vectors = jnp.linalg.eigh(state.projected)
+    values, vectors = scale.eigh(state.projected)
     order = _best_first(values, settings.which)
     values, vectors = values[order], vectors[:, order]
     residuals = state.coupling * jnp.abs(vectors[-1])
@@ -321,13 +301,13 @@ def _nothing_better(
 
 def _read_out(matvec: Operator, tolerance: Array, settings: _Settings, state: _State) -> Eigenpairs:
     vectors = state.basis[: settings.num_pairs]
-    norms = jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    norms = scale.norm(vectors, 1, keepdims=True)
     vectors = vectors / jnp.where(norms > 0, norms, 1)
 
     def measure(vector):
         product, _, finite = _finite_product(matvec, vector)
         value = dot(vector, product)
-        residual = jnp.linalg.norm(product - value * vector)
+        residual = scale.norm(product - value * vector)
         return value, jnp.where(finite, residual, jnp.inf), finite
 
     values, residual_norms, finite = jax.lax.map(measure, vectors)
@@ -351,7 +331,7 @@ def _read_out(matvec: Operator, tolerance: Array, settings: _Settings, state: _S
 def _finite_product(matvec: Operator, vector: Array) -> tuple[Array, Array, Bool[Array, ""]]:
     """Return the product and its norm, zeros where that is not finite, and whether it was."""
     product = matvec(vector)
-    size = jnp.linalg.norm(product)
+    size = scale.norm(product)
     finite = jnp.isfinite(size)
     return jnp.where(finite, product, 0), jnp.where(finite, size, 0), finite
 
@@ -375,14 +355,13 @@ def _fresh_vector(
     # Normalised in between too: where the basis is nearly full, little is left of the vector.
     for _ in range(2):
         vector, _ = _orthogonalize(vector, basis)
-        norm = jnp.linalg.norm(vector)
+        norm = scale.norm(vector)
         vector = vector / jnp.where(norm > 0, norm, 1)
     return vector
 
 
 def _orthogonalize(vector: Array, basis: Float[Array, "m D"]) -> tuple[Array, Array]:
     """Project off the basis, twice for what rounding left the first time; the coefficients too."""
-    first = dot(basis, vector)
-    vector = vector - dot(first, basis)
-    second = dot(basis, vector)
-    return vector - dot(second, basis), first + second
+    vector, first = project_off(vector, basis)
+    vector, second = project_off(vector, basis)
+    return vector, first + second

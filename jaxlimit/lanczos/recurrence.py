@@ -1,5 +1,6 @@
 """The recurrence from its start to its end, in as many calls as one likes."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,17 +13,13 @@ from jaxtyping import Array, Float
 from jaxlimit._core import sharding
 from jaxlimit._core.checks import check_choice, check_count, is_concrete, is_finite
 from jaxlimit._core.operator import Operator, prepare, takes_operator
+from jaxlimit._core.scale import norm, wide_type
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit.lanczos import _basis
 from jaxlimit.lanczos._basis import STORES
-from jaxlimit.lanczos.state import (
-    REORTHOGONALIZE,
-    LanczosState,
-    Tridiagonalization,
-    check_basis,
-    num_rows,
-)
+from jaxlimit.lanczos.state import LanczosState, Tridiagonalization
 from jaxlimit.lanczos.step import step
+from jaxlimit.lanczos.storage import REORTHOGONALIZE, check_basis, num_rows
 
 
 @takes_operator
@@ -81,8 +78,7 @@ def tridiagonalize(
     state = start(start_vector, num_steps=num_steps, store=store, mesh=mesh, **settings)
     num_steps = state.diagonal.shape[0]
     operator = prepare(matvec, jnp.size(start_vector), state.current.dtype, mesh)
-    state = extend(operator, state, num_steps=num_steps, reorthogonalize=reorthogonalize)
-    return finish(state)
+    return finish(extend(operator, state, num_steps=num_steps))
 
 
 @takes_mesh
@@ -115,7 +111,7 @@ def start(
 
     >>> import jax.numpy as jnp
     >>> state = start(jnp.ones(3), num_steps=2, reorthogonalize="none")
-    >>> finish(extend(lambda v: 2 * v, state, num_steps=1, reorthogonalize="none")).num_valid
+    >>> finish(extend(lambda v: 2 * v, state, num_steps=1)).num_valid
     Array(1, dtype=int32)
     """
     check_choice("reorthogonalize", reorthogonalize, REORTHOGONALIZE)
@@ -124,37 +120,40 @@ def start(
     (dim,) = start_vector.shape
     num_steps = min(check_count("num_steps", num_steps), dim)
     rows = num_rows(num_steps, reorthogonalize)
-    if keep_basis is not None and keep_basis != (rows > 0) and reorthogonalize != "none":
+    refused = {"full": False, "selective": True}.get(reorthogonalize)
+    if keep_basis is not None and keep_basis == refused:
         raise ValueError(
             f"keep_basis must not be {keep_basis} where reorthogonalize is {reorthogonalize!r}"
         )
     rows = num_steps if keep_basis else rows
     dtype = start_vector.dtype
     check_basis(rows, sharding.shard_size(dim, mesh), dtype, store)
-    norm = jnp.linalg.norm(start_vector)
-    current = start_vector / jnp.where(norm > 0, norm, 1)
+    size = norm(start_vector)
+    current = (start_vector / jnp.where(size > 0, size, 1)).astype(dtype)
     if mesh is not None:
         current = sharding.shard_vector(current, mesh)
     state = LanczosState(
         previous=sharding.zeros(current.shape, dtype, mesh),
         current=current,
-        diagonal=jnp.zeros(num_steps, dtype),
-        off_diagonal=jnp.zeros(num_steps, dtype),
+        diagonal=jnp.zeros(num_steps, wide_type(dtype)),
+        off_diagonal=jnp.zeros(num_steps, wide_type(dtype)),
         basis=_basis.allocate(rows, current, store, mesh) if rows else None,
         step=jnp.int32(0),
         num_valid=jnp.int32(0),
         failed_step=jnp.int32(-1),
         dim=jnp.int32(dim),
+        reorthogonalize=reorthogonalize,
+        store=store,
     )
     if mesh is None:
         return state
     long = {name: getattr(state, name) for name in ("previous", "current", "basis")}
-    short = sharding.replicate(state._replace(**dict.fromkeys(long)), mesh)
-    return short._replace(**long)
+    short = sharding.replicate(replace(state, **dict.fromkeys(long)), mesh)
+    return replace(short, **long)
 
 
 def extend(
-    matvec: Any, state: LanczosState, *, num_steps: int, reorthogonalize: str = "full"
+    matvec: Any, state: LanczosState, *, num_steps: int, reorthogonalize: str | None = None
 ) -> LanczosState:
     """Carry a recurrence on by `num_steps` steps, in one `scan`.
 
@@ -163,13 +162,13 @@ def extend(
             (`curvature.hessian_matvec_over`) is called eagerly, step by step.
         state: from `start` or an earlier `extend`. Steps past its room change nothing.
         num_steps: steps to take now.
-        reorthogonalize: as it was for `start`.
+        reorthogonalize: may be left out, or be that of the state.
 
     Returns:
         The state after them; the same bits however the steps are cut into calls.
 
     Raises:
-        ValueError: if `num_steps` < 1 or `reorthogonalize` is unknown or needs the basis.
+        ValueError: if `num_steps` < 1, or `reorthogonalize` is not that of the state.
 
     >>> import jax.numpy as jnp
     >>> state = start(jnp.ones(3), num_steps=3)
@@ -179,11 +178,7 @@ def extend(
     Array([1., 1., 1.], dtype=float32)
     """
     num_steps = check_count("num_steps", num_steps)
-    check_choice("reorthogonalize", reorthogonalize, REORTHOGONALIZE)
-    if reorthogonalize != "none" and state.basis is None:
-        raise ValueError(
-            f"reorthogonalize={reorthogonalize!r} needs a state with a basis, got basis None"
-        )
+    check_mode(state, reorthogonalize)
     size, dtype = state.current.size, state.current.dtype
     dim = int(state.dim) if is_concrete(state.dim) else None
     if dim is None and not isinstance(matvec, Operator):
@@ -191,10 +186,19 @@ def extend(
     operator = prepare(matvec, dim, dtype).pad(size)
     if not operator.traceable:
         for _ in range(num_steps):
-            state = _advance(operator(state.current), state, reorthogonalize)
+            state = _advance(operator(state.current), state)
         return state
     with sharding.on(operator.mesh or sharding.mesh_of(state.current)):
-        return _extend(operator, state, num_steps, reorthogonalize)
+        return _extend(operator, state, num_steps)
+
+
+def check_mode(state: LanczosState, reorthogonalize: str | None) -> None:
+    """Raise `ValueError` unless a mode that is named is that of the state."""
+    if reorthogonalize not in (None, state.reorthogonalize):
+        raise ValueError(
+            f"reorthogonalize must be that of the state, {state.reorthogonalize!r}, "
+            f"got {reorthogonalize!r}"
+        )
 
 
 def finish(state: LanczosState) -> Tridiagonalization:
@@ -212,27 +216,28 @@ def finish(state: LanczosState) -> Tridiagonalization:
     Array(1, dtype=int32)
     """
     last = jnp.maximum(state.num_valid - 1, 0)
+    basis = None if state.reorthogonalize == "selective" else state.basis
     return Tridiagonalization(
         diagonal=state.diagonal,
         off_diagonal=state.off_diagonal[:-1],
-        basis=None if state.basis is None else _basis.read(state.basis),
+        basis=None if basis is None else _basis.read(basis),
         residual_norm=state.off_diagonal[last],
         num_valid=state.num_valid,
         failed_step=state.failed_step,
     )
 
 
-@partial(jax.jit, static_argnums=(2, 3))
-def _extend(matvec: Operator, state: LanczosState, num_steps: int, mode: str) -> LanczosState:
+@partial(jax.jit, static_argnums=2)
+def _extend(matvec: Operator, state: LanczosState, num_steps: int) -> LanczosState:
     def carry_on(state, _):
-        return step(matvec, state, mode), None
+        return step(matvec, state), None
 
     return jax.lax.scan(carry_on, state, length=num_steps)[0]
 
 
-@partial(jax.jit, static_argnums=2)
-def _advance(product: Array, state: LanczosState, mode: str) -> LanczosState:
-    return step(lambda _: product, state, mode)
+@jax.jit
+def _advance(product: Array, state: LanczosState) -> LanczosState:
+    return step(lambda _: product, state)
 
 
 def _check_start(start_vector: Any) -> Array:

@@ -1,30 +1,24 @@
-"""What a recurrence is while it runs and when it is done, and how much it stores."""
+"""What a recurrence is while it runs, and when it is done."""
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-import jax.numpy as jnp
+import jax
 from jaxtyping import Array, Float, Int
-
-from jaxlimit._core.checks import check_choice
-from jaxlimit._core.memory import check_memory
-
-REORTHOGONALIZE = ("full", "selective", "none")
-FULL_DEPTH = 256  # steps up to which "auto" is "full"
-WARM_UP = 48  # steps that "selective" reorthogonalises fully
-NUM_LOCKED = 24  # converged Ritz vectors that it goes on with, at most
 
 
 class Tridiagonalization(NamedTuple):
     """H Q = Q T + β_m q_{m+1} e_mᵀ, with T tridiagonal and the rows of `basis` the columns of Q.
 
     Attributes:
-        diagonal: α₁ … α_m of T.
+        diagonal: α₁ … α_m of T, of type float32 at least.
         off_diagonal: β₁ … β_{m-1} of T.
         basis: the Lanczos vectors, row j the j-th; None if not kept.
         residual_norm: β_m, 0 where the subspace is invariant.
         num_valid: steps taken before an invariant subspace or a non-finite product ended the
             recurrence; all entries past it are 0.
-        failed_step: the step (from 0) whose product was not finite; -1 if none.
+        failed_step: the step (from 0) whose product was not finite, or so large that its norm is
+            not; -1 if none.
     """
 
     diagonal: Float[Array, "m"]
@@ -35,8 +29,13 @@ class Tridiagonalization(NamedTuple):
     failed_step: Int[Array, ""]
 
 
-class LanczosState(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LanczosState:
     """Everything the recurrence needs to go on: two vectors, T so far, and the basis if kept.
+
+    A pytree of its arrays. The last two attributes are static: they say which recurrence it is, and
+    no call can carry it on as another.
 
     Attributes:
         previous: q_{j-1}.
@@ -50,6 +49,8 @@ class LanczosState(NamedTuple):
         num_valid: steps that were possible.
         failed_step: as in `Tridiagonalization`.
         dim: D; on a mesh the vectors are padded with zeros to a size that divides.
+        reorthogonalize: "full", "selective" or "none", as for `tridiagonalize`.
+        store: how the basis is kept, as for `tridiagonalize`.
     """
 
     previous: Float[Array, "D"]
@@ -61,70 +62,19 @@ class LanczosState(NamedTuple):
     num_valid: Int[Array, ""]
     failed_step: Int[Array, ""]
     dim: Int[Array, ""]
+    reorthogonalize: str = field(default="full", metadata={"static": True})
+    store: str = field(default="device", metadata={"static": True})
 
 
-def choose(reorthogonalize: str, num_steps: int) -> str:
-    """Return what "auto" stands for at a depth, anything else as it is.
-
-    To 256 steps "full": as many products say most, and to that depth the basis can be paid for
-    (`benchmarks/kink_at_zero.py`). Deeper, "selective", of the same memory at any depth.
-
-    Args:
-        reorthogonalize: "auto", or one of `REORTHOGONALIZE`.
-        num_steps: the greatest depth.
-
-    Returns:
-        One of `REORTHOGONALIZE`.
-
-    Raises:
-        ValueError: if `reorthogonalize` is unknown.
-
-    >>> choose("auto", 256), choose("auto", 1280), choose("none", 256)
-    ('full', 'selective', 'none')
-    """
-    check_choice("reorthogonalize", reorthogonalize, ("auto", *REORTHOGONALIZE))
-    if reorthogonalize != "auto":
-        return reorthogonalize
-    return "full" if num_steps <= FULL_DEPTH else "selective"
-
-
-def num_rows(num_steps: int, reorthogonalize: str) -> int:
-    """Return how many vectors a recurrence of `num_steps` steps stores besides its own two.
-
-    Args:
-        num_steps: the greatest depth.
-        reorthogonalize: one of `REORTHOGONALIZE`.
-
-    >>> [num_rows(100, mode) for mode in REORTHOGONALIZE]
-    [100, 72, 0]
-    """
-    selective = min(WARM_UP, num_steps) + NUM_LOCKED
-    return {"full": num_steps, "selective": selective, "none": 0}[reorthogonalize]
-
-
-def check_basis(rows: int, dim: int, dtype: Any, store: str = "device") -> None:
-    """Raise `MemoryError` if `rows` vectors, kept as `store` says, are more than the device holds.
-
-    Those in the host's memory pass.
-
-    Args:
-        rows: vectors of all recurrences, see `num_rows`.
-        dim: their entries on one device.
-        dtype: their type.
-        store: how they are kept, as for `tridiagonalize`.
-
-    Raises:
-        MemoryError: says what takes less.
-
-    >>> check_basis(10**9, 10**9, "float32")
-    Traceback (most recent call last):
-    MemoryError: a Lanczos basis of 1000000000 vectors of 1000000000 entries takes ...
-    """
-    if store == "pinned_host":
-        return
-    check_memory(
-        f"a Lanczos basis of {rows} vectors of {dim} entries",
-        rows * dim * jnp.dtype(jnp.bfloat16 if store == "bfloat16" else dtype).itemsize,
-        "take fewer steps, store='bfloat16' (half of that), reorthogonalize='selective' "
-        f"({WARM_UP + NUM_LOCKED} vectors a probe) or 'none' (no basis), or probes one by one",
-    )
+# The attributes that are arrays, in order.
+ARRAYS = (
+    "previous",
+    "current",
+    "diagonal",
+    "off_diagonal",
+    "basis",
+    "step",
+    "num_valid",
+    "failed_step",
+    "dim",
+)

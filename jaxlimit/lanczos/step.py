@@ -1,44 +1,50 @@
 """One step of the recurrence, and how it is kept orthogonal."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from jaxlimit._core.operator import dot
+from jaxlimit._core.projection import project_off
+from jaxlimit._core.scale import eigh, norm
 from jaxlimit.lanczos import _basis
-from jaxlimit.lanczos.state import NUM_LOCKED, WARM_UP, LanczosState
+from jaxlimit.lanczos.state import LanczosState
+from jaxlimit.lanczos.storage import NUM_LOCKED, WARM_UP
 
 
-def step(matvec: Any, state: LanczosState, mode: str) -> LanczosState:
+def step(matvec: Any, state: LanczosState) -> LanczosState:
     """Make one product and carry the recurrence on by it, if it can go on."""
-    j, current = state.step, state.current
+    j, current, mode = state.step, state.current, state.reorthogonalize
     room = j < state.diagonal.shape[0]
     coupling = jnp.where(j > 0, state.off_diagonal[jnp.maximum(j - 1, 0)], 0)
-    product = matvec(current)
+    product = matvec(current).astype(state.diagonal.dtype)
     finite = jnp.all(jnp.isfinite(product))
-    alive = room & finite & jnp.any(current != 0)
-    product = jnp.where(alive, product, 0) - coupling * state.previous
-    diagonal = dot(current, product)
-    residual = product - diagonal * current
+    running = room & jnp.any(current != 0)
+    product = jnp.where(running & finite, product, 0) - coupling * state.previous
+    diagonal = dot(current.astype(product.dtype), product)
+    alive = running & finite & jnp.isfinite(diagonal)
+    residual = jnp.where(alive, product - diagonal * current, 0)
     basis = state.basis
     if basis is not None:
         basis = _remember(basis, j, current, alive, mode)
     residual = _reorthogonalize(residual, basis, j, mode)
-    norm = jnp.linalg.norm(residual)
+    size = norm(residual)
+    failed = running & ~(alive & jnp.isfinite(size))
     diagonals = state.diagonal.at[j].add(jnp.where(alive, diagonal, 0), mode="drop")
     # What is left below the rounding of the products is no direction: the subspace is invariant.
     eps = jnp.finfo(current.dtype).eps
     scale = jnp.max(jnp.abs(diagonals)) + jnp.max(state.off_diagonal)
-    goes_on = alive & (norm > 16 * eps * scale) & (state.num_valid + 1 < state.dim)
-    following = jnp.where(goes_on, residual / jnp.where(goes_on, norm, 1), 0)
-    norm = jnp.where(goes_on, norm, 0)
-    off_diagonals = state.off_diagonal.at[j].add(norm, mode="drop")
+    goes_on = alive & ~failed & (size > 16 * eps * scale) & (state.num_valid + 1 < state.dim)
+    following = jnp.where(goes_on, residual / jnp.where(goes_on, size, 1), 0).astype(current.dtype)
+    size = jnp.where(goes_on, size, 0)
+    off_diagonals = state.off_diagonal.at[j].add(size, mode="drop")
     if mode == "selective" and basis is not None:
         basis = _lock(basis, diagonals, off_diagonals, j)
-    return LanczosState(
+    return replace(
+        state,
         previous=jnp.where(room, current, state.previous),
         current=jnp.where(room, following, current),
         diagonal=diagonals,
@@ -46,8 +52,7 @@ def step(matvec: Any, state: LanczosState, mode: str) -> LanczosState:
         basis=basis,
         step=j + room,
         num_valid=state.num_valid + alive,
-        failed_step=jnp.where(room & ~finite & (state.failed_step < 0), j, state.failed_step),
-        dim=state.dim,
+        failed_step=jnp.where(failed & (state.failed_step < 0), j, state.failed_step),
     )
 
 
@@ -68,14 +73,16 @@ def _reorthogonalize(residual, basis, step, mode):
         return residual
     if _goes_in_blocks(basis, residual.dtype, mode):
         return _reorthogonalize_in_blocks(residual, basis, step, mode)
-    once = _project_off(residual, basis)
-    return jax.lax.cond(_cancelled(once, residual), lambda: _project_off(once, basis), lambda: once)
+    once, _ = project_off(residual, basis)
+    return jax.lax.cond(
+        _cancelled(once, residual), lambda: project_off(once, basis)[0], lambda: once
+    )
 
 
 def _cancelled(once, residual):
     # A second pass has nothing to remove unless the first cancelled digits (Daniel, Gragg, Kaufman,
     # Stewart 1976), and the passes are what reorthogonalisation costs.
-    return jnp.linalg.norm(once) < 0.7 * jnp.linalg.norm(residual)
+    return norm(once) < 0.7 * norm(residual)
 
 
 def _reorthogonalize_in_blocks(residual, basis, step, mode):
@@ -84,10 +91,10 @@ def _reorthogonalize_in_blocks(residual, basis, step, mode):
     warm = step < warm_up
     first = jnp.where(warm, 0, warm_up)
     last = jnp.where(warm, step + 1, basis.shape[0])
-    once = _basis.project_off(residual, basis, first, last)
+    once = _basis.project_off_rows(residual, basis, first, last)
     # No branch: a loop of no rounds leaves the basis where it is.
     again = jnp.where(warm & _cancelled(once, residual), last, first)
-    return _basis.project_off(once, basis, first, again)
+    return _basis.project_off_rows(once, basis, first, again)
 
 
 def _warm_up(basis, mode) -> int:
@@ -109,13 +116,9 @@ def _lock(basis, diagonals, off_diagonals, step):
 def _converged(alpha, beta):
     """Combinations of the basis that are its converged Ritz vectors, best first, then zeros."""
     tridiagonal = jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
-    values, vectors = jnp.linalg.eigh(tridiagonal)
+    values, vectors = eigh(tridiagonal)
     errors = jnp.abs(beta[-1] * vectors[-1])
     order = jnp.argsort(errors)[:NUM_LOCKED]
     # √eps is where a Ritz vector starts to come back into the recurrence (Parlett, Scott 1979).
     limit = jnp.finfo(alpha.dtype).eps ** 0.5 * jnp.max(jnp.abs(values))
     return jnp.where(errors[order] <= limit, vectors[:, order], 0)
-
-
-def _project_off(vector: Float[Array, "D"], rows: Float[Array, "k D"]) -> Float[Array, "D"]:
-    return vector - dot(dot(rows, vector), rows)

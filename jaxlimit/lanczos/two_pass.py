@@ -5,7 +5,7 @@ vectors of each copy are as good as any (Paige 1980), so that one copy of each i
 copy forms it may stand anywhere between eigenvalues: it is told by its lack of the start vector.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +15,10 @@ from jaxtyping import Array, Float
 
 from jaxlimit._core import sharding
 from jaxlimit._core.checks import check_choice, check_count, is_concrete
-from jaxlimit._core.operator import Operator, dot, prepare, takes_operator
+from jaxlimit._core.operator import ALL_FINITE, Operator, dot, prepare, takes_operator
+from jaxlimit._core.scale import norm
+from jaxlimit.lanczos.pairs import Eigenpairs
 from jaxlimit.lanczos.recurrence import extend, start
-
-
-class RitzPairs(NamedTuple):
-    """Approximate eigenpairs, and how good each is.
-
-    Attributes:
-        values: vᵀHv, the most extreme first.
-        vectors: row i, of norm 1, belongs to `values[i]`; on a mesh it may have zeros past its D
-            entries.
-        residual_norms: ‖Hv - λv‖; an eigenvalue of H lies this near.
-    """
-
-    values: Float[Array, "k"]
-    vectors: Float[Array, "k D"]
-    residual_norms: Float[Array, "k"]
 
 
 @takes_operator
@@ -43,7 +30,7 @@ def two_pass_eigenpairs(
     num_pairs: int,
     which: str = "largest",
     mesh: Mesh | None = None,
-) -> RitzPairs:
+) -> Eigenpairs:
     """Find extreme eigenpairs where no basis fits: Lanczos once for T, once more for the vectors.
 
     v = Σ sⱼ qⱼ with T s = θ s, the qⱼ made a second time and added up as they come. Costs
@@ -62,7 +49,9 @@ def two_pass_eigenpairs(
         mesh: devices that each keep a part of every vector, as for `tridiagonalize`.
 
     Returns:
-        `RitzPairs`, converged or not: see their residual norms.
+        `Eigenpairs`, the most extreme first, their vectors of norm 1. Those have converged whose
+        residual norm is at most ε^(2/3) of the largest eigenvalue of T; since copies cannot be
+        found, they are never complete.
 
     Raises:
         TypeError: as `tridiagonalize`, and under `jit`, `vmap` or `scan`.
@@ -83,7 +72,7 @@ def two_pass_eigenpairs(
         raise ValueError(f"num_pairs must be at most num_steps = {depth}, got {num_pairs}")
     first = state.current
     operator = prepare(matvec, jnp.size(start_vector), first.dtype, mesh)
-    state = extend(operator, state, num_steps=depth, reorthogonalize="none")
+    state = extend(operator, state, num_steps=depth)
     if not is_concrete(state):
         raise TypeError(
             "two_pass_eigenpairs chooses eigenvectors on the host and cannot run under jit, vmap "
@@ -93,22 +82,35 @@ def two_pass_eigenpairs(
         raise FloatingPointError(f"matvec returned NaN or infinity at step {state.failed_step}")
     num_valid = int(state.num_valid)
     alpha, beta = (np.asarray(x)[:num_valid] for x in (state.diagonal, state.off_diagonal))
-    coefficients = _pick_distinct(alpha, beta, num_pairs, which)
+    eps = float(jnp.finfo(first.dtype).eps)
+    coefficients, largest = _pick_distinct(alpha, beta, num_pairs, which, eps)
     vectors = _combine_again(operator, first, alpha, beta, coefficients, mesh)
-    vectors /= jnp.linalg.norm(vectors, axis=1, keepdims=True)
-    values, norms = _judge(operator, vectors)
-    return RitzPairs(values, vectors, norms)
+    vectors /= norm(vectors, 1, keepdims=True).astype(first.dtype)
+    values, residual_norms = _judge(operator, vectors)
+    tolerance = float(jnp.finfo(first.dtype).eps) ** (2 / 3) * largest
+    return Eigenpairs(
+        values=values,
+        vectors=vectors,
+        residual_norms=residual_norms,
+        converged=residual_norms <= tolerance,
+        complete=jnp.bool_(False),
+        num_products=jnp.int32(2 * depth + len(vectors)),
+        failed_product=jnp.int32(ALL_FINITE),
+    )
 
 
 def _pick_distinct(
-    diagonal: np.ndarray, off_diagonal: np.ndarray, num_pairs: int, which: str
-) -> np.ndarray:
-    """Choose eigenvectors of T, columns [m, k], one for each of the most extreme eigenvalues."""
-    eps = np.finfo(diagonal.dtype).eps
+    diagonal: np.ndarray, off_diagonal: np.ndarray, num_pairs: int, which: str, eps: float
+) -> tuple[np.ndarray, float]:
+    """Choose eigenvectors of T, columns [m, k], one for each of the most extreme eigenvalues.
+
+    Returns them with the largest magnitude of any eigenvalue of T.
+    """
     a, b = diagonal.astype(np.float64), off_diagonal.astype(np.float64)
     values, vectors = np.linalg.eigh(np.diag(a) + np.diag(b[:-1], 1) + np.diag(b[:-1], -1))
     errors = np.abs(b[-1] * vectors[-1])
-    apart = np.sqrt(eps) * np.abs(values).max()
+    largest = np.abs(values).max()
+    apart = np.sqrt(eps) * largest
     # Copies grow from rounding; all else owes its place in T to the start vector, of which a random
     # one has about D^-1/2 along every eigenvector.
     forming = (np.abs(vectors[0]) < eps**0.75) & (errors > apart)
@@ -120,7 +122,7 @@ def _pick_distinct(
             chosen[copies[0]] = int(i)
         elif not copies and len(chosen) < num_pairs:
             chosen.append(int(i))
-    return vectors[:, chosen].astype(diagonal.dtype)
+    return vectors[:, chosen].astype(diagonal.dtype), float(largest)
 
 
 def _combine_again(
@@ -154,10 +156,11 @@ def _scan_again(matvec: Operator, carry: tuple, steps: tuple) -> tuple:
 @jax.jit
 def _again(product: Array, carry: tuple, step: tuple) -> tuple:
     previous, current, total = carry
-    diagonal, coupling, norm, coefficients = step
-    total = total + coefficients[:, None] * current
+    diagonal, coupling, size, coefficients = step
+    total = (total + coefficients[:, None] * current).astype(total.dtype)
     residual = product - coupling * previous - diagonal * current
-    return current, jnp.where(norm > 0, residual / jnp.where(norm > 0, norm, 1), 0), total
+    following = jnp.where(size > 0, residual / jnp.where(size > 0, size, 1), 0)
+    return current, following.astype(current.dtype), total
 
 
 def _judge(matvec: Operator, vectors: Float[Array, "k D"]) -> tuple[Array, Array]:
@@ -167,6 +170,6 @@ def _judge(matvec: Operator, vectors: Float[Array, "k D"]) -> tuple[Array, Array
         vector = vectors[i]  # arrays of several processes cannot be iterated over
         product = matvec(vector)
         value = dot(vector, product)
-        pairs.append((value, jnp.linalg.norm(product - value * vector)))
+        pairs.append((value, norm(product - value * vector)))
     values, norms = zip(*pairs, strict=True)
     return jnp.stack(values), jnp.stack(norms)

@@ -191,7 +191,7 @@ def _predict(criterion, measure, weights, epsilon, epsilon_error) -> PruningLimi
 
 
 def _is_known(measure, weights, epsilon):
-    read = (measure.nodes, measure.weights, measure.family_nodes, measure.family_weights)
+    read = (measure.nodes, measure.weights, measure.rules)
     finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(read)]
     finite.append(jnp.isfinite(weights).all())
     return jnp.stack(finite).all() & (epsilon >= 0)

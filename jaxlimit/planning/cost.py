@@ -8,8 +8,8 @@ import jax
 from jax.extend import core
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from jaxlimit import lanczos
 from jaxlimit._core.checks import check_choice, check_count
+from jaxlimit.lanczos import storage
 from jaxlimit.planning.devices import Machine
 from jaxlimit.planning.memory import lanczos_bytes
 
@@ -159,8 +159,8 @@ def product_cost(
     check_count("passes", passes)
     flops = product_flops(network, num_examples, mode) / num_devices
     dim, share = network.parameters, (num_devices - 1) / num_devices
-    kind = lanczos.choose(reorthogonalize, check_count("num_steps", num_steps))
-    rows = lanczos.NUM_LOCKED if kind == "selective" else lanczos.num_rows(num_steps, kind)
+    kind = storage.choose(reorthogonalize, check_count("num_steps", num_steps))
+    rows = storage.NUM_LOCKED if kind == "selective" else storage.num_rows(num_steps, kind)
     # The basis is read twice, for the coefficients and for the sum; a step's other vectors are few.
     vectors = (8 + 2 * rows) * 4 * dim / num_devices
     kept = product_bytes * network.activations * num_examples / num_devices

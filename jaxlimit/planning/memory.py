@@ -13,6 +13,7 @@ from jaxlimit._core.batches import first_batch, leading_size
 from jaxlimit._core.checks import check_choice, check_count, check_range
 from jaxlimit._core.memory import host_memory
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
+from jaxlimit.lanczos import storage
 from jaxlimit.lanczos._basis import BLOCK
 from jaxlimit.planning.devices import usable_memory
 
@@ -238,7 +239,7 @@ def plan(
     """
     check_count("num_steps", num_steps)
     check_count("num_probes", num_probes)
-    kinds = (lanczos.choose(reorthogonalize, num_steps),)
+    kinds = (storage.choose(reorthogonalize, num_steps),)
     if reorthogonalize == "auto" and kinds == ("full",):
         kinds = ("full", "selective")
     for mode in modes:
@@ -274,7 +275,7 @@ def lanczos_bytes(
     (207, 175)
     """
     check_choice("store", store, lanczos.STORES)
-    kind = lanczos.choose(reorthogonalize, check_count("num_steps", num_steps))
+    kind = storage.choose(reorthogonalize, check_count("num_steps", num_steps))
     workload = Workload(dim, itemsize, 0, 0, 1, 1)
     resident, working, _ = _basis_bytes(workload, num_steps, kind, store)
     return NUM_VECTORS * dim * itemsize + resident + working
@@ -371,7 +372,7 @@ def _basis_bytes(
     if reorthogonalize == "none":
         return 0, 0, 0
     selective = reorthogonalize == "selective"
-    rows = lanczos.num_rows(num_steps, reorthogonalize)
+    rows = storage.num_rows(num_steps, reorthogonalize)
     entry, dim = workload.itemsize, workload.dim
     kept = rows * dim * (2 if store == "bfloat16" else entry)
     scratch = (3 if selective else 1) * BLOCK * dim * entry

@@ -7,27 +7,23 @@ probes, which averaging reduces, and that of the depth, which only more steps re
 """
 
 from jaxlimit.spectrum.blocks import block_measures
-from jaxlimit.spectrum.functions import (
-    density,
-    log_density,
-    psd_bracket,
-    trace_bracket,
-    trace_function,
-)
+from jaxlimit.spectrum.densities import density, log_density
+from jaxlimit.spectrum.functions import psd_bracket, trace_bracket, trace_function
 from jaxlimit.spectrum.measure import (
+    PinnedRules,
     SpectralMeasure,
     exact_measure,
-    load,
     measure_from,
     pinned_measure,
-    save,
     truncate,
 )
+from jaxlimit.spectrum.persistence import load, save
 from jaxlimit.spectrum.probes import spectral_measure
 from jaxlimit.spectrum.recurrences import probe
 from jaxlimit.spectrum.staged import TraceRun, run_probes, trace_within
 
 __all__ = [
+    "PinnedRules",
     "SpectralMeasure",
     "TraceRun",
     "block_measures",

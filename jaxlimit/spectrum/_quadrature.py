@@ -10,7 +10,7 @@ import numpy as np
 from scipy.linalg import eigh_tridiagonal
 
 # Where between 0 and the nearest Gauss node, as a share of it, the moving node is prescribed.
-SHARES = np.concatenate([[1e-3, 1e-2, 5e-2], np.linspace(0.1, 1, 11)[:-1]])
+SHARES = np.concatenate([[1e-3, 1e-2, 5e-2], np.linspace(0.1, 1, 11)[:-1], [0.95, 0.99]])
 NUM_PINNED = 2 * len(SHARES) + 2
 
 
@@ -47,8 +47,8 @@ def radau_rule(
     pivot = diagonal[0] - node
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for alpha, beta in zip(diagonal[1:], off_diagonal, strict=True):
-            pivot = alpha - node - beta**2 / pivot
-        coupling = residual_norm**2 / pivot
+            pivot = alpha - node - beta * (beta / pivot)
+        coupling = residual_norm * (residual_norm / pivot)
     scale = np.abs(diagonal).max() + residual_norm
     if residual_norm == 0 or not np.abs(coupling) < 1e8 * scale:
         return gauss_rule(diagonal, off_diagonal)
@@ -88,7 +88,8 @@ def _family(
 ) -> np.ndarray:
     """Nodes and weights [2, NUM_PINNED, room] of the pinned family."""
     gauss = gauss_rule(diagonal, off_diagonal)
-    family = [radau_rule(diagonal, off_diagonal, residual_norm, x) for x in _pins(gauss[0])]
+    pins = _pins(gauss[0], residual_norm)
+    family = [radau_rule(diagonal, off_diagonal, residual_norm, x) for x in pins]
     family.append(gauss)
     padded = np.zeros((2, NUM_PINNED, room))
     for row, rule in enumerate(family):
@@ -96,13 +97,16 @@ def _family(
     return padded
 
 
-def _pins(nodes: np.ndarray) -> np.ndarray:
+def _pins(nodes: np.ndarray, residual_norm: float) -> np.ndarray:
     """Choose where to prescribe the node: at 0, then across the gap of the Gauss nodes around 0.
 
-    Every rule of the family has just one node in that gap, so this meets all of them; where all
-    nodes lie on one side, the gap is taken to end at minus the farthest.
+    Every rule of the family has just one node in that gap, so this meets all of them. Where all
+    nodes lie on one side the gap has no end on the other, and the pins go on until the rule with a
+    node there is all but the Gauss rule.
     """
-    reach = np.abs(nodes).max()
-    above = nodes[nodes > 0].min(initial=reach if reach > 0 else 1.0)
-    below = nodes[nodes < 0].max(initial=-reach if reach > 0 else -1.0)
-    return np.concatenate([[0.0], above * SHARES, below * SHARES])
+    reach = np.abs(nodes).max() + residual_norm
+    reach = reach if reach > 0 else 1.0
+    unbounded = reach * SHARES / (1 - SHARES)
+    above = nodes[nodes > 0].min() * SHARES if (nodes > 0).any() else unbounded
+    below = nodes[nodes < 0].max() * SHARES if (nodes < 0).any() else -unbounded
+    return np.concatenate([[0.0], above, below])

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 from jaxlimit import lanczos
 from jaxlimit._core.checks import check_count
 from jaxlimit._core.operator import Operator, prepare
+from jaxlimit.lanczos import storage
 from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
 from jaxlimit.spectrum.probes import spectral_measure
 from jaxlimit.spectrum.recurrences import probe
@@ -94,9 +95,9 @@ def _checked(name: str, mask: Any) -> np.ndarray:
 
 
 def _measure(operator, key, mask, *, num_steps, num_probes, reorthogonalize) -> SpectralMeasure:
-    reorthogonalize = lanczos.choose(reorthogonalize, num_steps)
-    rows = lanczos.num_rows(num_steps, reorthogonalize)
-    lanczos.check_basis(rows, operator.dim, operator.dtype, "device")
+    reorthogonalize = storage.choose(reorthogonalize, num_steps)
+    rows = storage.num_rows(num_steps, reorthogonalize)
+    storage.check_basis(rows, operator.dim, operator.dtype, "device")
     keys = jax.random.split(key, num_probes)
     result = _run(operator, keys, jnp.asarray(mask), num_steps, reorthogonalize)
     return measure_from(result, dim=int(mask.sum()))

@@ -1,17 +1,26 @@
-"""What a measure is for: traces of matrix functions with their errors, and densities."""
+"""What a measure is for: traces of matrix functions with their errors."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from jaxlimit._core.checks import check_range, is_concrete
-from jaxlimit._core.estimate import Estimate, exact_estimate
+from jaxlimit._core.checks import is_concrete
+from jaxlimit._core.estimate import NORMAL_QUANTILE, Estimate, exact_estimate
+from jaxlimit._core.scale import magnitude
 from jaxlimit.spectrum.measure import SpectralMeasure
+
+# Of an operator that is positive semi-definite, how far a node may be below 0, as a share of the
+# largest.
+PSD_TOLERANCE = 1e-4
+# (uᵀv)² D of a probe and an eigenvector is this small once in a thousand times: what a node has
+# less than that belongs to a copy.
+LEAST_COUNT = 1e-6
 
 
 def trace_function(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Estimate:
@@ -19,8 +28,13 @@ def trace_function(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Est
 
     The value is the mean over probes of Σ wⱼ f(θⱼ). For u uniform on the sphere the variance of
     uᵀf(H)u is 2/(D+2) · (mean f² - (mean f)²) over the spectrum, and the same quadrature gives
-    that too: one probe tells its own standard error. The interval is value ± 1.96 standard errors
-    and knows nothing of the depth; see `trace_bracket` for functions with their least value at 0.
+    that too: one probe tells its own standard error. A node that the probe nearly misses is an
+    eigenvalue all the same: it counts with a weight of 1/D at least, without which one probe in
+    four would call the error of a trace that hangs on one outlier too small. The interval is value
+    ± 1.96 standard errors. Of f = λ, λ² and exp(λ) it covered 93 to 99.8 % in simulations with 1
+    and 4 probes of spectra with outliers, heavy tails, a null space and none of these, the more the
+    fewer eigenvalues carry the trace. It knows nothing of the depth; see `trace_bracket` for
+    functions with their least value at 0.
 
     Args:
         measure: from `spectral_measure` or `exact_measure`.
@@ -30,6 +44,8 @@ def trace_function(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Est
         An `Estimate`, its error 0 for an exact measure.
 
     Raises:
+        TypeError: if `measure` is no `SpectralMeasure`, or `f` is no function or gives complex
+            numbers.
         ValueError: if `f` gives an array of another shape than it was given.
 
     >>> import jax.numpy as jnp
@@ -37,39 +53,95 @@ def trace_function(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Est
     >>> trace_function(exact_measure(jnp.array([1.0, 3.0])), jnp.exp).value.round(3)
     Array(11.402, dtype=float32)
     """
-    mean = lambda g: jnp.sum(measure.weights * g, axis=-1).mean(0)  # noqa: E731
-    values = _values(f, measure.nodes)
-    value = mean(values)
-    if measure.diagonal is None:
+    check_measure(measure)
+    values = _values(f, measure.nodes, measure.weights)
+    value = jnp.sum(measure.weights * values, axis=-1).mean(0)
+    if measure.exact:
         return exact_estimate(value)
-    standard_error = _sphere_error(measure, value, mean(values**2))
-    return Estimate(
-        value, standard_error, value - 1.96 * standard_error, value + 1.96 * standard_error
-    )
+    return _normal(value, _sphere_error(measure.dim, measure.nodes, measure.weights, values))
 
 
-def _values(f, nodes):
+def check_measure(measure: Any) -> None:
+    """Raise `TypeError` unless `measure` is a `SpectralMeasure`."""
+    if not isinstance(measure, SpectralMeasure):
+        raise TypeError(f"measure must be a SpectralMeasure, got {type(measure).__name__}")
+
+
+def _values(f, nodes, weights=None):
+    """Evaluate f, but where a weight is 0: f may have no value at what fills a row up."""
+    if not callable(f):
+        raise TypeError(f"f must be a function of eigenvalues, got {type(f).__name__}")
     values = jnp.asarray(f(nodes))
     if values.shape not in (nodes.shape, ()):
         raise ValueError(
             f"f must map eigenvalues elementwise, [{nodes.size}] to [{nodes.size}], "
             f"got shape {values.shape} from {nodes.shape}"
         )
-    return jnp.broadcast_to(values, nodes.shape)
+    if jnp.iscomplexobj(values):
+        raise TypeError(f"f must give real numbers, got dtype {values.dtype}")
+    values = jnp.broadcast_to(values, nodes.shape).astype(nodes.dtype)
+    return values if weights is None else jnp.where(weights == 0, 0, values)
 
 
-def _sphere_error(measure, mean, mean_square):
-    variance = jnp.maximum(mean_square - mean**2, 0) * 2 / (measure.dim + 2)
-    return jnp.sqrt(variance / measure.nodes.shape[0])
+def _normal(value, standard_error, low=None, high=None):
+    low, high = (value, value) if low is None else (low, high)
+    reach = NORMAL_QUANTILE * standard_error
+    return Estimate(value, standard_error, low - reach, high + reach)
+
+
+def _sphere_error(dim, nodes, weights, values):
+    """Standard error of the mean over rows [p, m] of what random probes see of f.
+
+    The variance that probes see of f is a sum of χ² variables and as likely to be far too small as
+    few eigenvalues make it up: it comes out short just where the trace does. Each eigenvalue's part
+    is at least that of one, and by how much they fall short of it in all, the mean of p probes of n
+    eigenvalues does by 1/√(pn).
+    """
+    centred = values - jnp.sum(weights * values, axis=-1, keepdims=True)
+    # Not as mean f² - (mean f)², which cancels, nor by squares, which leave the range.
+    scale = magnitude(centred)
+    squares = (centred / scale) ** 2
+    counted = _counted_weights(dim, nodes, weights)
+    seen, raised = (jnp.sum(w * squares, axis=-1).mean() for w in (weights, counted))
+    fourth = jnp.sum(counted * squares**2, axis=-1).mean()
+    num_seen = len(values) * dim * raised**2 / jnp.where(fourth > 0, fourth, 1)
+    variance = seen + (raised - seen) / jnp.sqrt(jnp.maximum(num_seen, 1))
+    variance = variance * 2 / (dim + 2) / len(values)
+    root = jnp.where(variance == 0, 0, jnp.sqrt(jnp.where(variance == 0, 1, variance)))
+    return scale[0, 0] * root
+
+
+def _counted_weights(dim, nodes, weights):
+    """Weights, raised to those of one eigenvalue at least where a node is one.
+
+    Copies of a converged eigenvalue share one weight, and what has next to none is a copy or fills
+    a row up.
+    """
+    order = jnp.argsort(nodes, axis=-1)
+    nodes, sorted_weights = (jnp.take_along_axis(x, order, -1) for x in (nodes, weights))
+    apart = 64 * jnp.finfo(nodes.dtype).eps * jnp.max(jnp.abs(nodes), axis=-1, keepdims=True)
+    group = jnp.cumsum(jnp.diff(nodes, axis=-1, prepend=nodes[..., :1]) > apart, axis=-1)
+    shared = _group_sums(group, sorted_weights)
+    missing = jnp.where(shared * dim > LEAST_COUNT, jnp.maximum(1 / dim - shared, 0), 0)
+    share = sorted_weights / jnp.where(shared > 0, shared, 1)
+    return weights + jnp.take_along_axis(missing * share, jnp.argsort(order, axis=-1), -1)
+
+
+@partial(jnp.vectorize, signature="(m),(m)->(m)")
+def _group_sums(group, weights):
+    return jax.ops.segment_sum(weights, group, num_segments=weights.size)[group]
 
 
 def trace_bracket(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Estimate:
     """Bracket the normalised trace (1/D) tr f(H) of an f that is least at 0 with a kink there.
 
     Among all measures with the moments that Lanczos saw, the rule with a node prescribed at 0 puts
-    the most mass there and so gives the least ∫f; the greatest is found among the rules with the
-    node prescribed elsewhere in the gap around 0, up to the Gauss rule itself. Made for
-    f(λ) = |λ|/(|λ|+c) and its clipped form, where plain Gauss jumps with depth.
+    the most mass there and so gives the least ∫f; the greatest is looked for among the rules with
+    the node prescribed elsewhere in the gap around 0, up to the Gauss rule itself. Made for
+    f(λ) = |λ|/(|λ|+c) and its clipped form, where plain Gauss jumps with depth. The low end
+    holds always. The high end is the greatest of 31 of these rules, and so a little below the
+    greatest of all: of 12,000 random operators with 3 to 12 eigenvalues, run to half of that depth
+    or less, it fell short of the probe's own value in 37, by 0.012 at most.
 
     Args:
         measure: from `spectral_measure` or `exact_measure`.
@@ -85,6 +157,7 @@ def trace_bracket(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Esti
         invariant subspace.
 
     Raises:
+        TypeError: as `trace_function`.
         ValueError: as `trace_function`.
 
     >>> import jax, jax.numpy as jnp
@@ -101,26 +174,47 @@ def trace_bracket(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Esti
     Golub, Meurant (2010), chapter 6, for Gauss-Radau; Krein, Nudelman (1977), chapter III, for the
     extremal measures of a truncated moment problem.
     """
-    if measure.family_nodes is None or measure.family_weights is None:
+    check_measure(measure)
+    if measure.rules is None:
         return trace_function(measure, f)
-    values = _values(f, measure.family_nodes)
-    means = jnp.sum(measure.family_weights * values, axis=-1)
-    squares = jnp.sum(measure.family_weights * values**2, axis=-1)
+    rules = measure.rules
+    means = jnp.sum(rules.weights * _values(f, rules.nodes, rules.weights), axis=-1)
     greatest = jnp.argmax(means, axis=-1, keepdims=True)
-    average = lambda x, row: jnp.take_along_axis(x, row, -1)[..., 0].mean(0)  # noqa: E731
-    low, low_square = average(means, 0 * greatest), average(squares, 0 * greatest)
-    high, high_square = average(means, greatest), average(squares, greatest)
+    low, high = means[..., 0].mean(0), jnp.take_along_axis(means, greatest, -1)[..., 0].mean(0)
     half_width, width = high - low
     slope = _safe_ratio(low[1] - low[0], half_width - width)
     value = low[1] + jnp.clip(slope, 0, 1) * width
-    low_error = _sphere_error(measure, low[1], low_square[1])
-    high_error = _sphere_error(measure, high[1], high_square[1])
+    lowest = _end(measure, f, 0 * greatest[:, 1], jnp.min)
+    highest = _end(measure, f, greatest[:, 1], jnp.max)
     return Estimate(
         value,
-        (low_error + high_error) / 2,
-        low[1] - 1.96 * low_error,
-        high[1] + 1.96 * high_error,
+        (lowest.standard_error + highest.standard_error) / 2,
+        lowest.lower,
+        highest.upper,
     )
+
+
+def _end(measure, f, row, extreme, nonnegative=False):
+    """Estimate the mean of f by one full-depth rule a probe, its nodes moved by their rounding."""
+    row = row[:, :, None]
+    nodes, weights = (jnp.take_along_axis(x[:, 1], row, 1)[:, 0] for x in measure.rules)
+    values = _around(f, nodes, _rounding(measure)[:, None], extreme, nonnegative)
+    values = jnp.where(weights == 0, 0, values)
+    mean = jnp.sum(weights * values, axis=-1).mean(0)
+    return _normal(mean, _sphere_error(measure.dim, nodes, weights, values))
+
+
+def _rounding(measure):
+    """How far nodes may be from eigenvalues where a recurrence has ended, and its β is set to 0."""
+    t, largest = measure.recurrence, jnp.max(jnp.abs(measure.nodes), axis=-1)
+    return jnp.where(t.residual_norm == 0, 16 * jnp.finfo(largest.dtype).eps * largest, 0)
+
+
+def _around(f, nodes, by, extreme, nonnegative):
+    """Return the extreme of f over what nodes may be when they are known to within `by`."""
+    places = [nodes - by, nodes, nodes + by, jnp.where(jnp.abs(nodes) <= by, 0, nodes)]
+    places = [jnp.maximum(x, 0) for x in places] if nonnegative else places
+    return extreme(jnp.stack([_values(f, x) for x in places]), axis=0)
 
 
 def psd_bracket(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Estimate:
@@ -136,9 +230,13 @@ def psd_bracket(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Estima
 
     Returns:
         An `Estimate` whose value is the middle of the bracket, and whose interval joins the
-        bracket and 1.96 standard errors of either end.
+        bracket and 1.96 standard errors of either end, within the range of f over [0, ∞); where f
+        is infinite at 0 one end is, and with it value and error. Where
+        Lanczos met an invariant subspace the nodes are known to within 16 ε of the largest, and f
+        with a c below that is bracketed by what it may then be.
 
     Raises:
+        TypeError: as `trace_function`.
         ValueError: if a node is negative by more than rounding, 1e-4 of the largest; else as
             `trace_function`.
 
@@ -153,128 +251,56 @@ def psd_bracket(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Estima
 
     Golub, Meurant (2010), sections 6.2 and 6.3.
     """
+    check_measure(measure)
     if is_concrete(measure.nodes):
         nodes = np.asarray(measure.nodes)
-        if nodes.min() < -1e-4 * np.abs(nodes).max():
+        if nodes.min() < -PSD_TOLERANCE * np.abs(nodes).max():
             raise ValueError(
                 f"measure must be that of a positive semi-definite operator, got a node at "
                 f"{nodes.min():.3g}; for others see trace_bracket"
             )
-    if measure.family_nodes is None or measure.family_weights is None:
+    measure = _nonnegative(measure)
+    if measure.rules is None:
         return trace_function(measure, f)
-    # At full depth, the last rule of the family is Gauss's and the first has its node at 0.
-    nodes, weights = (x[:, 1, (-1, 0)] for x in (measure.family_nodes, measure.family_weights))
-    values = _values(f, nodes)
-    ends = jnp.sum(weights * values, axis=-1).mean(0)
-    errors = _sphere_error(measure, ends, jnp.sum(weights * values**2, axis=-1).mean(0))
+    # Of the family, the last rule is Gauss's and the first has its node at 0.
+    first = jnp.zeros((len(measure.nodes), 1), int)
+    rows = (first + measure.rules.nodes.shape[2] - 1, first)
+    plain = jnp.stack([_end(measure, f, row, _as_they_are).value for row in rows])
+    lows = [_end(measure, f, row, jnp.min, nonnegative=True) for row in rows]
+    highs = [_end(measure, f, row, jnp.max, nonnegative=True) for row in rows]
+    errors = jnp.stack([end.standard_error for end in (*lows, *highs)])
+    infinite = jnp.isinf(plain).any()
+    least, greatest = _range(f, measure.nodes.dtype)
     return Estimate(
-        ends.mean(),
-        errors.mean(),
-        ends.min() - 1.96 * errors[ends.argmin()],
-        ends.max() + 1.96 * errors[ends.argmax()],
+        jnp.clip(plain.mean(), least, greatest),
+        jnp.where(infinite, jnp.inf, errors.mean()),
+        # NaN is the error of an infinite end, which the other one need not share.
+        jnp.clip(jnp.fmin(*(end.lower for end in lows)), least, greatest),
+        jnp.where(
+            infinite, jnp.inf, jnp.clip(jnp.fmax(*(x.upper for x in highs)), least, greatest)
+        ),
     )
+
+
+def _nonnegative(measure: SpectralMeasure) -> SpectralMeasure:
+    """Take nodes below 0 by rounding to be 0: f may have a pole just there."""
+    rules = measure.rules
+    if rules is not None:
+        rules = rules._replace(nodes=jnp.maximum(rules.nodes, 0))
+    return replace(measure, nodes=jnp.maximum(measure.nodes, 0), rules=rules)
+
+
+def _as_they_are(places, axis):
+    del axis
+    return places[1]
+
+
+def _range(f, dtype):
+    """Least and greatest value of a monotone f over [0, ∞), infinite where it has none."""
+    ends = _values(f, jnp.array([0, jnp.finfo(dtype).max / 4], dtype))
+    known = jnp.isfinite(ends).all()
+    return jnp.where(known, ends.min(), -jnp.inf), jnp.where(known, ends.max(), jnp.inf)
 
 
 def _safe_ratio(numerator, denominator):
     return numerator / jnp.where(denominator > 0, denominator, jnp.inf)
-
-
-def density(measure: SpectralMeasure, grid: Float[Array, "g"], *, width: Any) -> Float[Array, "g"]:
-    """Smooth a measure into a density on a grid, for looking at: never for a bound.
-
-    ρ(x) = Σ wⱼ K((x-θⱼ)/σ), K Gaussian, each kernel scaled to have mass exactly 1 on the grid, so
-    that the density integrates (trapezoid rule) to 1 over it; a node beyond the grid is counted at
-    the grid's end.
-
-    Args:
-        measure: the measure.
-        grid: increasing points, any spacing.
-        width: σ, a number or one for each grid point; no less than the grid's spacing there, since
-            a kernel that falls between two points is lost.
-
-    Returns:
-        ρ at each point of the grid, NaN where the measure is.
-
-    Raises:
-        ValueError: if the grid does not increase or `width` is below its spacing or NaN.
-
-    >>> import jax.numpy as jnp
-    >>> from jaxlimit.spectrum import exact_measure
-    >>> grid = jnp.linspace(-1, 5, 61)
-    >>> values = density(exact_measure(jnp.array([0.0, 3.0])), grid, width=0.2)
-    >>> jnp.trapezoid(values, grid).round(5)
-    Array(1., dtype=float32)
-    """
-    grid = _floating(grid)
-    if grid.ndim != 1 or grid.size < 2:
-        raise ValueError(f"grid must be a vector of at least 2 points, got shape {grid.shape}")
-    width = jnp.broadcast_to(jnp.asarray(width, grid.dtype), grid.shape)
-    if is_concrete(grid, width):
-        spacing = np.diff(np.asarray(grid))
-        if not (spacing > 0).all():
-            raise ValueError("grid must increase")
-        needed = np.maximum(np.append(spacing, 0), np.append(0, spacing))
-        if not (np.asarray(width) >= needed * (1 - 1e-5)).all():
-            raise ValueError(
-                f"width must be at least the grid's spacing, up to {needed.max():.3g}, "
-                f"got {np.asarray(width).min():.3g}"
-            )
-    cells = (jnp.append(jnp.diff(grid), 0) + jnp.append(0, jnp.diff(grid))) / 2
-
-    def add(total, node_and_weight):
-        node, weight = node_and_weight
-        at = jnp.clip(node, grid[0], grid[-1])
-        sigma = jnp.interp(at, grid, width)
-        kernel = jnp.exp(-0.5 * ((grid - at) / sigma) ** 2)
-        return total + weight * kernel / jnp.sum(kernel * cells), None
-
-    nodes = measure.nodes.astype(grid.dtype).ravel()
-    weights = measure.weights.astype(grid.dtype).ravel() / len(measure.weights)
-    return jax.lax.scan(add, jnp.zeros_like(grid), (nodes, weights))[0]
-
-
-def _floating(grid):
-    grid = jnp.asarray(grid)
-    return grid if jnp.issubdtype(grid.dtype, jnp.floating) else grid.astype(float)
-
-
-def log_density(
-    measure: SpectralMeasure, grid: Float[Array, "g"], *, width: float, sign: int = 1
-) -> Float[Array, "g"]:
-    """Smooth one side of a spectrum into a density over log₁₀|λ|, for looking at.
-
-    Its integral over log₁₀ of the grid is the share of the spectrum with this sign and |λ| no less
-    than the grid's least entry: what is smaller is left out, which is most of a network's spectrum.
-
-    Args:
-        measure: the measure.
-        grid: increasing magnitudes > 0.
-        width: σ of the kernel in decades, no less than the grid's spacing in decades.
-        sign: 1 for the positive eigenvalues, -1 for the negative ones.
-
-    Returns:
-        The density at each point of the grid, NaN where the measure is.
-
-    Raises:
-        ValueError: if the grid is not positive and increasing, `width` is below its spacing, or
-            `sign` is neither 1 nor -1.
-
-    >>> import jax.numpy as jnp
-    >>> from jaxlimit.spectrum import exact_measure
-    >>> grid = jnp.geomspace(1e-2, 1e2, 81)
-    >>> values = log_density(exact_measure(jnp.array([-1.0, 0.0, 1e-1, 3.0])), grid, width=0.2)
-    >>> jnp.trapezoid(values, jnp.log10(grid)).round(5)
-    Array(0.5, dtype=float32)
-    """
-    if sign not in (1, -1):
-        raise ValueError(f"sign must be 1 or -1, got {sign}")
-    grid = _floating(grid)
-    check_range("grid", grid, 0, open_low=True)
-    magnitudes = sign * measure.nodes
-    seen = ~(magnitudes < grid[0])
-    logarithms = replace(
-        measure,
-        nodes=jnp.log10(jnp.where(seen, magnitudes, 1)),
-        weights=jnp.where(seen, measure.weights, 0),
-    )
-    return density(logarithms, jnp.log10(grid), width=width)

@@ -1,24 +1,33 @@
-"""The measure itself: made from recurrences or a known spectrum, re-ruled, saved and loaded."""
+"""The measure itself: made from recurrences, from nodes or a known spectrum, and re-ruled."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from jaxlimit import lanczos
-from jaxlimit._core import files
-from jaxlimit._core.checks import is_concrete, is_finite
+from jaxlimit._core.checks import check_count, is_concrete, is_finite
+from jaxlimit.lanczos import Tridiagonalization
 from jaxlimit.spectrum import _quadrature
 
-FORMAT_VERSION = 1
-_RECURRENCE = ("diagonal", "off_diagonal", "residual_norm", "num_valid")
+
+class PinnedRules(NamedTuple):
+    """Rules with one more node, prescribed, at half and at full depth.
+
+    Attributes:
+        nodes: row 0 has a node at 0, the next ones across the gap around 0; the last row is the
+            Gauss rule.
+        weights: their weights.
+    """
+
+    nodes: Float[Array, "p 2 r m+1"]
+    weights: Float[Array, "p 2 r m+1"]
 
 
-@partial(jax.tree_util.register_dataclass)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SpectralMeasure:
     """Weighted eigenvalue estimates of an operator, one row a probe.
@@ -26,28 +35,85 @@ class SpectralMeasure:
     Attributes:
         nodes: Gauss nodes (Ritz values).
         weights: their weights, each row summing to 1.
-        diagonal: α of each probe's recurrence; None for an exact spectrum.
-        off_diagonal: β of the same.
-        residual_norm: the last β, which couples to the step not taken.
-        num_valid: steps before an invariant subspace ended the recurrence.
-        family_nodes: at half and at full depth, nodes of the rules with one more node, prescribed:
-            row 0 at 0, then across the gap around 0, last the Gauss rule.
-        family_weights: their weights.
+        recurrence: what Lanczos made of each probe, stacked and without a basis; None if the
+            measure is not of Lanczos.
+        rules: the pinned rules; None where there are none.
         dim: D.
+        exact: whether it is the spectrum itself, with no random error.
     """
 
     nodes: Float[Array, "p m"]
     weights: Float[Array, "p m"]
-    diagonal: Float[Array, "p m"] | None
-    off_diagonal: Float[Array, "p m-1"] | None
-    residual_norm: Float[Array, "p"] | None
-    num_valid: Int[Array, "p"] | None
-    family_nodes: Float[Array, "p 2 r m+1"] | None
-    family_weights: Float[Array, "p 2 r m+1"] | None
-    dim: int = field(metadata={"static": True})
+    recurrence: Tridiagonalization | None = None
+    rules: PinnedRules | None = None
+    dim: int = field(default=1, metadata={"static": True})
+    exact: bool = field(default=False, metadata={"static": True})
+
+    @classmethod
+    def from_nodes(
+        cls,
+        nodes: Float[Array, "*p m"],
+        weights: Float[Array, "*p m"],
+        *,
+        dim: int,
+        exact: bool = False,
+    ) -> "SpectralMeasure":
+        """Make a measure of a quadrature from elsewhere.
+
+        Args:
+            nodes: eigenvalue estimates, one row a probe, or a single row.
+            weights: theirs, not negative, each row summing to 1. Nodes of weight 0 count nothing.
+            dim: D.
+            exact: whether the rows are no random probes but the spectrum itself.
+
+        Returns:
+            A `SpectralMeasure`, whose rows are taken to be of independent probes, uniform on the
+            unit sphere, unless it is exact.
+
+        Raises:
+            TypeError: if nodes or weights are not real, or `dim` is no static int.
+            ValueError: if their shapes differ, a number is not finite, a weight is negative, or the
+                weights of a row do not sum to 1 within 1e-3.
+
+        >>> import jax.numpy as jnp
+        >>> from jaxlimit.spectrum import trace_function
+        >>> measure = SpectralMeasure.from_nodes(
+        ...     jnp.array([0.0, 2.0]), jnp.array([0.75, 0.25]), dim=100)
+        >>> trace_function(measure, jnp.square).value
+        Array(1., dtype=float32)
+        """
+        nodes, weights = _rows_of("nodes", nodes), _rows_of("weights", weights)
+        if nodes.shape != weights.shape:
+            raise ValueError(
+                f"weights must have the shape of nodes, {nodes.shape}, got {weights.shape}"
+            )
+        if is_concrete(weights):
+            host = np.asarray(weights, np.float64)
+            if (host < 0).any():
+                raise ValueError(f"weights must not be negative, got {host.min():.3g}")
+            if (np.abs(host.sum(-1) - 1) > 1e-3).any():
+                raise ValueError(f"weights must sum to 1 in each row, got {host.sum(-1)}")
+        return cls(nodes, weights, dim=check_count("dim", dim), exact=bool(exact))
 
 
-def measure_from(tridiagonal: lanczos.Tridiagonalization, *, dim: int) -> SpectralMeasure:
+def _rows_of(name: str, values: Any) -> Array:
+    """Return real, finite numbers as floating rows [p, m]."""
+    try:
+        array = jnp.asarray(values)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be real numbers, got {values!r}") from None
+    if jnp.iscomplexobj(array):
+        raise TypeError(f"{name} must be real, got dtype {array.dtype}")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        array = array.astype(jnp.result_type(float))
+    if array.ndim not in (1, 2) or array.size == 0:
+        raise ValueError(f"{name} must be a vector [m] or rows [p, m], got shape {array.shape}")
+    if not is_finite(array):
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    return jnp.atleast_2d(array)
+
+
+def measure_from(tridiagonal: Tridiagonalization, *, dim: int) -> SpectralMeasure:
     """Turn recurrences that started from probes on the unit sphere into a measure.
 
     Args:
@@ -67,23 +133,41 @@ def measure_from(tridiagonal: lanczos.Tridiagonalization, *, dim: int) -> Spectr
     >>> measure_from(result, dim=3).nodes.round(3) + 0.0
     Array([[0., 1., 2.]], dtype=float32)
     """
-    t = tridiagonal._replace(basis=None)
-    if t.diagonal.ndim == 1:
-        t = jax.tree.map(lambda x: x[None], t)
+    t = _stacked(tridiagonal)
     check_steps(t.failed_step)
-    diagonal = jnp.where(t.failed_step[:, None] >= 0, jnp.nan, t.diagonal)
-    rules = _rules(diagonal, t.off_diagonal, t.residual_norm, t.num_valid)
-    return SpectralMeasure(
-        nodes=rules.nodes,
-        weights=rules.weights,
-        diagonal=diagonal,
-        off_diagonal=t.off_diagonal,
-        residual_norm=t.residual_norm,
-        num_valid=t.num_valid,
-        family_nodes=rules.family_nodes,
-        family_weights=rules.family_weights,
-        dim=dim,
-    )
+    t = t._replace(diagonal=jnp.where(t.failed_step[:, None] >= 0, jnp.nan, t.diagonal))
+    (num_probes, m), dtype = t.diagonal.shape, t.diagonal.dtype
+    gauss = jax.ShapeDtypeStruct((num_probes, m), dtype)
+    family = jax.ShapeDtypeStruct((num_probes, 2, _quadrature.NUM_PINNED, m + 1), dtype)
+    shapes = _quadrature.Rules(gauss, gauss, family, family)
+    rules = _on_host(_rules, shapes, t)
+    pinned = PinnedRules(rules.family_nodes, rules.family_weights)
+    return SpectralMeasure(rules.nodes, rules.weights, t, pinned, dim=check_count("dim", dim))
+
+
+def _stacked(tridiagonal: Tridiagonalization) -> Tridiagonalization:
+    """Return recurrences along a first axis, without their bases."""
+    t = jax.tree.map(jnp.asarray, tridiagonal._replace(basis=None))
+    return jax.tree.map(lambda x: x[None], t) if t.diagonal.ndim == 1 else t
+
+
+def _on_host(function: Callable, shapes: Any, t: Tridiagonalization) -> Any:
+    """Call NumPy on recurrences, so that the eigenproblems are in float64 whatever their type.
+
+    Directly where they are known: a callback is a program of its own, compiled and kept. The
+    function must be equal to itself from call to call.
+    """
+    arrays = (t.diagonal, t.off_diagonal, t.residual_norm, t.num_valid)
+    if is_concrete(arrays):
+        return jax.tree.map(jnp.asarray, function(*map(np.asarray, arrays)))
+    return jax.pure_callback(function, shapes, *arrays, vmap_method="sequential")
+
+
+def _rules(*recurrences: Any) -> _quadrature.Rules:
+    arrays = [np.asarray(array) for array in recurrences]
+    rows = zip(*arrays, strict=True)
+    results = [_quadrature.rules(a, b, float(r), int(n)) for a, b, r, n in rows]
+    return jax.tree.map(lambda *rows: np.stack(rows).astype(arrays[0].dtype), *results)
 
 
 def check_steps(failed_step: Any, first: int = 0) -> None:
@@ -103,22 +187,6 @@ def check_steps(failed_step: Any, first: int = 0) -> None:
         )
 
 
-def _rules(diagonal, off_diagonal, residual_norm, num_valid) -> _quadrature.Rules:
-    num_probes, m = diagonal.shape
-    gauss = jax.ShapeDtypeStruct((num_probes, m), diagonal.dtype)
-    family = jax.ShapeDtypeStruct((num_probes, 2, _quadrature.NUM_PINNED, m + 1), diagonal.dtype)
-
-    def on_host(*recurrences):
-        rows = zip(*map(np.asarray, recurrences), strict=True)
-        results = [_quadrature.rules(a, b, float(r), int(n)) for a, b, r, n in rows]
-        return jax.tree.map(lambda *rows: np.stack(rows).astype(diagonal.dtype), *results)
-
-    # A host callback, so that the eigenproblems are in float64 under `jit` and `vmap` too.
-    arguments = (diagonal, off_diagonal, residual_norm, num_valid)
-    rules = _quadrature.Rules(gauss, gauss, family, family)
-    return jax.pure_callback(on_host, rules, *arguments, vmap_method="sequential")
-
-
 def exact_measure(eigenvalues: Float[Array, "D"]) -> SpectralMeasure:
     """Wrap a known spectrum, so that everything that takes a measure can be used on it exactly.
 
@@ -129,7 +197,7 @@ def exact_measure(eigenvalues: Float[Array, "D"]) -> SpectralMeasure:
         A `SpectralMeasure` of one row, all weights 1/D.
 
     Raises:
-        TypeError: if they are complex.
+        TypeError: if they are not real numbers.
         ValueError: if there are none, or one is not finite.
 
     >>> import jax.numpy as jnp
@@ -137,22 +205,16 @@ def exact_measure(eigenvalues: Float[Array, "D"]) -> SpectralMeasure:
     >>> trace_function(exact_measure(jnp.array([1.0, 3.0])), jnp.square).value
     Array(5., dtype=float32)
     """
-    eigenvalues = jnp.asarray(eigenvalues)
-    if jnp.iscomplexobj(eigenvalues):
-        raise TypeError(f"eigenvalues must be real, got dtype {eigenvalues.dtype}")
-    if not jnp.issubdtype(eigenvalues.dtype, jnp.floating):
-        eigenvalues = eigenvalues.astype(jnp.result_type(float))
-    if eigenvalues.ndim != 1 or eigenvalues.size == 0:
-        raise ValueError(f"eigenvalues must be a vector [D], got shape {eigenvalues.shape}")
-    if not is_finite(eigenvalues):
-        raise ValueError("eigenvalues must be finite, got NaN or infinity")
-    nodes = eigenvalues[None]
-    weights = jnp.full_like(nodes, 1 / eigenvalues.size)
-    none = (None,) * 6
-    return SpectralMeasure(nodes, weights, *none, dim=eigenvalues.size)
+    nodes = _rows_of("eigenvalues", eigenvalues)
+    if np.ndim(eigenvalues) != 1:
+        raise ValueError(f"eigenvalues must be a vector [D], got shape {np.shape(eigenvalues)}")
+    weights = jnp.full_like(nodes, 1 / nodes.size)
+    return SpectralMeasure(nodes, weights, dim=nodes.size, exact=True)
 
 
-def pinned_measure(tridiagonal: Any, node: float, *, dim: int | None = None) -> SpectralMeasure:
+def pinned_measure(
+    tridiagonal: Tridiagonalization | SpectralMeasure, node: float, *, dim: int | None = None
+) -> SpectralMeasure:
     """Prescribe one more quadrature node: the Gauss-Radau rule.
 
     T is bordered by the last β and the diagonal entry that makes `node` an eigenvalue. With the
@@ -168,7 +230,8 @@ def pinned_measure(tridiagonal: Any, node: float, *, dim: int | None = None) -> 
         A `SpectralMeasure` with nodes and weights [p, m+1] and no family of its own.
 
     Raises:
-        ValueError: if `node` is not finite, `dim` is missing, or the measure is exact.
+        TypeError: if `tridiagonal` is neither, or `node` no real number.
+        ValueError: if `node` is not finite, `dim` is missing, or the measure is not of Lanczos.
 
     >>> import jax.numpy as jnp
     >>> result = lanczos.tridiagonalize(lambda v: jnp.arange(4.0) * v, jnp.ones(4), num_steps=2)
@@ -177,39 +240,49 @@ def pinned_measure(tridiagonal: Any, node: float, *, dim: int | None = None) -> 
 
     Golub (1973), "Some modified matrix eigenvalue problems", section 7.
     """
-    if tridiagonal.diagonal is None:
-        raise ValueError("tridiagonal must come from Lanczos, got an exact measure")
+    if isinstance(tridiagonal, SpectralMeasure):
+        t, dim = recurrence_of("tridiagonal", tridiagonal), dim or tridiagonal.dim
+    elif isinstance(tridiagonal, Tridiagonalization):
+        t, basis = _stacked(tridiagonal), tridiagonal.basis
+        dim = dim or (None if basis is None else basis.shape[-1])
+    else:
+        raise TypeError(
+            "tridiagonal must be a Tridiagonalization or a SpectralMeasure, "
+            f"got {type(tridiagonal).__name__}"
+        )
+    if not isinstance(node, int | float | np.number):
+        raise TypeError(f"node must be a static real number, got {node!r}")
     if not np.isfinite(node):
         raise ValueError(f"node must be finite, got {node}")
-    basis = getattr(tridiagonal, "basis", None)
-    dim = dim or getattr(tridiagonal, "dim", None) or (None if basis is None else basis.shape[-1])
     if dim is None:
         raise ValueError("dim must be given where tridiagonal keeps no basis")
-    recurrence = {name: jnp.asarray(getattr(tridiagonal, name)) for name in _RECURRENCE}
-    if recurrence["diagonal"].ndim == 1:
-        recurrence = {name: values[None] for name, values in recurrence.items()}
-    diagonal = recurrence["diagonal"]
-    shape = jax.ShapeDtypeStruct((len(diagonal), 2, diagonal.shape[1] + 1), diagonal.dtype)
+    shape = jax.ShapeDtypeStruct((len(t.diagonal), 2, t.diagonal.shape[1] + 1), t.diagonal.dtype)
+    rules = _on_host(_Pinned(float(node)), shape, t)
+    return SpectralMeasure(rules[:, 0], rules[:, 1], t, dim=check_count("dim", dim))
 
-    def on_host(*arrays):
-        padded = np.zeros(shape.shape, shape.dtype)
-        for row, a, b, r, n in zip(padded, *map(np.asarray, arrays), strict=True):
+
+@dataclass(frozen=True)
+class _Pinned:
+    node: float
+
+    def __call__(self, *recurrences: Any) -> np.ndarray:
+        diagonals, *others = (np.asarray(array) for array in recurrences)
+        padded = np.zeros((len(diagonals), 2, diagonals.shape[1] + 1), diagonals.dtype)
+        for row, a, b, r, n in zip(padded, diagonals, *others, strict=True):
             if np.isnan(a).any():
                 row[:] = np.nan
                 continue
-            rule = _quadrature.radau_rule(a[:n], b[: n - 1], float(r), float(node))
+            rule = _quadrature.radau_rule(a[:n], b[: n - 1], float(r), self.node)
             row[:, : len(rule[0])] = rule
         return padded
 
-    rules = jax.pure_callback(on_host, shape, *recurrence.values(), vmap_method="sequential")
-    return SpectralMeasure(
-        nodes=rules[:, 0],
-        weights=rules[:, 1],
-        family_nodes=None,
-        family_weights=None,
-        dim=dim,
-        **recurrence,
-    )
+
+def recurrence_of(name: str, measure: SpectralMeasure) -> Tridiagonalization:
+    """Return the recurrence of a measure, or raise where it has none."""
+    if measure.recurrence is None:
+        what = "an exact measure" if measure.exact else "one made of nodes"
+        raise ValueError(f"{name} must come from Lanczos, got {what}")
+    return measure.recurrence
 
 
 def truncate(measure: SpectralMeasure, num_steps: int) -> SpectralMeasure:
@@ -223,7 +296,7 @@ def truncate(measure: SpectralMeasure, num_steps: int) -> SpectralMeasure:
         A `SpectralMeasure` of that depth.
 
     Raises:
-        ValueError: if the measure is exact or `num_steps` lies outside [1, its depth].
+        ValueError: if the measure is not of Lanczos or `num_steps` lies outside [1, its depth].
 
     >>> import jax, jax.numpy as jnp
     >>> from jaxlimit.spectrum import spectral_measure
@@ -232,82 +305,20 @@ def truncate(measure: SpectralMeasure, num_steps: int) -> SpectralMeasure:
     >>> truncate(measure, 3).nodes.shape
     (1, 3)
     """
-    if measure.diagonal is None:
-        raise ValueError("measure must come from Lanczos, got an exact measure")
-    diagonal, off_diagonal, residual_norm, num_valid = (
-        jnp.asarray(getattr(measure, name)) for name in _RECURRENCE
-    )
-    depth = diagonal.shape[-1]
-    if not 1 <= num_steps <= depth:
+    t = recurrence_of("measure", measure)
+    depth = t.diagonal.shape[-1]
+    if not 1 <= check_count("num_steps", num_steps) <= depth:
         raise ValueError(f"num_steps must lie in [1, {depth}], got {num_steps}")
     return measure_from(
-        lanczos.Tridiagonalization(
-            diagonal=diagonal[:, :num_steps],
-            off_diagonal=off_diagonal[:, : num_steps - 1],
+        Tridiagonalization(
+            diagonal=t.diagonal[:, :num_steps],
+            off_diagonal=t.off_diagonal[:, : num_steps - 1],
             basis=None,
-            residual_norm=residual_norm if num_steps == depth else off_diagonal[:, num_steps - 1],
-            num_valid=jnp.minimum(num_valid, num_steps),
-            failed_step=jnp.full(len(diagonal), -1, jnp.int32),
+            residual_norm=(
+                t.residual_norm if num_steps == depth else t.off_diagonal[:, num_steps - 1]
+            ),
+            num_valid=jnp.minimum(t.num_valid, num_steps),
+            failed_step=jnp.full_like(t.failed_step, -1),
         ),
         dim=measure.dim,
-    )
-
-
-def save(path: Any, measure: SpectralMeasure, *, identity: dict | None = None) -> None:
-    """Write a measure as a versioned npz: the recurrence, or the spectrum if exact.
-
-    Args:
-        path: of the file, under just this name.
-        measure: the measure.
-        identity: what it was made from, as JSON, kept in the same file for `load` to compare.
-
-    Raises:
-        OSError: if the file cannot be written; one that was there before is kept whole.
-
-    >>> import pathlib, tempfile, jax.numpy as jnp
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = pathlib.Path(folder) / "measure.npz"
-    ...     save(path, exact_measure(jnp.array([1.0, 3.0])))
-    ...     load(path).nodes
-    Array([[1., 3.]], dtype=float32)
-    """
-    if measure.diagonal is None:
-        fields = {"eigenvalues": measure.nodes}
-    else:
-        fields = {name: getattr(measure, name) for name in _RECURRENCE}
-    files.save(path, FORMAT_VERSION, identity=identity, dim=measure.dim, **fields)
-
-
-def load(path: Any, *, identity: dict | None = None) -> SpectralMeasure:
-    """Read a measure that `save` wrote; its rules are built anew.
-
-    Args:
-        path: of the file.
-        identity: what it must have been made from; None takes any.
-
-    Returns:
-        The `SpectralMeasure`.
-
-    Raises:
-        OSError: if there is no such file.
-        ValueError: if it is no measure, of another version, cut short, or made from something
-            else (then an `OtherRunError`).
-
-    >>> import pathlib, tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = pathlib.Path(folder) / "measure.npz"
-    ...     _ = path.write_bytes(b"PK")
-    ...     load(path)
-    Traceback (most recent call last):
-    ValueError: ...measure.npz must be a spectral measure of format 1, got a file that ...
-    """
-    kinds = ({"dim", "eigenvalues"}, {"dim", *_RECURRENCE})
-    fields = files.load(path, "a spectral measure", FORMAT_VERSION, *kinds, identity=identity)
-    if "eigenvalues" in fields:
-        return exact_measure(jnp.asarray(fields["eigenvalues"][0]))
-    recurrence = {name: jnp.asarray(fields[name]) for name in _RECURRENCE}
-    failed = jnp.full(recurrence["num_valid"].shape, -1, jnp.int32)
-    return measure_from(
-        lanczos.Tridiagonalization(basis=None, failed_step=failed, **recurrence),
-        dim=int(fields["dim"]),
     )

@@ -10,6 +10,7 @@ from jaxtyping import PRNGKeyArray
 from jaxlimit import lanczos
 from jaxlimit._core.checks import check_count
 from jaxlimit._core.operator import prepare, takes_operator
+from jaxlimit.lanczos import storage
 from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
 from jaxlimit.spectrum.recurrences import probe
 from jaxlimit.spectrum.staged import run_probes
@@ -73,7 +74,7 @@ def spectral_measure(
     operator = prepare(matvec, dim, dtype, mesh)
     dim, dtype = operator.dim, operator.dtype
     num_steps = min(check_count("num_steps", num_steps), dim)
-    reorthogonalize = lanczos.choose(reorthogonalize, num_steps)
+    reorthogonalize = storage.choose(reorthogonalize, num_steps)
     if vectorize and not operator.traceable:
         raise ValueError("vectorize must be False where matvec loops over data on the host")
     if mesh is not None or not operator.traceable:
@@ -83,7 +84,7 @@ def spectral_measure(
             **settings,
         )  # fmt: skip
     at_once = num_probes if vectorize else 1
-    lanczos.check_basis(at_once * lanczos.num_rows(num_steps, reorthogonalize), dim, dtype, store)
+    storage.check_basis(at_once * storage.num_rows(num_steps, reorthogonalize), dim, dtype, store)
     if vectorize and store == "pinned_host":
         raise ValueError("vectorize must be False where store is 'pinned_host'")
     keys = jax.random.split(key, num_probes)

@@ -1,5 +1,6 @@
 """The recurrences behind a measure: from random probes, kept on disk, turned into a measure."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,7 +12,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxlimit import lanczos
 from jaxlimit._core import sharding
 from jaxlimit._core.checkpoints import Checkpoints
+from jaxlimit._core.scale import norm
 from jaxlimit.lanczos import LanczosState
+from jaxlimit.lanczos.state import ARRAYS
 from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
 
 
@@ -31,17 +34,13 @@ def probe(key: PRNGKeyArray, dim: int, dtype: Any = jnp.float32) -> Float[Array,
     Array(1., dtype=float32)
     """
     vector = jax.random.normal(key, (dim,), dtype)
-    return vector / jnp.linalg.norm(vector)
+    return vector / norm(vector).astype(dtype)
 
 
-def carry(
-    matvec: Any, state: LanczosState, goal: int, chunk: int, reorthogonalize: str
-) -> LanczosState:
+def carry(matvec: Any, state: LanczosState, goal: int, chunk: int) -> LanczosState:
     """Carry a recurrence on to the depth `goal` or a failed product, in programs of `chunk`."""
     while (left := goal - int(state.step)) > 0 and int(state.failed_step) < 0:
-        state = lanczos.extend(
-            matvec, state, num_steps=min(chunk, left), reorthogonalize=reorthogonalize
-        )
+        state = lanczos.extend(matvec, state, num_steps=min(chunk, left))
     return state
 
 
@@ -50,7 +49,7 @@ def measure_of(
 ) -> SpectralMeasure:
     """Turn recurrences into a measure of their first `depth` steps."""
     long = dict.fromkeys(("previous", "current", "basis"))
-    parts = sharding.local([state._replace(**long) for state in states], mesh)
+    parts = sharding.local([replace(state, **long) for state in states], mesh)
     s = jax.tree.map(lambda *x: jnp.stack(x), *parts)
     num_valid = jnp.minimum(s.num_valid, depth)
     last = jnp.maximum(num_valid - 1, 0)[:, None]
@@ -67,7 +66,7 @@ def measure_of(
     )
 
 
-def identity(key: PRNGKeyArray, states: list[LanczosState], reorthogonalize: str) -> dict:
+def identity(key: PRNGKeyArray, states: list[LanczosState]) -> dict:
     """Collect what makes a run itself."""
     state = states[0]
     return {
@@ -77,7 +76,7 @@ def identity(key: PRNGKeyArray, states: list[LanczosState], reorthogonalize: str
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "num_steps": state.diagonal.size,
         "num_probes": len(states),
-        "reorthogonalize": reorthogonalize,
+        "reorthogonalize": state.reorthogonalize,
         "basis": None if state.basis is None else str(state.basis.dtype),
     }
 
@@ -85,7 +84,7 @@ def identity(key: PRNGKeyArray, states: list[LanczosState], reorthogonalize: str
 def arrays(states: list[LanczosState]) -> dict[str, dict]:
     """Return the states as the dictionaries that a checkpoint holds."""
     return {
-        str(i): {name: value for name, value in state._asdict().items() if value is not None}
+        str(i): {name: getattr(state, name) for name in ARRAYS if getattr(state, name) is not None}
         for i, state in enumerate(states)
     }
 
@@ -99,8 +98,11 @@ def resume(checkpoints: Checkpoints, states: list[LanczosState], matvec: Any) ->
     found = checkpoints.restore(lambda _: arrays(states))
     if found is None:
         return states
-    resumed = [state._replace(**found[str(i)]) for i, state in enumerate(states)]
-    first = lanczos.extend(matvec, states[0], num_steps=1, reorthogonalize="none")
+    resumed = [replace(state, **found[str(i)]) for i, state in enumerate(states)]
+    # One step has nothing to be orthogonal to but itself, so that no basis is needed.
+    first = lanczos.extend(
+        matvec, replace(states[0], basis=None, reorthogonalize="none"), num_steps=1
+    )
     now, then = float(first.off_diagonal[0]), float(resumed[0].off_diagonal[0])
     if not abs(now - then) <= 1e-3 * then:
         raise ValueError(

@@ -10,11 +10,11 @@ from jaxtyping import Array, PRNGKeyArray
 from jaxlimit import lanczos
 from jaxlimit._core.checkpoints import Checkpoints, check_directory
 from jaxlimit._core.checks import check_count, check_range
-from jaxlimit._core.estimate import Estimate
+from jaxlimit._core.estimate import NORMAL_QUANTILE, Estimate
 from jaxlimit._core.memory import catching_refusals
 from jaxlimit._core.operator import prepare, takes_operator
 from jaxlimit._core.sharding import shard_size
-from jaxlimit.lanczos import LanczosState
+from jaxlimit.lanczos import LanczosState, storage
 from jaxlimit.spectrum.functions import trace_bracket
 from jaxlimit.spectrum.measure import SpectralMeasure, check_steps
 from jaxlimit.spectrum.recurrences import arrays, carry, identity, measure_of, probe, resume
@@ -95,9 +95,9 @@ def run_probes(
     operator = prepare(matvec, dim, dtype, mesh)
     dim, dtype = operator.dim, operator.dtype
     num_steps = min(check_count("num_steps", num_steps), dim)
-    reorthogonalize = lanczos.choose(reorthogonalize, num_steps)
-    rows = num_probes * lanczos.num_rows(num_steps, reorthogonalize)
-    lanczos.check_basis(rows, shard_size(dim, mesh), dtype, store)
+    reorthogonalize = storage.choose(reorthogonalize, num_steps)
+    rows = num_probes * storage.num_rows(num_steps, reorthogonalize)
+    storage.check_basis(rows, shard_size(dim, mesh), dtype, store)
     kept: dict[str, Any] = {"reorthogonalize": reorthogonalize, "store": store, "mesh": mesh}
     recurrences = list(states) or [
         lanczos.start(probe(k, dim, dtype), num_steps=num_steps, **kept)
@@ -106,7 +106,7 @@ def run_probes(
     with Checkpoints(
         checkpoint_dir,
         checkpoint_every,
-        lambda: identity(key, recurrences, reorthogonalize),
+        lambda: identity(key, recurrences),
         unit="step",
     ) as checkpoints:
         if not states:
@@ -124,7 +124,7 @@ def run_probes(
                 if int(state.step) >= goal:
                     continue
                 with catching_refusals(f"at step {done} of probe {i}", recurrences):
-                    following = carry(operator, state, goal, chunk, reorthogonalize)
+                    following = carry(operator, state, goal, chunk)
                     recurrences[i] = jax.block_until_ready(following)
                 check_steps(recurrences[i].failed_step, i)
                 if on_progress is not None:
@@ -203,9 +203,9 @@ def trace_within(
     operator = prepare(matvec, dim, dtype, mesh)
     dim, dtype = operator.dim, operator.dtype
     num_steps = min(check_count("num_steps", num_steps), dim)
-    reorthogonalize = lanczos.choose(reorthogonalize, num_steps)
-    rows = num_probes * lanczos.num_rows(num_steps, reorthogonalize)
-    lanczos.check_basis(rows, shard_size(dim, mesh), dtype)
+    reorthogonalize = storage.choose(reorthogonalize, num_steps)
+    rows = num_probes * storage.num_rows(num_steps, reorthogonalize)
+    storage.check_basis(rows, shard_size(dim, mesh), dtype)
     kept: dict[str, Any] = {"reorthogonalize": reorthogonalize, "mesh": mesh}
     keys, states = jax.random.split(key, num_probes), []
     depth, count = min(FIRST_DEPTH, num_steps), 1
@@ -214,14 +214,14 @@ def trace_within(
             lanczos.start(probe(k, dim, dtype), num_steps=num_steps, **kept)
             for k in keys[len(states) : count]
         ]
-        states = [carry(operator, state, depth, CHUNK, reorthogonalize) for state in states]
+        states = [carry(operator, state, depth, CHUNK) for state in states]
         measure = measure_of(states, depth, dim, mesh)
         estimate = trace_bracket(measure, f)
         width = float(estimate.upper - estimate.lower)
         converged = width <= tolerance * abs(float(estimate.value))
         if converged or (depth == num_steps and count == num_probes):
             return TraceRun(estimate, measure, converged)
-        random = 2 * 1.96 * float(estimate.standard_error)
+        random = 2 * NORMAL_QUANTILE * float(estimate.standard_error)
         if count == num_probes or (depth < num_steps and width > 2 * random):
             depth = min(2 * depth, num_steps)
         else:

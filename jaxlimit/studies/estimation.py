@@ -337,5 +337,5 @@ def _report(measure, removed_measure, weights, epsilon, prediction) -> LimitEsti
 
 
 def _mass_below(measure: SpectralMeasure, c: Any) -> Float[Array, ""]:
-    pinned = measure if measure.diagonal is None else spectrum.pinned_measure(measure, 0.0)
+    pinned = measure if measure.recurrence is None else spectrum.pinned_measure(measure, 0.0)
     return spectrum.trace_function(pinned, lambda x: (jnp.abs(x) < c).astype(x.dtype)).value

@@ -342,7 +342,7 @@ def smooth_problem(dim=400_000):
     """Weights with a smooth distribution, and a spectrum of four values known exactly."""
     weights = jnp.asarray(np.sinh(np.linspace(-2, 3, dim)) / 100, jnp.float32)
     nodes, shares = jnp.array([[-0.02, 0.1, 1.0, 9.0]]), jnp.array([[0.1, 0.5, 0.3, 0.1]])
-    return SpectralMeasure(nodes, shares, *(None,) * 6, dim=dim), weights, 20.0
+    return SpectralMeasure(nodes, shares, dim=dim, exact=True), weights, 20.0
 
 
 @pytest.mark.parametrize("offset", [None, "perpendicular", "random"])

@@ -86,7 +86,7 @@ def test_planned_bytes_of_lanczos_are_those_of_the_compiled_program(store, mode)
     matvec = Partial(jnp.multiply, jnp.ones(dim))
     start = partial(lanczos.start, num_steps=64, reorthogonalize=mode, store=store)
     state = start(jnp.ones(dim))
-    memory = lanczos.recurrence._extend.lower(matvec, state, 8, mode).compile().memory_analysis()
+    memory = lanczos.recurrence._extend.lower(matvec, state, 8).compile().memory_analysis()
     compiled = (
         memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     )

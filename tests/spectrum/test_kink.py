@@ -101,9 +101,8 @@ def test_bracket_holds_each_probes_own_truth(widths, negative):
         own = weights @ np.asarray(f(jnp.asarray(net.eigenvalues)))
         for depth in (16, 32, 64, 128, DEFAULT_DEPTH):
             at = spectrum.truncate(measure, depth)
-            assert at.family_nodes is not None
-            assert at.family_weights is not None
-            ends = np.sum(at.family_weights * f(at.family_nodes), axis=-1)[:, 1]
+            assert at.rules is not None
+            ends = np.sum(at.rules.weights * f(at.rules.nodes), axis=-1)[:, 1]
             assert (ends[:, 0] <= own).all(), "the bracket's lower end"
             assert (ends.max(-1) >= own).all(), "the bracket's upper end"
 

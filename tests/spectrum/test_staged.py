@@ -125,7 +125,7 @@ def test_a_saved_recurrence_comes_back_and_foreign_files_are_refused(tmp_path):
     lanczos.save(tmp_path / "state.npz", state)
     assert_same(lanczos.load(tmp_path / "state.npz"), state)
     spectrum.save(tmp_path / "measure.npz", spectrum.exact_measure(jnp.ones(3)))
-    with pytest.raises(ValueError, match="must be a Lanczos recurrence of format 1"):
+    with pytest.raises(ValueError, match="must be a Lanczos recurrence of format 2"):
         lanczos.load(tmp_path / "measure.npz")
     with pytest.raises(ValueError, match=r"state\.npz must be a spectral measure of format 1"):
         spectrum.load(tmp_path / "state.npz")

@@ -13,10 +13,9 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 from jaxlimit import lanczos
 from jaxlimit._core.checks import check_count
 from jaxlimit._core.operator import Operator, prepare
-from jaxlimit.lanczos import storage
 from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
 from jaxlimit.spectrum.probes import spectral_measure
-from jaxlimit.spectrum.recurrences import probe
+from jaxlimit.spectrum.recurrences import plan_run, probe
 
 
 def block_measures(
@@ -95,11 +94,10 @@ def _checked(name: str, mask: Any) -> np.ndarray:
 
 
 def _measure(operator, key, mask, *, num_steps, num_probes, reorthogonalize) -> SpectralMeasure:
-    reorthogonalize = storage.choose(reorthogonalize, num_steps)
-    rows = storage.num_rows(num_steps, reorthogonalize)
-    storage.check_basis(rows, operator.dim, operator.dtype, "device")
+    asked = {"num_steps": num_steps, "num_probes": num_probes, "reorthogonalize": reorthogonalize}
+    operator, num_steps, mode = plan_run(operator, None, None, None, at_once=1, **asked)
     keys = jax.random.split(key, num_probes)
-    result = _run(operator, keys, jnp.asarray(mask), num_steps, reorthogonalize)
+    result = _run(operator, keys, jnp.asarray(mask), num_steps, mode)
     return measure_from(result, dim=int(mask.sum()))
 
 

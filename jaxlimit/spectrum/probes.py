@@ -8,11 +8,9 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from jaxlimit import lanczos
-from jaxlimit._core.checks import check_count
-from jaxlimit._core.operator import prepare, takes_operator
-from jaxlimit.lanczos import storage
+from jaxlimit._core.operator import takes_operator
 from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
-from jaxlimit.spectrum.recurrences import probe
+from jaxlimit.spectrum.recurrences import plan_run, probe
 from jaxlimit.spectrum.staged import run_probes
 
 
@@ -70,25 +68,20 @@ def spectral_measure(
 
     Golub, Meurant (2010), chapter 7; Ubaru, Chen, Saad (2017).
     """
-    check_count("num_probes", num_probes)
-    operator = prepare(matvec, dim, dtype, mesh)
+    asked = {"num_steps": num_steps, "num_probes": num_probes, "reorthogonalize": reorthogonalize}
+    at_once = num_probes if vectorize else 1
+    operator, num_steps, mode = plan_run(
+        matvec, dim, dtype, mesh, store=store, at_once=at_once, **asked
+    )
     dim, dtype = operator.dim, operator.dtype
-    num_steps = min(check_count("num_steps", num_steps), dim)
-    reorthogonalize = storage.choose(reorthogonalize, num_steps)
     if vectorize and not operator.traceable:
         raise ValueError("vectorize must be False where matvec loops over data on the host")
     if mesh is not None or not operator.traceable:
-        settings = {"num_probes": num_probes, "reorthogonalize": reorthogonalize, "dtype": dtype}
-        return run_probes(
-            operator, key, dim=dim, num_steps=num_steps, chunk=num_steps, store=store, mesh=mesh,
-            **settings,
-        )  # fmt: skip
-    at_once = num_probes if vectorize else 1
-    storage.check_basis(at_once * storage.num_rows(num_steps, reorthogonalize), dim, dtype, store)
+        return run_probes(operator, key, chunk=num_steps, store=store, mesh=mesh, **asked)
     if vectorize and store == "pinned_host":
         raise ValueError("vectorize must be False where store is 'pinned_host'")
     keys = jax.random.split(key, num_probes)
-    settings = (dim, num_steps, reorthogonalize, store, dtype)
+    settings = (dim, num_steps, mode, store, dtype)
     return measure_from(_run_probes(operator, keys, vectorize, *settings), dim=dim)
 
 

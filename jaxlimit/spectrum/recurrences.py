@@ -1,7 +1,7 @@
 """The recurrences behind a measure: from random probes, kept on disk, turned into a measure."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxlimit import lanczos
 from jaxlimit._core import sharding
 from jaxlimit._core.checkpoints import Checkpoints
+from jaxlimit._core.checks import check_count
+from jaxlimit._core.operator import Operator, prepare
 from jaxlimit._core.scale import norm
-from jaxlimit.lanczos import LanczosState
+from jaxlimit.lanczos import LanczosState, storage
 from jaxlimit.lanczos.state import ARRAYS
 from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
 
@@ -35,6 +37,43 @@ def probe(key: PRNGKeyArray, dim: int, dtype: Any = jnp.float32) -> Float[Array,
     """
     vector = jax.random.normal(key, (dim,), dtype)
     return vector / norm(vector).astype(dtype)
+
+
+class Run(NamedTuple):
+    """What a run of random probes is made of, checked.
+
+    Attributes:
+        operator: H.
+        num_steps: steps a probe, at most D.
+        reorthogonalize: one of `lanczos.REORTHOGONALIZE`.
+    """
+
+    operator: Operator
+    num_steps: int
+    reorthogonalize: str
+
+
+def plan_run(
+    matvec: Any,
+    dim: int | None,
+    dtype: Any,
+    mesh: Mesh | None,
+    *,
+    num_steps: int,
+    num_probes: int,
+    reorthogonalize: str,
+    store: str = "device",
+    at_once: int | None = None,
+) -> Run:
+    """Check what `spectral_measure` is given, and that the bases of `at_once` probes fit."""
+    check_count("num_probes", num_probes)
+    operator = prepare(matvec, dim, dtype, mesh)
+    num_steps = min(check_count("num_steps", num_steps), operator.dim)
+    mode = storage.choose(reorthogonalize, num_steps)
+    rows = (num_probes if at_once is None else at_once) * storage.num_rows(num_steps, mode)
+    shard = sharding.shard_size(operator.dim, mesh)
+    storage.check_basis(rows, shard, operator.dtype or jnp.dtype(jnp.float32), store)
+    return Run(operator, num_steps, mode)
 
 
 def carry(matvec: Any, state: LanczosState, goal: int, chunk: int) -> LanczosState:

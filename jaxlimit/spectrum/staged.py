@@ -12,12 +12,19 @@ from jaxlimit._core.checkpoints import Checkpoints, check_directory
 from jaxlimit._core.checks import check_count, check_range
 from jaxlimit._core.estimate import NORMAL_QUANTILE, Estimate
 from jaxlimit._core.memory import catching_refusals
-from jaxlimit._core.operator import prepare, takes_operator
-from jaxlimit._core.sharding import shard_size
-from jaxlimit.lanczos import LanczosState, storage
+from jaxlimit._core.operator import takes_operator
+from jaxlimit.lanczos import LanczosState
 from jaxlimit.spectrum.functions import trace_bracket
 from jaxlimit.spectrum.measure import SpectralMeasure, check_steps
-from jaxlimit.spectrum.recurrences import arrays, carry, identity, measure_of, probe, resume
+from jaxlimit.spectrum.recurrences import (
+    arrays,
+    carry,
+    identity,
+    measure_of,
+    plan_run,
+    probe,
+    resume,
+)
 
 CHUNK = 32
 FIRST_DEPTH = 64
@@ -88,17 +95,15 @@ def run_probes(
     >>> measure.nodes.shape[1] in (16, 32, 64)
     True
     """
-    check_count("num_probes", num_probes)
     check_count("chunk", chunk)
     check_count("checkpoint_every", checkpoint_every)
     check_directory(checkpoint_dir)
-    operator = prepare(matvec, dim, dtype, mesh)
+    check_callback("stop", stop)
+    check_callback("on_progress", on_progress)
+    asked = {"num_steps": num_steps, "num_probes": num_probes, "reorthogonalize": reorthogonalize}
+    operator, num_steps, mode = plan_run(matvec, dim, dtype, mesh, store=store, **asked)
     dim, dtype = operator.dim, operator.dtype
-    num_steps = min(check_count("num_steps", num_steps), dim)
-    reorthogonalize = storage.choose(reorthogonalize, num_steps)
-    rows = num_probes * storage.num_rows(num_steps, reorthogonalize)
-    storage.check_basis(rows, shard_size(dim, mesh), dtype, store)
-    kept: dict[str, Any] = {"reorthogonalize": reorthogonalize, "store": store, "mesh": mesh}
+    kept: dict[str, Any] = {"reorthogonalize": mode, "store": store, "mesh": mesh}
     recurrences = list(states) or [
         lanczos.start(probe(k, dim, dtype), num_steps=num_steps, **kept)
         for k in jax.random.split(key, num_probes)
@@ -133,6 +138,12 @@ def run_probes(
             done = goal
             checkpoints.save(done, arrays(recurrences), last=done == num_steps)
     return measure_of(recurrences, done, dim, mesh)
+
+
+def check_callback(name: str, function: Any) -> None:
+    """Raise `TypeError` unless `function` is one, or None."""
+    if function is not None and not callable(function):
+        raise TypeError(f"{name} must be a function or None, got {function!r}")
 
 
 class TraceRun(NamedTuple):
@@ -199,14 +210,12 @@ def trace_within(
     True
     """
     check_range("tolerance", tolerance, 0)
-    check_count("num_probes", num_probes)
-    operator = prepare(matvec, dim, dtype, mesh)
+    if not callable(f):
+        raise TypeError(f"f must be a function of eigenvalues, got {type(f).__name__}")
+    asked = {"num_steps": num_steps, "num_probes": num_probes, "reorthogonalize": reorthogonalize}
+    operator, num_steps, mode = plan_run(matvec, dim, dtype, mesh, **asked)
     dim, dtype = operator.dim, operator.dtype
-    num_steps = min(check_count("num_steps", num_steps), dim)
-    reorthogonalize = storage.choose(reorthogonalize, num_steps)
-    rows = num_probes * storage.num_rows(num_steps, reorthogonalize)
-    storage.check_basis(rows, shard_size(dim, mesh), dtype)
-    kept: dict[str, Any] = {"reorthogonalize": reorthogonalize, "mesh": mesh}
+    kept: dict[str, Any] = {"reorthogonalize": mode, "mesh": mesh}
     keys, states = jax.random.split(key, num_probes), []
     depth, count = min(FIRST_DEPTH, num_steps), 1
     while True:

@@ -27,6 +27,7 @@ from jaxlimit._core.operator import (
     prepare,
     returns_local,
 )
+from jaxlimit._core.projection import project_off
 from jaxlimit._core.scale import norm, wide_type
 from jaxlimit.traces._sketch import exchangeable_estimate, normalize_columns, sketch_range
 
@@ -94,7 +95,8 @@ def hutchinson(
 def _hutchinson(matvec, key, dim, num_matvecs, distribution, block_size, dtype):
     def form(key):
         probe = _probe(key, dim, distribution, dtype)
-        return dot(probe, matvec(probe))
+        wide = wide_type(dtype)
+        return dot(probe.astype(wide), matvec(probe).astype(wide))
 
     samples = map_blocks(form, jax.random.split(key, num_matvecs), block_size)
     return estimate_from_samples(samples), first_non_finite(samples)
@@ -162,7 +164,7 @@ def _hutch_plus_plus(matvec, key, dim, num_matvecs, block_size, dtype):
 
     def form(key):
         probe = _probe(key, dim, "rademacher", dtype)
-        probe -= dot(dot(sketch.basis, probe), sketch.basis)
+        probe, _ = project_off(probe, sketch.basis)
         return dot(probe, matvec(probe))
 
     keys = jax.random.split(residual_key, num_matvecs - 2 * num_sketch)

@@ -47,7 +47,11 @@ def prune(options: commands.PruneOptions) -> int:
     task = find_task(options.task)
     folder = options.study or run_folder(options.task)
     result = _studied(folder, task, options)
-    mask = reports.read_mask(folder, options.mask, task.params)
+    name = options.mask or ("magnitude" if result["found"] is None else "found")
+    try:
+        mask = reports.read_mask(folder, name, task.params)
+    except FileNotFoundError as error:
+        raise UsageError(str(error)) from error
     if options.ratio is not None:
         if not 0 <= options.ratio <= 1:
             raise UsageError(f"--ratio must lie in [0, 1], got {options.ratio}")

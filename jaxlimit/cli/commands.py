@@ -44,8 +44,9 @@ class PruneOptions:
     """File or folder of the pruned parameters; default NAME-pruned beside the checkpoint."""
     study: Path | None = None
     """Folder of the study; default runs/FILE-NAME."""
-    mask: Literal["found", "safe", "magnitude"] = "found"
-    """The smallest mask found, the one that is safe on unseen data, or magnitude's."""
+    mask: Literal["found", "safe", "magnitude"] | None = None
+    """The smallest mask found, the one that is safe on unseen data, or magnitude's; the first of
+    these that the study has if not given."""
     ratio: float | None = None
     """Keep this fraction of the weights in place of the mask's own: the heaviest others join."""
 

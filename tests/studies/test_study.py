@@ -136,6 +136,7 @@ def test_a_budget_is_kept_and_what_is_missing_is_named():
     assert jax.tree.leaves(found.mask)[0].sum() == 7
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_split_says_what_is_missing():
     found = small(settings=StudySettings(epsilon=0.1, quiet=True, num_ratios=9, num_steps=8,
                                          num_gap_steps=8))  # fmt: skip

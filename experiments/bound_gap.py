@@ -35,7 +35,7 @@ class Config:
     """Run folders with result.json, to be read."""
     networks: tuple[str, ...] = ("fc5", "fc12")
     """Networks to run as `base` says, each with its own folder under `output`."""
-    base: RunConfig = dataclasses.field(default_factory=RunConfig)
+    base: RunConfig = dataclasses.field(default_factory=lambda: RunConfig(find_mask=False))
     """Settings of those runs, those of `pruning_limit.py`."""
     seed: int = 0
     output: Path = Path("runs/bound_gap")

@@ -33,7 +33,7 @@ class Config:
 
     base: RunConfig = dataclasses.field(
         default_factory=lambda: RunConfig(
-            training=Training(epochs=300), num_steps=64, num_gap_steps=8
+            training=Training(epochs=300), num_steps=64, num_gap_steps=8, find_mask=False
         )
     )
     """The run that all others differ from in one setting."""

@@ -24,9 +24,11 @@ from jaxlimit.lab.results import (
     RunResult,
     Sensitivity,
     Sweep,
+    TwoSides,
 )
 from jaxlimit.lab.settings import RunConfig
 from jaxlimit.pruning import SweepResult
+from jaxlimit.spectrum import SpectralMeasure
 
 
 class Findings(NamedTuple):
@@ -37,12 +39,14 @@ class Findings(NamedTuple):
         rise: forecast of the rise of the loss by a second-order Taylor expansion.
         loss: sweep of the training loss.
         accuracy: sweep of the test accuracy.
+        sides: the smallest mask from both sides, None if it was not searched for.
     """
 
     estimate: LimitEstimate
     rise: SweepResult
     loss: SweepResult
     accuracy: SweepResult
+    sides: TwoSides | None = None
 
 
 def collect(
@@ -55,7 +59,7 @@ def collect(
     spectra: dict[str, Any],
 ) -> RunResult:
     """Collect everything that one run found."""
-    estimate, rise, loss, accuracy = findings
+    estimate, rise, loss, accuracy, sides = findings
     measured = limits_found(findings, config)
     baseline = Baseline(
         support=float(pruning.support_fraction(net.trained.params)),
@@ -95,6 +99,7 @@ def collect(
             curve(accuracy),
             curve(rise),
         ),
+        two_sides=sides,
         spectra=spectra,
         environment=environment(),
         seconds=stages.seconds | {"total": sum(stages.seconds.values())},
@@ -115,7 +120,7 @@ def curve(sweep: SweepResult, *, with_radii: bool = False) -> Curve:
 
 def limits_found(findings: Findings, config: RunConfig) -> Measured:
     """Read the measured limits off the sweeps."""
-    _, _, loss, accuracy = findings
+    loss, accuracy = findings.loss, findings.accuracy
     epsilon = findings.estimate.epsilon
     penalised = loss._replace(losses=loss.losses + config.training.l1 * loss.kept_norms)
     negated = accuracy._replace(losses=-accuracy.losses)
@@ -155,6 +160,7 @@ def reasons(
         *repeated(float(findings.estimate.prediction.ratio), baseline),
         *at_edge("by loss", measured.by_loss, findings.loss),
         *at_edge("by accuracy", measured.by_accuracy, findings.accuracy),
+        *(findings.sides.notes if findings.sides else ()),
     )
 
 
@@ -236,32 +242,80 @@ def at_edge(name: str, limit, sweep) -> tuple[str, ...]:
     return ()
 
 
-def draw(folder: Path, findings: Findings, result: RunResult) -> None:
-    """Draw the three figures, as PNG and as SVG."""
-    estimate, _, loss, accuracy = findings
+class Drawn(NamedTuple):
+    """What a figure of theory and practice takes of a run."""
+
+    prediction: Limit
+    measure: SpectralMeasure
+    epsilon: float
+
+
+def draw(
+    folder: Path,
+    measure: SpectralMeasure,
+    result: RunResult,
+    kinds: tuple[str, ...] = ("png", "svg"),
+) -> None:
+    """Draw the figures of a run from its spectrum and its result, each as all `kinds` of file."""
     name = f"{result.config.model} on {result.config.dataset}"
-    predicted, measured = float(estimate.prediction.ratio), float(result.measured.by_loss)
-    c = float(limits.ridge(estimate.prediction.radius, estimate.epsilon))
+    prediction, measured = result.prediction, result.measured.by_loss
+    loss, accuracy = swept(result.sweep.loss), swept(result.sweep.accuracy)
+    c = float(limits.ridge(prediction.radius, result.epsilon))
     figures = {
-        "density": plotting.plot_density(
-            estimate.measure, threshold=c, title=f"Hessian spectrum, {name}"
-        ),
+        "density": plotting.plot_density(measure, threshold=c, title=f"Hessian spectrum, {name}"),
         "theory_and_practice": plotting.plot_theory_and_practice(
-            estimate, loss, measured, title=f"Theory against practice, {name}"
+            Drawn(prediction, measure, result.epsilon),
+            loss,
+            measured,
+            title=f"Theory against practice, {name}",
         ),
         "sweep": plotting.plot_sweep(
             loss,
             accuracy,
-            dense_loss=float(result.dense.loss),
-            epsilon=float(estimate.epsilon),
-            predicted=predicted,
+            dense_loss=result.dense.loss,
+            epsilon=result.epsilon,
+            predicted=prediction.ratio,
             measured=measured,
             title=f"Magnitude pruning, {name}",
         ),
     }
+    if result.two_sides:
+        figures["two_sides"] = plotting.plot_two_sides({name: sides_of(result)})
     for file, figure in figures.items():
-        for kind in ("png", "svg"):
+        for kind in kinds:
             plotting.save(figure, folder / f"{file}.{kind}")
+
+
+def swept(curve: Curve) -> SweepResult:
+    """Turn a curve back into a sweep, as far as the figures need it."""
+    ratios, values = np.array(curve.ratios), np.array(curve.values)
+    radii = np.zeros_like(values) if curve.radii is None else np.array(curve.radii)
+    return SweepResult(ratios, values, 0 * ratios, radii, 0 * ratios)  # pyright: ignore[reportArgumentType]
+
+
+def two_sides_rows(result: RunResult) -> list[tuple[str, str]]:
+    """Lay out both sides of the limit, nothing where they were not looked for."""
+    if (sides := result.two_sides) is None:
+        return []
+    certified = "none: the loss has no Gauss-Newton matrix"
+    if sides.certificate is not None:
+        certified = f"{sides.certificate:.3%}  (within the Gauss-Newton quadratic)"
+    return [
+        ("FOUND: a mask within ε keeps", f"{sides.found:.3%}  (by {sides.method})"),
+        ("CERTIFIED: no mask keeps less than", certified),
+    ]
+
+
+def sides_of(result: RunResult) -> dict[str, float | None]:
+    """Take from a result what `plotting.plot_two_sides` shows of it."""
+    sides = result.two_sides
+    return {
+        "certificate": sides and sides.certificate,
+        "found": sides and sides.found,
+        "magnitude": result.measured.by_loss,
+        "predicted": result.prediction.ratio,
+        "corrected": result.corrected.ratio,
+    }
 
 
 def show(result: RunResult, folder: Path) -> None:
@@ -274,6 +328,7 @@ def show(result: RunResult, folder: Path) -> None:
     rows = [
         ("weights D", f"{r.dim:,}"),
         ("tolerated rise of the loss ε", f"{r.epsilon:.3g}"),
+        *two_sides_rows(r),
         ("Hessian eigenvalues", f"from {e.smallest:.3g} to {e.largest:.3g}; "
          f"up to {e.near_zero:.2%} of them flat at this ε"),
         ("PREDICTED limit ρ*, kept", f"{interval(r.prediction)}  "

@@ -80,6 +80,25 @@ class Measured:
 
 
 @dataclasses.dataclass(frozen=True)
+class TwoSides:
+    """The smallest mask within ε, from both sides.
+
+    Attributes:
+        found: the fraction that the smallest mask found keeps; its true loss is within ε.
+        method: how it was found.
+        certificate: no mask keeps less, within the Gauss-Newton quadratic; None without one.
+        candidates: the smallest fraction that each way of choosing reached.
+        notes: what was left out, and why.
+    """
+
+    found: float
+    method: str
+    certificate: float | None
+    candidates: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Baseline:
     """What simpler means say: the support of the weights, and a second-order Taylor expansion."""
 
@@ -157,6 +176,7 @@ class RunResult:
     pruned_accuracy: float
     reasons: tuple[str, ...]
     sweep: Sweep
+    two_sides: TwoSides | None = None
     spectra: dict[str, Any] | None = None
     environment: dict[str, Any]
     seconds: dict[str, float]
@@ -205,6 +225,8 @@ def parse(content: dict[str, Any], where: str) -> RunResult:
         known = {field.name for field in dataclasses.fields(RunConfig)}
         # Version 1 held the flags of one process's command line too: seeds, output and others.
         config = {n: value for n, value in nested(config).items() if n in known}
+        # Until then no mask was searched for.
+        config.setdefault("find_mask", "two_sides" in content)
         content = {"hessian_images": config.get("hessian_images")} | content
         content |= {"schema": SCHEMA, "config": config}
     except (KeyError, TypeError, AttributeError) as error:

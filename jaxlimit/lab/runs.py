@@ -31,6 +31,7 @@ from jaxlimit.lab.jobs import sole_writer
 from jaxlimit.lab.results import (
     SPECTRA,
     RunResult,
+    TwoSides,
     kept_spectrum,
     known_result,
     write_result,
@@ -124,7 +125,8 @@ def analyse(net: Net, config: RunConfig, seed: int, folder: Path, stages: Stages
         rise = forecast(net, config)
     with stages.time("sweep"):
         sweeps = prune(net, estimate.epsilon, config, stages)
-    findings = report.Findings(estimate, rise, *sweeps)
+    sides = find_mask(net, estimate.epsilon, seed, stages) if config.find_mask else None
+    findings = report.Findings(estimate, rise, *sweeps, sides)
     result = report.collect(
         net, findings, config, seed=seed, stages=stages,
         spectra=spectra_identity(net, config, seed),
@@ -132,7 +134,7 @@ def analyse(net: Net, config: RunConfig, seed: int, folder: Path, stages: Stages
     if not distributed.is_first():
         return result
     # Last of all the result, since a run whose result is there is not measured again.
-    report.draw(folder, findings, result)
+    report.draw(folder, estimate.measure, result)
     return write_result(folder, result)
 
 
@@ -232,6 +234,28 @@ def prune(net: Net, epsilon: Any, config: RunConfig, stages: Stages) -> Sweeps:
     return Sweeps(
         jax.tree.map(lambda x: x[order], both),
         sweep(net.loss.accuracy, test, ratios, "sweep, accuracy"),
+    )
+
+
+def find_mask(net: Net, epsilon: Any, seed: int, stages: Stages) -> TwoSides:
+    """Search for the smallest mask within ε, and certify how few no mask can go below."""
+    with stages.time("smallest mask"):
+        found = pruning.smallest_mask(
+            *net.args,
+            datasets.to_batches(net.train),
+            net.trained.state,
+            epsilon=epsilon,
+            key=jax.random.fold_in(jax.random.key(seed), 2),
+            on_progress=stages.show,
+            mesh=net.mesh,
+        )
+    certificate = found.certificate
+    return TwoSides(
+        found=float(found.ratio),
+        method=found.method,
+        certificate=None if certificate is None else float(certificate.ratio),
+        candidates={candidate.method: float(candidate.ratio) for candidate in found.candidates},
+        notes=found.notes,
     )
 
 

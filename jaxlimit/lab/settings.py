@@ -66,6 +66,8 @@ class RunConfig:
     smallest_ratio: float = 1e-4
     accuracy_tolerance: float = 0.01
     """Loss of test accuracy that the limit by accuracy tolerates."""
+    find_mask: bool = True
+    """Search for the smallest mask within ε, and certify how few weights no mask can go below."""
 
     def __post_init__(self) -> None:
         """Raise now what a run would raise only after its training."""

@@ -1,6 +1,6 @@
 """Figures of one run: its spectrum, theory against practice, and its sweep."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -18,7 +18,25 @@ from jaxlimit.plotting._style import (
 )
 from jaxlimit.pruning import SweepResult
 from jaxlimit.spectrum import SpectralMeasure
-from jaxlimit.studies.estimation import LimitEstimate
+
+
+class Predicted(Protocol):
+    """What a figure takes of a `LimitEstimate`."""
+
+    @property
+    def prediction(self) -> Any:
+        """The predicted limit, with `ratio` and `radius`."""
+        ...
+
+    @property
+    def measure(self) -> SpectralMeasure:
+        """The spectrum."""
+        ...
+
+    @property
+    def epsilon(self) -> Any:
+        """The tolerated rise of the loss."""
+        ...
 
 
 def plot_density(measure: SpectralMeasure, *, threshold: float, title: str) -> Figure:
@@ -67,12 +85,12 @@ def plot_density(measure: SpectralMeasure, *, threshold: float, title: str) -> F
 
 
 def plot_theory_and_practice(
-    estimate: LimitEstimate, sweep: SweepResult, measured: float, *, title: str
+    estimate: Predicted, sweep: SweepResult, measured: float, *, title: str
 ) -> Figure:
     """Draw the bound ρ_L(R) and the network's own curve (R(ρ), ρ), which cross at the prediction.
 
     Args:
-        estimate: from `estimate_limit`.
+        estimate: from `estimate_limit`; of it the prediction, the measure and ε are drawn.
         sweep: from `magnitude_sweep`, for R(ρ).
         measured: the empirical limit by loss.
         title: of the figure.

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import pytest
 from lab_results import made_up
 
-from jaxlimit import datasets, models, planning, training
-from jaxlimit.lab import report, results, runs
+from jaxlimit import datasets, limits, models, planning, training
+from jaxlimit.lab import main_job, report, results, runs
 from jaxlimit.lab.console import Stages
 from jaxlimit.lab.content import read_json
 from jaxlimit.lab.settings import RunConfig, Training
@@ -28,9 +28,8 @@ pytest.importorskip("tyro")
 import flax.linen as nn
 import lomp
 import numpy as np
-import pruning_limit
 
-SCRIPTS = Path(pruning_limit.__file__).parent
+SCRIPTS = Path(lomp.__file__).parent
 
 KEYS = [
     "dim",
@@ -64,9 +63,10 @@ def test_run_writes_its_folder_and_resumes(tmp_path, capsys):
         hessian_images=256,
         images_at_once=300,
         num_ratios=12,
+        find_mask=False,
     )
-    config = pruning_limit.Config(run, output=tmp_path / "run")
-    pruning_limit.main(config)
+    config = main_job.Config(run, output=tmp_path / "run")
+    main_job.main(config)
     folder = tmp_path / "run" / "seed-0"
     first = json.loads((folder / "result.json").read_text())
     assert first["dim"] == 877_010
@@ -81,7 +81,7 @@ def test_run_writes_its_folder_and_resumes(tmp_path, capsys):
     assert all(figure.with_suffix(".svg").exists() for figure in figures)
     assert "resuming" not in capsys.readouterr().out
 
-    pruning_limit.main(config)
+    main_job.main(config)
     said = capsys.readouterr().out
     assert "2 of 2 epochs" in said
     assert "reusing the spectra" in said
@@ -231,6 +231,26 @@ def test_a_second_run_in_the_same_folder_is_told(tmp_path, monkeypatch):
         runs.run(RunConfig(), 0, folder)
 
 
+def test_both_sides_stand_in_the_result(tmp_path, capsys, monkeypatch):
+    """The mask that is found keeps no more than magnitude, and no less than is certified."""
+    monkeypatch.setattr(runs.models, "create", lambda *_, **__: Small())
+    config = RunConfig(max_images=300, num_steps=4, num_gap_steps=4, num_ratios=20)
+    config = config.replace(epochs=20, l1=1e-3)
+    result = runs.run(config, 0, tmp_path)
+    sides = result.two_sides
+    if hasattr(limits, "certificate"):
+        assert 0 < sides.certificate <= sides.found
+    assert sides.found <= sides.candidates["magnitude"]
+    assert sides.found == min(sides.candidates.values())
+    # The sweep tries few ratios; the search finds magnitude's limit to the unit.
+    assert sides.candidates["magnitude"] <= result.measured.by_loss + 1e-6
+    assert results.read_result(tmp_path) == result == results.known_result(tmp_path, config)
+    assert results.known_result(tmp_path, config.replace(find_mask=False)) is None
+    assert (tmp_path / "two_sides.png").stat().st_size > 5_000
+    report.show(result, tmp_path)
+    assert f"{sides.found:.3%}" in capsys.readouterr().out
+
+
 def test_a_cut_spectrum_names_its_file(tmp_path):
     path = tmp_path / "spectrum.npz"
     measure = runs.spectrum.exact_measure(jnp.arange(4.0))
@@ -242,8 +262,8 @@ def test_a_cut_spectrum_names_its_file(tmp_path):
 
 
 def test_dry_run_prints_the_plan_and_does_nothing_else(tmp_path, capsys):
-    config = pruning_limit.Config(RunConfig(num_steps=64), dry_run=True, output=tmp_path / "run")
-    pruning_limit.main(config)
+    config = main_job.Config(RunConfig(num_steps=64), dry_run=True, output=tmp_path / "run")
+    main_job.main(config)
     said = capsys.readouterr().out
     assert "D = 877,010" in said
     # Of so few steps every vector is kept, in float32.
@@ -372,7 +392,7 @@ def test_dry_run_plans_for_the_data_of_the_run(change, memory, monkeypatch, caps
     monkeypatch.setattr(planning.memory, "usable_memory", lambda: memory)
     for settings in ({}, change):
         run = RunConfig(num_steps=64, **settings)
-        pruning_limit.main(pruning_limit.Config(run, dry_run=True))
+        main_job.main(main_job.Config(run, dry_run=True))
     default, changed = capsys.readouterr().out.split("fc5 on digits")[1:]
     assert default != changed
 
@@ -380,11 +400,11 @@ def test_dry_run_plans_for_the_data_of_the_run(change, memory, monkeypatch, caps
 def test_dry_run_plans_for_the_devices_of_the_run(monkeypatch, capsys):
     """Eight devices hold the bases that one alone cannot."""
     monkeypatch.setattr(planning.memory, "usable_memory", lambda: 0.42e9)
-    config = pruning_limit.Config(RunConfig(num_steps=64, num_probes=4), dry_run=True)
-    pruning_limit.main(config)
+    config = main_job.Config(RunConfig(num_steps=64, num_probes=4), dry_run=True)
+    main_job.main(config)
     mesh = jax.sharding.AbstractMesh((8,), ("data",))
     monkeypatch.setattr(runs.distributed, "all_devices", lambda: mesh)
-    pruning_limit.main(config)
+    main_job.main(config)
     alone, shared = capsys.readouterr().out.split("fc5 on digits")[1:]
     assert "basis in no memory" in alone
     assert "D = 877,010, on each of 8 devices" in shared
@@ -395,15 +415,15 @@ def test_missing_data_is_told_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     run = RunConfig(dataset="cifar100", data_dir=tmp_path)
-    config = pruning_limit.Config(run, output=tmp_path / "run")
+    config = main_job.Config(run, output=tmp_path / "run")
     with pytest.raises(FileNotFoundError, match="cifar100"):
-        pruning_limit.main(config)
+        main_job.main(config)
 
 
 @pytest.mark.slow
 def test_default_predicts_what_pruning_then_finds(tmp_path):
     """FC5 on digits at its l1 minimum: the prediction is within 15 % of the measured limit."""
-    pruning_limit.main(pruning_limit.Config(output=tmp_path / "run"))
+    main_job.main(main_job.Config(output=tmp_path / "run"))
     result = json.loads((tmp_path / "run" / "seed-0" / "result.json").read_text())
     measured = result["measured"]["by_loss"]
     assert result["prediction"]["ratio"] == pytest.approx(measured, rel=0.15)

@@ -59,7 +59,9 @@ def analyse_fast(net, config, seed, folder, stages):
 @pytest.fixture(scope="module", params=["fast", pytest.param("whole", marks=pytest.mark.slow)])
 def output(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("key_factors")
-    base = RunConfig(num_steps=12, num_gap_steps=2, hessian_images=256, num_ratios=13)
+    base = RunConfig(
+        num_steps=12, num_gap_steps=2, hessian_images=256, num_ratios=13, find_mask=False
+    )
     base = base.replace(epochs=4)
     config = key_factors.Config(
         base=base,

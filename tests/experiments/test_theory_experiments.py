@@ -25,7 +25,9 @@ from jaxlimit.lab.settings import RunConfig
 @pytest.fixture(scope="module")
 def gap(tmp_path_factory):
     """A comparison of the bounds on one network that is hardly trained, over in seconds."""
-    base = RunConfig(max_images=256, num_steps=8, num_gap_steps=6, num_ratios=4).replace(epochs=1)
+    base = RunConfig(
+        max_images=256, num_steps=8, num_gap_steps=6, num_ratios=4, find_mask=False
+    ).replace(epochs=1)
     config = bound_gap.Config(networks=("fc5",), base=base, output=tmp_path_factory.mktemp("gap"))
     bound_gap.main(config)
     return config

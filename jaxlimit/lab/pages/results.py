@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxlimit.lab.markdown import comparison_table
+from jaxlimit.lab.markdown import comparison_table, markdown_table
 from jaxlimit.lab.results import Limit, RunResult, read_result
 
 PAGE = "docs/results.md"
@@ -59,11 +59,31 @@ ROWS: dict[str, Callable[[RunResult], str]] = {
 }
 
 
+NAMES = {"fc5-digits": "FC5 on digits", "fc12-digits": "FC12 on digits",
+         "resnet18-digits": "ResNet18 on digits"}  # fmt: skip
+
+
+def two_sides(root: Path) -> str:
+    """Lay out both sides of the limit beside the heuristic and its prediction, a row a network."""
+    rows = []
+    for folder, name in NAMES.items():
+        result = read_result(root / FOLDER / folder)
+        if (sides := result.two_sides) is not None:
+            certified = "-" if sides.certificate is None else percent(sides.certificate)
+            found = f"**{percent(sides.found)}** ({sides.method})"
+            magnitude, predicted = percent(sides.candidates["magnitude"]), limit(result.prediction)
+            rows.append([name, certified, found, magnitude, predicted])
+    if not rows:
+        return "Not run yet in this version; `make limit` shows both sides of FC5 on digits."
+    header = ["network", "no mask keeps less", "a mask that keeps", "magnitude", "published ρ\\*"]
+    return markdown_table({head: [row[i] for row in rows] for i, head in enumerate(header)})
+
+
 def blocks(root: Path) -> dict[str, dict[str, str]]:
-    """Return what is written between the markers of the page, by page and marker."""
-    tables = {}
+    """Return what is written between the markers of the pages, by page and marker."""
+    tables = {"sides": two_sides(root)}
     for block, names in BLOCKS.items():
         folders = {name: root / FOLDER / name for name in names}
         results = {n: read_result(f) for n, f in folders.items() if (f / "result.json").exists()}
         tables[block] = comparison_table(results, ROWS)
-    return {PAGE: tables}
+    return {PAGE: tables, "README.md": {"sides": tables["sides"]}}

@@ -102,7 +102,7 @@ class Network:
         if self.matrix != "gauss-newton" or certify is None:
             return None
         at = (self.operator, self.gradient, self.problem.weights, self.epsilon)
-        return certify(*at, num_products=_NUM_PRODUCTS)
+        return certify(*at, num_products=_NUM_PRODUCTS, diagonal=self.diagonal)
 
     @cached_property
     def support(self) -> Support | None:

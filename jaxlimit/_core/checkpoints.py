@@ -193,15 +193,18 @@ class Checkpoints:
         self.close()
 
     def _read(self, count: int, name: str, item: Any) -> Any:
+        args = self._ocp.args.Composite(**{name: item})
         try:
-            return self._manager.restore(count, args=self._ocp.args.Composite(**{name: item}))[name]
+            return self._manager.restore(count, args=args)[name]
         except Exception as error:
             cause = error.__cause__ or error  # orbax wraps some
             # Lack of memory or permission and the death of a process are no fault of the files.
             if isinstance(cause, MemoryError | PermissionError | jax.errors.JaxRuntimeError):
                 raise
             said = " ".join(str(cause).split())[:200]
-            raise self._damage(count, f"{type(cause).__name__} in {name}: {said}") from error
+            failure = self._damage(count, f"{type(cause).__name__} in {name}: {said}")
+        gc.collect()  # as where a save fails
+        raise failure
 
     def _check_digests(self, count: int, tree: PyTree, saved: dict) -> None:
         found = digests(tree)

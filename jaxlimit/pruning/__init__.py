@@ -3,7 +3,8 @@
 Ratios are fractions of weights *kept*. `smallest_mask` searches all masks within ε; its parts are
 functions of their own: `dead_weights`, `saliency`, `order_by`, `greedy_order`. Magnitude orders the
 weights under study over all layers at once; among equals the lower flat index is kept.
-`jaxlimit.pruning.lomp` prunes and fine-tunes a trained network.
+`jaxlimit.pruning.lomp` prunes and fine-tunes a trained network, `jaxlimit.pruning.retraining`
+prunes in rounds with training between them.
 """
 
 from jaxlimit.pruning.budgets import erdos_renyi_kernel, lamp_scores, mask_by_leaf

@@ -17,7 +17,7 @@ from jaxlimit.training.evaluation import (
 )
 from jaxlimit.training.history import Metrics
 from jaxlimit.training.loop import TrainingResult, fit
-from jaxlimit.training.optimizer import sgd, soft_threshold
+from jaxlimit.training.optimizer import l1_weights, reweighted_l1, sam, sgd, soft_threshold
 
 __all__ = [
     "DataLoss",
@@ -32,9 +32,12 @@ __all__ = [
     "distance_from_minimum",
     "evaluate",
     "fit",
+    "l1_weights",
     "learning_rates",
     "make_loss",
     "normalize",
+    "reweighted_l1",
+    "sam",
     "sgd",
     "soft_threshold",
 ]

@@ -45,6 +45,9 @@ class TrainingConfig:
         momentum: μ in [0, 1).
         l1: strength of the l1 penalty.
         l1_method: "subgradient" (as in the paper) or "proximal".
+        l1_delta: δ of a reweighted l1: every weight's penalty is l1·|w|/(|v| + δ), v its value when
+            the epoch began (`l1_weights`; Candès, Wakin, Boyd 2008), in both methods. 0 leaves the
+            l1 penalty as it is.
         l2: strength of the l2 penalty.
         sam_radius: take g not at w but at w + r·g/‖g‖, r this radius and g/‖g‖ the direction of
             the batch's gradient at w over all parameters (sharpness-aware minimisation, Foret et
@@ -73,6 +76,7 @@ class TrainingConfig:
     momentum: float = 0.9
     l1: float = 0.0
     l1_method: str = "subgradient"
+    l1_delta: float = 0.0
     l2: float = 0.0
     sam_radius: float = 0.0
     augment: bool = False
@@ -86,7 +90,7 @@ class TrainingConfig:
             object.__setattr__(self, name, count)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("l1_method", self.l1_method, L1_METHODS)
-        for name in ("learning_rate", "momentum", "l1", "l2", "decay", "sam_radius"):
+        for name in ("learning_rate", "momentum", "l1", "l1_delta", "l2", "decay", "sam_radius"):
             object.__setattr__(self, name, _check_finite(name, getattr(self, name)))
         check_range("learning_rate", self.learning_rate, 0, open_low=True)
         check_range("decay", self.decay, 0, 1, open_low=True)

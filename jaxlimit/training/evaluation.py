@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from jaxlimit._core.checks import check_count, check_range
 from jaxlimit._core.programs import canonical_convolutions
+from jaxlimit._core.scale import wide_type
 from jaxlimit._core.weights import Where, is_weight
 from jaxlimit.training.data import Normalization, check_dataset, normalize
 from jaxlimit.training.network import check_labels, forward, score
-from jaxlimit.training.optimizer import penalised, soft_threshold
+from jaxlimit.training.optimizer import penalised, soft_threshold, spread, tree_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +188,7 @@ def distance_from_minimum(
     state: PyTree,
     dataset: Any,
     *,
-    l1: float,
+    l1: Any,
     l2: float = 0.0,
     where: Where = is_weight,
     normalization: Normalization | None = None,
@@ -211,7 +211,8 @@ def distance_from_minimum(
         params: its parameters.
         state: what it keeps beside them, `{}` if nothing.
         dataset: images [n, h, w, c] and labels [n], the training set.
-        l1: strength of the l1 penalty.
+        l1: strength of the l1 penalty; of a reweighted one, what `l1_weights` makes of the weights
+            as they were when the last epoch began, or as they are now.
         l2: strength of the l2 penalty.
         where: which leaves the penalties act on, as for `fit`.
         normalization: as `fit` returned it.
@@ -239,7 +240,8 @@ def distance_from_minimum(
     (0.0, 0.1414)
     """
     check_count("batch_size", batch_size)
-    check_range("l1", l1, 0)
+    for leaf in jax.tree.leaves(l1):
+        check_range("l1", leaf, 0)
     check_range("l2", l2, 0)
     images, labels = check_dataset(dataset)
     check_labels(module, params, state, images, labels)
@@ -256,11 +258,17 @@ def _residual_norms(
 ) -> MinimumDistance:
     on = penalised(params, where)
     gradient = jax.tree.map(lambda g, w, p: g + p * l2 * w, gradient, params, on)
-    residual = jax.tree.map(lambda w, g, p: w - soft_threshold(w - g, p * l1), params, gradient, on)
-    norm = optax.tree.norm(residual)
+    residual = jax.tree.map(
+        lambda w, g, l1, p: w - soft_threshold(w - g, p * l1),
+        params,
+        gradient,
+        spread(l1, params),
+        on,
+    )
+    norm = tree_norm(residual)
     tiny = jnp.finfo(norm.dtype).tiny
-    weight_norm = jnp.maximum(optax.tree.norm(params), tiny)
-    return MinimumDistance(norm, norm / weight_norm, optax.tree.norm(gradient))
+    weight_norm = jnp.maximum(tree_norm(params), tiny)
+    return MinimumDistance(norm, norm / weight_norm, tree_norm(gradient))
 
 
 @functools.partial(jax.jit, static_argnames=("module", "batch_size"))
@@ -286,4 +294,5 @@ def _mean_gradient(
 
     rows = _batch_rows(num, batch_size)
     counts = (jnp.arange(rows.size) < num).reshape(rows.shape).astype(jnp.float32)
-    return jax.lax.scan(add_batch, jax.tree.map(jnp.zeros_like, params), (rows, counts))[0]
+    zeros = jax.tree.map(lambda w: jnp.zeros(jnp.shape(w), wide_type(jnp.result_type(w))), params)
+    return jax.lax.scan(add_batch, zeros, (rows, counts))[0]

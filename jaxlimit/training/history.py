@@ -52,6 +52,7 @@ class History:
         path: str | os.PathLike | None,
         describe: Callable[[], str],
     ):
+        self._past = past
         self._epochs = [
             Metrics(*(values[..., epoch] for values in past)) for epoch in range(len(past.epoch))
         ]
@@ -86,6 +87,8 @@ class History:
 
     def stacked(self) -> Metrics:
         """Return all epochs as arrays, the epochs along their last axis."""
+        if not self._epochs:
+            return self._past
         stacked = (np.stack(values, axis=-1) for values in zip(*self._epochs, strict=True))
         return Metrics(*stacked)
 

@@ -9,31 +9,30 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, PRNGKeyArray, PyTree, Shaped
 
 from jaxlimit._core import sharding
 from jaxlimit._core.batches import check_like
 from jaxlimit._core.checkpoints import Checkpoints, check_directory
 from jaxlimit._core.checks import check_count, check_floating_tree
 from jaxlimit._core.memory import catching_refusals
-from jaxlimit._core.programs import canonical_convolutions
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, is_weight
 from jaxlimit.training.config import TrainingConfig, learning_rates
 from jaxlimit.training.data import (
     Normalization,
-    augment,
     channel_statistics,
     check_dataset,
     normalize,
 )
+from jaxlimit.training.epoch import Carry, lay_out
+from jaxlimit.training.epoch import run_epoch as _epoch
 from jaxlimit.training.history import History, Metrics, empty_metrics
 from jaxlimit.training.identity import DEFAULTS, run_identity
 from jaxlimit.training.layout import Layout
-from jaxlimit.training.network import check_labels, score
-from jaxlimit.training.optimizer import climb, penalised, penalty, sgd
+from jaxlimit.training.network import check_labels
+from jaxlimit.training.optimizer import penalised, sgd
 
 
 class TrainingResult(NamedTuple):
@@ -54,12 +53,6 @@ class TrainingResult(NamedTuple):
     resumed_from: int
 
 
-class _Carry(NamedTuple):
-    params: PyTree
-    state: PyTree
-    opt_state: PyTree
-
-
 @takes_mesh
 def fit(
     module: Any,
@@ -78,6 +71,7 @@ def fit(
     checkpoint_every: int = 10,
     mesh: Mesh | None = None,
     shard_params: bool = False,
+    between: tuple[int, int] | None = None,
 ) -> TrainingResult:
     """Train a network by SGD with momentum on mean cross-entropy + l1·‖w‖₁ + ½·l2·‖w‖₂².
 
@@ -112,6 +106,9 @@ def fit(
             same steps up to the order of summation. Every device has the training images.
         shard_params: keep only a part of each parameter and its momentum on each device of `mesh`,
             split along the longest axis that their number divides; they stay so in the result.
+        between: run only a part of the `epochs` of `config`, those after the first number and up to
+            the second, with the rates and the order of images that they have in the whole; the
+            velocity starts at 0. All by default.
 
     Returns:
         The `TrainingResult`.
@@ -143,6 +140,7 @@ def fit(
     check_directory(checkpoint_dir)
     if shard_params and mesh is None:
         raise ValueError("shard_params needs a mesh to spread the parameters over, got mesh=None")
+    start, end = _check_between(between, config.epochs)
     images, labels = check_dataset(dataset)
     rates = learning_rates(config, _num_steps(len(images), config.batch_size))
     normalization = normalization or channel_statistics(images)
@@ -156,25 +154,28 @@ def fit(
     with Checkpoints(
         checkpoint_dir,
         checkpoint_every,
-        lambda: run_identity(
-            module,
-            config,
-            carry.params,
-            (first.params, first.state, one),
-            penalised(first.params, where),
-            data=(images, labels, normalization),
-            start=(carry, mask),
+        lambda: (
+            run_identity(
+                module,
+                config,
+                carry.params,
+                (first.params, first.state, one),
+                penalised(first.params, where),
+                data=(images, labels, normalization),
+                start=(carry, mask),
+            )
+            | ({} if between is None else {"between": [start, end]})
         ),
         unit="epoch",
         defaults=DEFAULTS,
         optional=("program", "penalised"),
     ) as checkpoints:
-        carry, past = _resume(checkpoints, _lay_out(carry, layout), key.shape)
+        carry, past = _resume(checkpoints, lay_out(carry, layout), key.shape, start)
         if len(past.epoch) and on_resume is not None:
             on_resume(past)
         path = metrics_path if jax.process_index() == 0 else None
         history = History(past, on_epoch, path, checkpoints.describe)
-        for epoch in range(len(past.epoch) + 1, config.epochs + 1):
+        for epoch in range(start + len(past.epoch) + 1, end + 1):
             with catching_refusals(
                 f"in epoch {epoch} of training ({checkpoints.describe()}): "
                 "raise accumulate or lower batch_size"
@@ -183,10 +184,21 @@ def fit(
                 _check_finite(losses, finite, epoch, config, checkpoints)
             history.append(metrics)
             tree = {**carry._asdict(), "history": history.stacked()._asdict()}
-            checkpoints.save(epoch, tree, last=epoch == config.epochs)
+            checkpoints.save(epoch, tree, last=epoch == end)
     params = carry.params if shard_params else sharding.local(carry.params, mesh)
     state = sharding.local(carry.state, mesh)
     return TrainingResult(params, state, normalization, history.stacked(), len(past.epoch))
+
+
+def _check_between(between: tuple[int, int] | None, epochs: int) -> tuple[int, int]:
+    if between is None:
+        return 0, epochs
+    if not isinstance(between, tuple | list) or len(between) != 2:
+        raise TypeError(f"between must be None or two numbers of epochs, got {between!r}")
+    start, end = (check_count("between", epoch, 0) for epoch in between)
+    if not start <= end <= epochs:
+        raise ValueError(f"between must increase and end by epochs {epochs}, got {between!r}")
+    return start, end
 
 
 def _num_steps(num_images: int, batch_size: int) -> int:
@@ -211,7 +223,7 @@ def _start(
     params: PyTree,
     state: PyTree,
     mask: PyTree,
-) -> _Carry:
+) -> Carry:
     if params is None and isinstance(module, nn.Module):
         params, state = _initialize(key, normalize(images[:1], normalization), module=module)
     elif params is None:
@@ -226,7 +238,7 @@ def _start(
     if mask is not None:
         check_like("mask", mask, jax.tree.map(lambda w: w[(0,) * key.ndim], params))
         params = jax.tree.map(lambda w, keep: jnp.where(keep, w, 0), params, mask)
-    return _Carry(params, state, sgd(0.0, 0.0, 0.0, 0.0, proximal=False).init(params))
+    return Carry(params, state, sgd(0.0, 0.0, 0.0, 0.0, proximal=False).init(params))
 
 
 @functools.partial(jax.jit, static_argnames="module")
@@ -238,21 +250,16 @@ def _initialize(key: PRNGKeyArray, images: Array, *, module: nn.Module) -> tuple
     return jax.vmap(one)(key) if key.ndim else one(key)
 
 
-def _lay_out(carry: _Carry, layout: Layout) -> _Carry:
-    params, state, opt_state = carry
-    return _Carry(layout.params(params), layout.whole(state), layout.params(opt_state))
-
-
 def _resume(
-    checkpoints: Checkpoints, carry: _Carry, batch: tuple[int, ...]
-) -> tuple[_Carry, Metrics]:
+    checkpoints: Checkpoints, carry: Carry, batch: tuple[int, ...], start: int
+) -> tuple[Carry, Metrics]:
     tree = checkpoints.restore(
-        lambda epoch: {**carry._asdict(), "history": empty_metrics(batch, epoch)._asdict()}
+        lambda epoch: {**carry._asdict(), "history": empty_metrics(batch, epoch - start)._asdict()}
     )
     if tree is None:
         return carry, empty_metrics(batch, 0)
     past = {name: np.asarray(values) for name, values in tree.pop("history").items()}
-    return _Carry(**tree), Metrics(**past)
+    return Carry(**tree), Metrics(**past)
 
 
 def _check_finite(
@@ -297,122 +304,10 @@ def _bind_epoch(
         layout=layout,
         strengths=(config.momentum, config.l1, config.l2),
         sam_radius=config.sam_radius or None,
+        l1_delta=config.l1_delta or None,
         module=module,
         batch_size=config.batch_size,
         accumulate=config.accumulate,
         augmented=config.augment,
         proximal=config.l1_method == "proximal",
     )
-
-
-@functools.partial(
-    jax.jit,
-    static_argnames=(
-        "layout",
-        "module",
-        "where",
-        "batch_size",
-        "accumulate",
-        "augmented",
-        "proximal",
-    ),
-    donate_argnums=0,
-)
-def _epoch(
-    carry: _Carry,
-    epoch: Int[Array, ""],
-    rates: Float[Array, " steps"],
-    *,
-    key: PRNGKeyArray,
-    images: Shaped[Array, "n h w c"],
-    labels: Int[Array, " n"],
-    normalization: Normalization,
-    mask: PyTree,
-    where: Where,
-    strengths: tuple[Any, Any, Any],
-    layout: Layout,
-    sam_radius: Any,
-    module: Any,
-    batch_size: int,
-    accumulate: int,
-    augmented: bool,
-    proximal: bool,
-) -> tuple[_Carry, Float[Array, "... steps"], Bool[Array, "..."], Metrics]:
-    """Run the steps of one epoch; return also their losses and whether all came out finite."""
-    momentum, l1, l2 = strengths
-
-    def step(carry: _Carry, xs: tuple) -> tuple[_Carry, tuple[Array, Array]]:
-        rows, key, rate = xs
-        batch = (images, labels, normalization, rows, key)
-        gradient_at = functools.partial(
-            _batch_gradient, layout=layout, module=module, augmented=augmented
-        )
-        gradient, state, loss, accuracy = gradient_at(carry, *batch)
-        if sam_radius is not None:
-            uphill = climb(carry.params, gradient, sam_radius, mask)
-            gradient, *_ = gradient_at(carry._replace(params=uphill), *batch)
-        optimizer = sgd(rate, momentum, l1, l2, proximal=proximal, where=where)
-        updates, opt_state = optimizer.update(gradient, carry.opt_state, carry.params)
-        if mask is not None:
-            updates = jax.tree.map(lambda u, keep: jnp.where(keep, u, 0), updates, mask)
-        params = optax.apply_updates(carry.params, updates)
-        return _lay_out(_Carry(params, state, opt_state), layout), (loss, accuracy)
-
-    def run(carry: _Carry, key: PRNGKeyArray) -> tuple:
-        order_key, step_key = jax.random.split(jax.random.fold_in(key, epoch))
-        order = jax.random.permutation(order_key, len(images))[: len(rates) * batch_size]
-        rows = order.reshape(len(rates), accumulate, batch_size // accumulate)
-        keys = jax.random.split(step_key, len(rates))
-        carry, (losses, accuracies) = jax.lax.scan(step, carry, (rows, keys, rates))
-        finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((carry, losses))]
-        data_loss = losses.mean()
-        loss = data_loss + penalty(carry.params, l1, l2, where=where)
-        return carry, losses, jnp.all(jnp.stack(finite)), (loss, data_loss, accuracies.mean())
-
-    outcome = jax.vmap(run)(carry, key) if key.ndim else run(carry, key)
-    carry, losses, finite, (loss, data_loss, accuracy) = outcome[0], *layout.whole(outcome[1:])
-    return carry, losses, finite, Metrics(epoch, loss, data_loss, accuracy, rates[-1])
-
-
-def _batch_gradient(
-    carry: _Carry,
-    images: Array,
-    labels: Array,
-    normalization: Normalization,
-    rows: Int[Array, "accumulate slice"],
-    key: PRNGKeyArray,
-    *,
-    layout: Layout,
-    module: Any,
-    augmented: bool,
-) -> tuple[PyTree, PyTree, Array, Array]:
-    """Average the gradient over the slices of a batch, the state going from slice to slice."""
-
-    def slice_loss(params: PyTree, state: PyTree, rows: Array, key: PRNGKeyArray) -> tuple:
-        shift_key, network_key = jax.random.split(key)
-        rows = layout.examples(rows)
-        batch = layout.examples(images[rows])
-        batch = augment(batch, shift_key) if augmented else batch
-        losses, correct, state = score(
-            module,
-            params,
-            state,
-            (batch, labels[rows]),
-            normalization,
-            train=True,
-            key=network_key,
-        )
-        return losses.mean(), (state, correct.mean())
-
-    def add_slice(total: tuple, xs: tuple) -> tuple[tuple, tuple[Array, Array]]:
-        state, gradients = total
-        score_and_gradient = canonical_convolutions(jax.value_and_grad(slice_loss, has_aux=True))
-        (loss, (state, accuracy)), gradient = score_and_gradient(carry.params, state, *xs)
-        return (state, jax.tree.map(jnp.add, gradients, gradient)), (loss, accuracy)
-
-    # A scan of one slice compiles to no loop at all, so the common case costs nothing.
-    zeros = jax.tree.map(jnp.zeros_like, carry.params)
-    keys = jax.random.split(key, len(rows))
-    (state, total), scores = jax.lax.scan(add_slice, (carry.state, zeros), (rows, keys))
-    gradient = jax.tree.map(lambda g: g / len(rows), total)
-    return gradient, state, scores[0].mean(), scores[1].mean()

@@ -1,12 +1,14 @@
-"""The optax chain of a training step, and the proximal operator in it."""
+"""The optax chain of a training step, the penalties in it, and sharpness-aware steps."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
+from jaxlimit._core import scale
+from jaxlimit._core.checks import check_count, check_range
 from jaxlimit._core.weights import Where, is_weight, selected
 
 
@@ -37,7 +39,8 @@ def sgd(
     Args:
         rate: η of the step.
         momentum: μ.
-        l1: strength of the l1 penalty.
+        l1: strength of the l1 penalty; or a pytree like the parameters of the strength on each
+            weight, as `l1_weights` makes it.
         l2: strength of the l2 penalty.
         proximal: whether l1 acts by the soft threshold after the step, else by its subgradient.
         where: which leaves the penalties act on.
@@ -55,21 +58,18 @@ def sgd(
     """
 
     def pull(gradient: PyTree, params: PyTree) -> PyTree:
-        def one(g: Array, w: Array, on: bool) -> Array:
+        def one(g: Array, w: Array, l1: Any, on: bool) -> Array:
             if not on:
                 return g
             return g + l2 * w if proximal else g + (l1 * jnp.sign(w) + l2 * w)
 
-        return jax.tree.map(one, gradient, params, penalised(params, where))
+        return jax.tree.map(one, gradient, params, spread(l1, params), penalised(params, where))
 
     def shrink(update: PyTree, params: PyTree) -> PyTree:
-        threshold = rate * l1 / (1 - momentum)
-        return jax.tree.map(
-            lambda u, w, on: soft_threshold(w + u, threshold) - w if on else u,
-            update,
-            params,
-            penalised(params, where),
-        )
+        def one(u: Array, w: Array, l1: Any, on: bool) -> Array:
+            return soft_threshold(w + u, rate * l1 / (1 - momentum)) - w if on else u
+
+        return jax.tree.map(one, update, params, spread(l1, params), penalised(params, where))
 
     return optax.chain(
         optax.stateless(pull),
@@ -77,6 +77,152 @@ def sgd(
         optax.scale_by_learning_rate(rate),
         optax.stateless(shrink) if proximal else optax.identity(),
     )
+
+
+def spread(l1: Any, params: PyTree) -> PyTree:
+    """Return the strength for each leaf, of one number the same for all."""
+    if jax.tree.structure(l1) == jax.tree.structure(params):
+        return l1
+    return jax.tree.map(lambda _: l1, params)
+
+
+def l1_weights(params: PyTree, delta: Any, *, strength: Any = 1.0) -> PyTree:
+    """Weigh the l1 penalty of each weight by how small it is: strength / (|w| + δ).
+
+    Σ_i |w_i|/(|v_i| + δ) with v the weights before is the linear majorant of Σ_i log(|w_i| + δ),
+    so that penalties reweighted round by round descend on that sum, which is nearer to the number
+    of weights that are not 0 than ‖w‖₁ is.
+
+    Args:
+        params: pytree of the weights.
+        delta: δ > 0, the magnitude below which a weight counts as small.
+        strength: what to multiply by.
+
+    Returns:
+        A pytree like `params`, for `sgd`'s `l1` and for `distance_from_minimum`'s.
+
+    >>> import jax.numpy as jnp
+    >>> l1_weights({"kernel": jnp.array([0.0, -0.75])}, 0.25)["kernel"].tolist()
+    [4.0, 1.0]
+
+    Candès, Wakin, Boyd (2008), "Enhancing Sparsity by Reweighted l1 Minimization", section 2.2.
+    """
+    check_range("delta", delta, 0, open_low=True)
+
+    def one(w: Array) -> Array:
+        wide = jnp.abs(w.astype(scale.wide_type(w.dtype)))
+        return (strength / (wide + delta)).astype(w.dtype)
+
+    return jax.tree.map(one, params)
+
+
+class ReweightedL1State(NamedTuple):
+    """What `reweighted_l1` keeps: the updates so far, and the weights of the penalty."""
+
+    count: Int[Array, ""]
+    weights: PyTree
+
+
+def reweighted_l1(
+    strength: Any, delta: Any, *, every: int, where: Where = is_weight
+) -> optax.GradientTransformation:
+    """Add the subgradient of a reweighted l1 penalty, strength·Σ_i |w_i|/(|v_i| + δ).
+
+    v are the weights at the last multiple of `every` updates. For optimisers of one's own; `fit`
+    has the same by `TrainingConfig(l1_delta=...)`, reweighted epoch by epoch. The state is one more
+    copy of the parameters; a run that restores it goes on to the same bits.
+
+    Args:
+        strength: of the penalty.
+        delta: δ > 0, as for `l1_weights`.
+        every: updates between two reweightings, at least 1; the steps of an epoch, say.
+        where: which leaves the penalty acts on.
+
+    Returns:
+        The transformation of a gradient; it needs the parameters.
+
+    Raises:
+        TypeError, ValueError: naming the argument at fault.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"kernel": jnp.array([1.0, -0.25])}
+    >>> transform = reweighted_l1(0.5, 0.25, every=10)
+    >>> gradient, _ = transform.update(
+    ...     {"kernel": jnp.zeros(2)}, transform.init(params), params)
+    >>> gradient["kernel"].tolist()  # 0.5 / 1.25, -0.5 / 0.5
+    [0.4, -1.0]
+
+    Candès, Wakin, Boyd (2008), "Enhancing Sparsity by Reweighted l1 Minimization".
+    """
+    check_range("delta", delta, 0, open_low=True)
+    check_count("every", every)
+
+    def init(params: PyTree) -> ReweightedL1State:
+        return ReweightedL1State(jnp.zeros((), jnp.int32), l1_weights(params, delta))
+
+    def update(gradient: PyTree, state: ReweightedL1State, params: PyTree = None) -> tuple:
+        if params is None:
+            raise ValueError("params must be given to update, got None")
+        due = state.count % every == 0
+        weights = jax.tree.map(
+            lambda now, before: jnp.where(due, now, before),
+            l1_weights(params, delta),
+            state.weights,
+        )
+        gradient = jax.tree.map(
+            lambda g, w, u, on: g + strength * u * jnp.sign(w) if on else g,
+            gradient,
+            params,
+            weights,
+            penalised(params, where),
+        )
+        return gradient, ReweightedL1State((state.count + 1) % every, weights)
+
+    return optax.GradientTransformation(init, update)
+
+
+def sam(optimizer: optax.GradientTransformation, radius: float) -> Any:
+    """Take the gradient at w + radius·g/‖g‖ in place of w: `optax.contrib.sam`, as in the paper.
+
+    The same steps as `TrainingConfig(sam_radius=radius)`, for loops of one's own, with two
+    differences: where g = 0 optax divides by 0 and gives NaN while `fit` stays at w, and optax
+    climbs along entries that a mask holds at 0 too.
+
+    Args:
+        optimizer: takes the step from the gradient found there.
+        radius: how far to climb.
+
+    Returns:
+        A transformation whose `update(gradient, state, params, grad_fn=...)` is given
+        `grad_fn(params, i)`, the gradient of the same batch elsewhere.
+
+    >>> import jax, jax.numpy as jnp
+    >>> loss = lambda w: jnp.sum(w**2)
+    >>> optimizer, w = sam(optax.sgd(0.25), 0.5), jnp.array([3.0, 4.0])
+    >>> gradient = jax.grad(lambda w, i: loss(w))
+    >>> update, _ = optimizer.update(gradient(w, 0), optimizer.init(w), w, grad_fn=gradient)
+    >>> update.tolist()  # -¼ · 2 (w + ½ w/‖w‖)
+    [-1.65, -2.2]
+
+    Foret, Kleiner, Mobahi, Neyshabur (2021), "Sharpness-Aware Minimization for Efficiently
+    Improving Generalization".
+    """
+    check_range("radius", radius, 0)
+    uphill = optax.chain(optax.contrib.normalize(), optax.sgd(radius))
+    return optax.contrib.sam(optimizer, uphill, opaque_mode=True)
+
+
+def tree_norm(tree: PyTree) -> Float[Array, ""]:
+    """Return the Euclidean norm over all leaves, in float32 at least and free of scale.
+
+    >>> import jax.numpy as jnp
+    >>> tree_norm([jnp.array(3e-30), jnp.array([4e-30])])
+    Array(5.e-30, dtype=float32)
+    """
+    leaves = [leaf.astype(scale.wide_type(leaf.dtype)) for leaf in jax.tree.leaves(tree)]
+    largest = jnp.max(jnp.stack([scale.magnitude(leaf).reshape(()) for leaf in leaves]))
+    squares = [jnp.sum((leaf / largest) ** 2) for leaf in leaves]
+    return largest * jnp.sqrt(sum(squares, jnp.zeros((), largest.dtype)))
 
 
 def climb(params: PyTree, gradient: PyTree, radius: Any, mask: PyTree = None) -> PyTree:
@@ -88,16 +234,21 @@ def climb(params: PyTree, gradient: PyTree, radius: Any, mask: PyTree = None) ->
     """
     if mask is not None:
         gradient = jax.tree.map(lambda g, keep: jnp.where(keep, g, 0), gradient, mask)
-    norm = optax.tree.norm(gradient)
-    scale = radius / jnp.where(norm > 0, norm, 1)
-    return jax.tree.map(lambda w, g: (w + scale * g).astype(w.dtype), params, gradient)
+    norm = tree_norm(gradient)
+    norm = jnp.where(norm > 0, norm, 1)
+    return jax.tree.map(lambda w, g: (w + radius * (g / norm)).astype(w.dtype), params, gradient)
 
 
 def penalty(params: PyTree, l1: Any, l2: Any, *, where: Where = is_weight) -> Float[Array, ""]:
-    """Return l1·‖w‖₁ + ½·l2·‖w‖² over the penalised leaves."""
-    terms = jax.tree.map(
-        lambda w, on: l1 * jnp.abs(w).sum() + 0.5 * l2 * (w**2).sum() if on else 0.0,
-        params,
-        penalised(params, where),
-    )
+    """Return Σ l1·|w| + ½·l2·‖w‖² over the penalised leaves; l1 as for `sgd`."""
+
+    def one(w: Array, l1: Any, on: bool) -> Any:
+        if not on:
+            return 0.0
+        w = w.astype(scale.wide_type(w.dtype))
+        norm = scale.norm(w)
+        pull = (l1 * jnp.abs(w)).sum() if jnp.ndim(l1) else l1 * jnp.abs(w).sum()
+        return pull + 0.5 * (l2 * norm) * norm
+
+    terms = jax.tree.map(one, params, spread(l1, params), penalised(params, where))
     return sum(jax.tree.leaves(terms), jnp.zeros(()))

@@ -1,0 +1,237 @@
+"""Pruning in rounds with training between them, as others do it, to stand beside one shot.
+
+`gradual` prunes more and more while it trains (Zhu and Gupta); `iterative` goes back to early
+weights after each round (Frankle et al.). In both, weights go by magnitude over all layers at once,
+and one that has gone stays gone.
+"""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, PyTree
+
+from jaxlimit import training
+from jaxlimit._core.checks import check_count, check_range
+from jaxlimit._core.weights import Where, flatten_weights, is_weight, selected
+from jaxlimit.pruning.lomp import PrunedNetwork
+from jaxlimit.pruning.magnitude import num_kept
+from jaxlimit.training import TrainingConfig, TrainingResult
+
+
+def cubic_ratio(progress: Any, ratio: Any, *, initial: Any = 1.0) -> Float[np.ndarray, "..."]:
+    """Return the fraction kept on the way to `ratio`: fast at first, slow where little is left.
+
+    In sparsities s = 1 - ρ it is s = s_end + (s_start - s_end)·(1 - t)³, t the progress.
+
+    Args:
+        progress: t, the share done of the time in which weights go; beyond [0, 1] it is clipped.
+        ratio: fraction kept at the end, in [0, 1].
+        initial: fraction kept at the start, in [0, 1].
+
+    Returns:
+        The fraction kept, of the shape of `progress`.
+
+    Raises:
+        ValueError: if a ratio lies outside [0, 1].
+
+    >>> cubic_ratio([0.0, 0.5, 1.0], 0.2).tolist()
+    [1.0, 0.3, 0.2]
+
+    Zhu, Gupta (2017), "To prune, or not to prune", section 3.
+    """
+    check_range("ratio", ratio, 0, 1)
+    check_range("initial", initial, 0, 1)
+    left = 1 - np.clip(np.asarray(progress, np.float64), 0, 1)
+    return ratio + (initial - ratio) * left**3
+
+
+def gradual(
+    module: Any,
+    dataset: Any,
+    config: TrainingConfig,
+    ratio: float,
+    *,
+    num_rounds: int,
+    prune_until: int,
+    start: TrainingResult | None = None,
+    where: Where = is_weight,
+    checkpoint_dir: Any = None,
+) -> PrunedNetwork:
+    """Prune while training: after every stretch of epochs, down to what a cubic schedule keeps.
+
+    `prune_until` epochs are cut into `num_rounds` stretches of whole epochs, as equal as they come.
+    At the end of each the weights of least magnitude go, until after the last `ratio` is kept
+    (`cubic_ratio`); the epochs after that train what is left. Rates and the order of images are
+    those of one run of `config`; the velocity begins at 0 after each round, unlike in the paper.
+
+    Cost: one training as `training.fit` has it, and a mask a round.
+
+    Args:
+        module: the network, as `training.fit` takes it.
+        dataset: images and labels.
+        config: of the whole training, of one seed.
+        ratio: fraction of the weights kept at the end, in [0, 1].
+        num_rounds: how often weights go.
+        prune_until: the epoch by which all have gone, from `num_rounds` to `epochs`.
+        start: begin from this network; by default from what the seed makes of a Linen module.
+        where: which leaves are weights under study, and the penalties act on.
+        checkpoint_dir: a folder in which each round keeps its newest checkpoint, so that the same
+            call goes on from there.
+
+    Returns:
+        A `PrunedNetwork`; its history is that of the whole.
+
+    Raises:
+        ValueError: if an argument is out of range or there are several seeds, or as `training.fit`.
+
+    Zhu, Gupta (2017), "To prune, or not to prune: exploring the efficacy of pruning for model
+    compression".
+    """
+    _check_config(config)
+    check_range("ratio", ratio, 0, 1)
+    check_count("num_rounds", num_rounds)
+    if not num_rounds <= check_count("prune_until", prune_until) <= config.epochs:
+        raise ValueError(
+            f"prune_until must lie between num_rounds {num_rounds} and epochs {config.epochs}, "
+            f"got {prune_until}"
+        )
+    ends = [round(prune_until * i / num_rounds) for i in range(num_rounds + 1)]
+    rounds = _Rounds(module, dataset, config, where, checkpoint_dir)
+    network, mask, histories = start, None, []
+    for i, (begin, end) in enumerate(itertools.pairwise(ends), 1):
+        network = rounds.fit(f"round-{i}", network, mask, (begin, end))
+        histories.append(network.history)
+        kept = cubic_ratio(i / num_rounds, ratio)
+        mask = shrink_mask(network.params, mask, kept, where=where)
+    network = rounds.fit("after", network, mask, (prune_until, config.epochs))
+    history = jax.tree.map(lambda *parts: np.concatenate(parts), *histories, network.history)
+    return PrunedNetwork(network.params, network.state, mask, history)
+
+
+def iterative(
+    module: Any,
+    dataset: Any,
+    config: TrainingConfig,
+    ratio: float,
+    *,
+    num_rounds: int,
+    rewind_epoch: int,
+    start: TrainingResult | None = None,
+    where: Where = is_weight,
+    checkpoint_dir: Any = None,
+) -> list[PrunedNetwork]:
+    """Prune a trained network, take what is kept back to an early epoch, train again; repeat.
+
+    The network is trained to the end; of its weights the largest stay, ratio^(i/num_rounds) of all
+    after round i; these take the values that they had at `rewind_epoch`, with the state of then,
+    and are trained from there to the end, at the rates and in the order of images of the first
+    time.
+
+    Cost: num_rounds + 1 trainings as `training.fit` has them, all but the first without the epochs
+    up to `rewind_epoch`.
+
+    Args:
+        module: the network, as `training.fit` takes it.
+        dataset: images and labels.
+        config: of every training, of one seed.
+        ratio: fraction of the weights kept after the last round, in (0, 1].
+        num_rounds: how often to prune.
+        rewind_epoch: the epoch to go back to, below `epochs`; 0 is the initialisation, as in the
+            lottery ticket hypothesis.
+        start: begin from this network; by default from what the seed makes of a Linen module.
+        where: which leaves are weights under study, and the penalties act on.
+        checkpoint_dir: a folder in which each training keeps its newest checkpoint, so that the
+            same call goes on from there.
+
+    Returns:
+        A `PrunedNetwork` a round, trained.
+
+    Raises:
+        ValueError: if an argument is out of range or there are several seeds, or as `training.fit`.
+
+    Frankle, Dziugaite, Roy, Carbin (2020), "Linear Mode Connectivity and the Lottery Ticket
+    Hypothesis", algorithm 2.
+    """
+    _check_config(config)
+    check_range("ratio", ratio, 0, 1, open_low=True)
+    check_count("num_rounds", num_rounds)
+    if check_count("rewind_epoch", rewind_epoch, 0) >= config.epochs:
+        raise ValueError(f"rewind_epoch must be below epochs {config.epochs}, got {rewind_epoch}")
+    rounds = _Rounds(module, dataset, config, where, checkpoint_dir)
+    early = rounds.fit("early", start, None, (0, rewind_epoch))
+    rest = (rewind_epoch, config.epochs)
+    trained, mask, found = rounds.fit("dense", early, None, rest), None, []
+    for i in range(1, num_rounds + 1):
+        mask = shrink_mask(trained.params, mask, ratio ** (i / num_rounds), where=where)
+        trained = rounds.fit(f"round-{i}", early, mask, rest)
+        found.append(PrunedNetwork(trained.params, trained.state, mask, trained.history))
+    return found
+
+
+def shrink_mask(
+    params: PyTree, mask: PyTree | None, ratio: Any, *, where: Where = is_weight
+) -> PyTree:
+    """Keep of what a mask keeps the largest magnitudes, a fraction `ratio` of all weights.
+
+    Args:
+        params: pytree of the weights.
+        mask: pytree like it of Booleans; None keeps all so far.
+        ratio: fraction of all weights under study kept, in [0, 1].
+        where: which leaves are under study; the others are kept.
+
+    Returns:
+        A pytree like `params` of Booleans, ⌊ratio · D + ½⌋ of them True under study: nowhere where
+        `mask` is False, even if what is kept holds zeros, but where it keeps fewer.
+
+    >>> import jax.numpy as jnp
+    >>> mask = jnp.array([False, True, True, True])
+    >>> shrink_mask(jnp.array([9.0, 0.0, 2.0, 1.0]), mask, 0.75).tolist()
+    [False, True, True, True]
+    >>> shrink_mask(jnp.array([9.0, 0.0, 2.0, 1.0]), mask, 0.5).tolist()
+    [False, False, True, True]
+    """
+    weights, unflatten = flatten_weights(params, where)
+    kept = np.ones(weights.size, bool)
+    if mask is not None:
+        marks = jax.tree.map(lambda w, m: jnp.asarray(m, jnp.result_type(w)), params, mask)
+        kept = np.asarray(flatten_weights(marks, where)[0]) > 0
+    rank = np.where(kept, np.abs(np.asarray(weights, np.float64)), -1.0)
+    largest = np.argsort(-rank, kind="stable")[: int(num_kept(weights.size, ratio))]
+    keep = np.zeros(weights.size, bool)
+    keep[largest] = kept[largest]
+    marks = unflatten(jnp.asarray(keep, weights.dtype))
+    studied = jax.tree.unflatten(jax.tree.structure(params), selected(params, where))
+    return jax.tree.map(
+        lambda mark, on: mark > 0 if on else jnp.ones(jnp.shape(mark), bool), marks, studied
+    )
+
+
+class _Rounds:
+    """Parts of one training, each from a given network with a given mask."""
+
+    def __init__(self, module, dataset, config, where, checkpoint_dir) -> None:
+        self._told = (module, dataset, config)
+        self._where, self._folder = where, None if checkpoint_dir is None else Path(checkpoint_dir)
+
+    def fit(self, name, network, mask, between) -> TrainingResult:
+        start: dict[str, Any] = {}
+        if network is not None:
+            start = {"params": network.params, "state": network.state,
+                     "normalization": network.normalization}  # fmt: skip
+        return training.fit(
+            *self._told,
+            **start,
+            mask=mask,
+            where=self._where,
+            between=between,
+            checkpoint_dir=None if self._folder is None else self._folder / name,
+        )
+
+
+def _check_config(config: TrainingConfig) -> None:
+    if isinstance(config.seed, tuple):
+        raise ValueError(f"config must be of one seed, got {config.seed}")

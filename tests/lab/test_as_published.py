@@ -1,0 +1,93 @@
+"""The authors' reading of a spectrum against a density made bin by bin, and ours against limits."""
+
+import itertools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlimit import limits, pruning, spectrum
+from jaxlimit.lab import as_published
+from jaxlimit.lab.as_published import OURS, THEIRS, demand, gap_by_two_readings, predicted_ratio
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(0)
+    values = np.concatenate([np.zeros(300), rng.standard_cauchy(200) ** 2 / 10]).clip(-1, 50)
+    weights = jnp.asarray(rng.laplace(size=500), jnp.float32)
+    operator = jnp.asarray(rng.permutation(values), jnp.float32)
+    measure = spectrum.spectral_measure(
+        lambda v: operator * v, jax.random.key(0), dim=500, num_steps=100
+    )
+    ratios = np.geomspace(1e-3, 1, 400)
+    radii = [float(pruning.removed_norm(weights, r)) for r in ratios]
+    return measure, weights, as_published.radius_of_sweep(list(ratios), radii)
+
+
+def test_our_reading_is_the_pruning_limit(problem):
+    measure, weights, radius_at = problem
+    truth = float(limits.pruning_limit(measure, weights, 0.5).ratio)
+    assert abs(predicted_ratio(measure, radius_at, 0.5) / truth - 1) < 0.02
+
+
+def test_a_smoothed_density_is_the_histogram_of_its_bins(problem):
+    measure = problem[0]
+    nodes, weights = (np.asarray(x[0], np.float64) for x in (measure.nodes, measure.weights))
+    spread = 1e-5 * (nodes.max() - nodes.min())
+    offsets = np.linspace(-8, 8, 4001) * spread
+    bell = np.exp(-((offsets / spread) ** 2) / 2)
+    bell /= bell.sum()
+    c = 2 * 0.5 / 3.0**2
+    size = np.abs(nodes[:, None] + offsets)
+    truth = (weights[:, None] * bell * size / (size + c)).sum()
+    found = demand(measure, np.array([3.0]), 0.5, replace(OURS, bracketed=False, smoothed=True))
+    np.testing.assert_allclose(found, truth, rtol=1e-4)
+
+
+def test_each_choice_does_what_it_says(problem):
+    measure, _, radius_at = problem
+    gridded = predicted_ratio(measure, radius_at, 0.5, replace(OURS, grid=0.05))
+    assert abs(gridded / 0.05 - round(gridded / 0.05)) < 1e-9
+    exact = predicted_ratio(measure, radius_at, 0.5)
+    assert exact <= gridded + 1e-9 < exact + 0.05 + 1e-9
+    plain = demand(measure, np.array([2.0]), 0.5, replace(OURS, bracketed=False, depth=20))
+    c = 2 * 0.5 / 4
+    cut = spectrum.truncate(measure, 20)
+    share = lambda x: jnp.abs(x) / (jnp.abs(x) + c)  # noqa: E731
+    np.testing.assert_allclose(plain, spectrum.trace_function(cut, share).value, rtol=1e-5)
+    rounded = replace(OURS, rounded=True)
+    ratios = np.geomspace(1e-5, 1, 4000)
+    asked = limits.lower_bound(measure, np.round(radius_at(ratios)), 0.5).value
+    truth = ratios[np.asarray(asked) > ratios].max()
+    assert predicted_ratio(measure, radius_at, 0.5, rounded) > truth
+    assert predicted_ratio(measure, radius_at, 0.5, rounded) < truth * 1.01
+
+
+def test_readings_lead_from_ours_to_theirs():
+    steps = list(as_published.one_by_one().values())
+    assert steps[0] == OURS
+    assert steps[-1] == THEIRS
+    pairs = itertools.pairwise(map(vars, steps))
+    changed = [sum(before[name] != after[name] for name in before) for before, after in pairs]
+    assert changed == [1] * 5
+
+
+def test_both_readings_of_the_gap_on_a_known_block():
+    whole = spectrum.exact_measure(jnp.asarray(np.linspace(0, 3, 30), jnp.float32))
+    removed = spectrum.exact_measure(jnp.asarray(np.linspace(0, 1, 24), jnp.float32))
+    c = 2 * 0.1 / 2.0**2
+    f = lambda x: x / (x + c)  # noqa: E731
+    own, mine = f(np.linspace(0, 1, 24)).sum(), f(np.linspace(0, 3, 30)).mean()
+    found = gap_by_two_readings(whole, removed, 2.0, 0.1, OURS)
+    np.testing.assert_allclose(found, (own / 30, mine - own / 24), rtol=1e-5)
+
+
+def test_bad_arguments_are_named(problem):
+    measure, _, radius_at = problem
+    with pytest.raises(ValueError, match="epsilon"):
+        predicted_ratio(measure, radius_at, -1.0)
+    with pytest.raises(ValueError, match="num_steps"):
+        predicted_ratio(measure, radius_at, 0.5, replace(OURS, depth=1000))

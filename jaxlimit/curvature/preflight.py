@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxlimit._core.checks import check_range
 from jaxlimit._core.operator import Operator, prepare
 from jaxlimit._core.programs import change_products, highest_precision, product_dtypes
+from jaxlimit._core.scale import norm
 
 _NUM_VECTORS = 4
 
@@ -97,7 +98,7 @@ def check(
 
 def _ratio(difference: Array, whole: Array) -> float:
     """Return the ratio of two norms: 0 of nothing, infinite where something is not finite."""
-    above, below = float(jnp.linalg.norm(difference)), float(jnp.linalg.norm(whole))
+    above, below = float(norm(difference)), float(norm(whole))
     if not jnp.isfinite(above + below):
         return float("inf")
     return above / below if below else float(above > 0)

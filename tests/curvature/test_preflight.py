@@ -16,7 +16,7 @@ from curvature_problems import (
 from jax.tree_util import Partial
 
 from jaxlimit import curvature
-from jaxlimit.curvature.preflight import _problems
+from jaxlimit.curvature.preflight import _asymmetry, _problems
 
 # --- preflight --------------------------------------------------------------------------------
 
@@ -70,6 +70,30 @@ def test_asymmetry_is_measured_in_frobenius_norms():
     ]
     # Six pairs a draw: a mean of 30 squared normals, within four of its deviations √(2/30).
     np.testing.assert_allclose(np.mean(np.square(found)), expected**2, rtol=4 * (2 / 30) ** 0.5)
+
+
+def test_asymmetry_is_neither_under_nor_overstated():
+    """Of 200 draws of six pairs: 1,200 squared normals, whose mean is known to √(2/1200)."""
+    rng = np.random.default_rng(8)
+    matrix = rng.normal(size=(60, 60)) + 0.7 * rng.normal(size=(60, 60)).T
+    expected = np.linalg.norm(matrix - matrix.T) / np.linalg.norm(matrix)
+    vectors = rng.normal(size=(200, 4, 60)).astype(np.float32)
+    products = vectors @ matrix.T.astype(np.float32)
+    found = [
+        _asymmetry(jnp.asarray(u), jnp.asarray(p)) for u, p in zip(vectors, products, strict=True)
+    ]
+    np.testing.assert_allclose(np.mean(np.square(found)), expected**2, rtol=5 * (2 / 1200) ** 0.5)
+
+
+@pytest.mark.parametrize("s", [1e-30, 1e-20, 1e20, 1e30])
+def test_what_is_wrong_is_told_at_every_scale(s):
+    """A nilpotent operator passed at 1e-20; a symmetric one had four faults at 1e20."""
+    key = jax.random.key(0)
+    symmetric = jnp.asarray([[2.0, 1.0], [1.0, 3.0]]) * jnp.float32(s)
+    assert curvature.check(Partial(jnp.matmul, symmetric), key, dim=2).problems == ()
+    nilpotent = jnp.asarray([[0.0, 1.0], [0.0, 0.0]]) * jnp.float32(s)
+    (problem,) = curvature.check(Partial(jnp.matmul, nilpotent), key, dim=2).problems
+    assert "not symmetric" in problem
 
 
 def test_an_operator_that_changes_between_calls_is_named():

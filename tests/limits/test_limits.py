@@ -460,8 +460,13 @@ def test_standard_error_is_the_spread_over_probes(many_probes):
     limit = jax.tree.map(lambda x: x[0], found)
     by_epsilon = limits.sensitivity(measure, limit, epsilon).epsilon * error
     assert joint.standard_error == pytest.approx(float(jnp.hypot(by_probes, by_epsilon)), rel=1e-4)
-    assert joint.lower < limit.lower
-    assert joint.upper > limit.upper
+    # The interval of the probes stays, and gets wider by what ε adds to their error alone.
+    added = 1.96 * float(joint.standard_error - by_probes)
+    assert added > 0.01 * float(limit.upper - limit.lower)
+    assert float(limit.lower - joint.lower) == pytest.approx(added, rel=0.02)
+    assert float(joint.upper - limit.upper) == pytest.approx(added, rel=0.02)
+    known = limits.pruning_limit(measure, weights, Estimate(epsilon, jnp.asarray(0.0), 5.0, 5.0))
+    np.testing.assert_allclose((known.lower, known.upper), (limit.lower, limit.upper), rtol=1e-5)
 
 
 def test_loss_tolerance_is_that_of_numpy():

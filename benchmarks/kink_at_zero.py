@@ -40,6 +40,7 @@ from jaxlimit import (
     spectrum,
     training,
 )
+from jaxlimit._core import files
 from jaxlimit.lab import figures
 from jaxlimit.lab.console import console
 from jaxlimit.lab.content import write_json
@@ -130,14 +131,17 @@ def trained(net: Net) -> Case:
 
 
 def kept(path: Path, net: Net) -> Case:
-    """Return a trained case from its file, made first if it is not there."""
-    if not path.exists():
+    """Return a trained case from its file, made first if that is not there or of another net."""
+    identity = dataclasses.asdict(net)
+    names = {"eigenvalues", *CONVENTIONS}
+    try:
+        found = files.load(path, "eigenvalues with ridges", 1, names, identity=identity)
+    except (FileNotFoundError, files.OtherRunError):
         eigenvalues, ridges = trained(net)
         path.parent.mkdir(parents=True, exist_ok=True)
-        arrays = {name: np.asarray(ridge) for name, ridge in ridges.items()}
-        np.savez(path, allow_pickle=False, eigenvalues=eigenvalues, **arrays)
-    with np.load(path) as file:
-        return file["eigenvalues"], {n: float(file[n]) for n in CONVENTIONS}
+        files.save(path, 1, identity=identity, eigenvalues=eigenvalues, **ridges)
+        return eigenvalues, ridges
+    return found["eigenvalues"], {n: float(found[n]) for n in CONVENTIONS}
 
 
 def probe_runs(eigenvalues: np.ndarray, mode: str, num_probes: int) -> list:

@@ -172,7 +172,7 @@ def load(
     """
     expected = f"{path} must be {what} of format {version}, got"
     try:
-        _check_sizes(path)
+        check_sizes(path)
         with np.load(path, allow_pickle=False) as file:
             fields = {name: file[name] for name in file.files}
     except _UNREADABLE as error:
@@ -189,12 +189,20 @@ def load(
     return fields
 
 
-def _check_sizes(path: Any) -> None:
-    """Raise unless the arrays of an npz are as large as their entries, and these as the file."""
+def check_sizes(path: Any, *, compressed: bool = False) -> None:
+    """Raise unless the arrays of an npz are as large as their entries, and these as the file.
+
+    Args:
+        path: of the file; reads no more than headers.
+        compressed: entries may be larger than the file.
+
+    Raises:
+        ValueError: if they are not, or the file is none; or what else zipfile raises.
+    """
     on_disk = os.path.getsize(path)
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
-            if entry.file_size > on_disk:  # `save` compresses nothing
+            if entry.file_size > on_disk and not compressed:
                 raise ValueError(f"{entry.filename} of {entry.file_size} bytes in {on_disk}")
             with archive.open(entry) as file:
                 read_header = _HEADERS[np.lib.format.read_magic(file)]

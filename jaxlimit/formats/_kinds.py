@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxlimit._core.extras import require
+from jaxlimit._core.files import check_sizes, replacing
+
 KINDS = ("orbax", "safetensors", "msgpack", "npz", "eqx")
 _SUFFIXES = {".safetensors": "safetensors", ".msgpack": "msgpack", ".npz": "npz", ".eqx": "eqx"}
 _PICKLED = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib"}
@@ -76,12 +79,13 @@ def read(path: Path, step: int | None = None) -> Content:
     if step is not None and kind != "orbax":
         raise CheckpointError(f"step must be None: {path} is one {kind} file, without steps")
     if kind == "orbax":
+        require("orbax.checkpoint", "train", "an Orbax checkpoint")
         from jaxlimit.formats import _orbax
 
         return _orbax.read(path, step)
     try:
         return _READERS[kind](path)
-    except CheckpointError:
+    except (CheckpointError, ModuleNotFoundError):
         raise
     except (OSError, MemoryError) as error:
         if isinstance(error, FileNotFoundError | PermissionError | MemoryError):
@@ -99,14 +103,17 @@ def write(path: Path, content: Content) -> None:
         OSError: if it cannot be written.
     """
     if content.kind == "orbax":
+        require("orbax.checkpoint", "train", "an Orbax checkpoint")
         from jaxlimit.formats import _orbax
 
         with whole(path, folder=True) as temporary:
             _orbax.write(temporary, content)
         return
     data = _WRITERS[content.kind](content)
-    with whole(path) as temporary:
-        temporary.write_bytes(data)
+    path = Path(path).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(data)
 
 
 @contextmanager
@@ -140,6 +147,8 @@ def _damaged(path: Path, kind: str, error: Exception) -> CheckpointError:
 
 def _read_safetensors(path: Path) -> Content:
     import ml_dtypes
+
+    require("safetensors", "study", "a safetensors checkpoint")
     from safetensors import deserialize, safe_open
 
     narrow = {"BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn,
@@ -158,6 +167,7 @@ def _read_safetensors(path: Path) -> Content:
 
 
 def _write_safetensors(content: Content) -> bytes:
+    require("safetensors", "study", "a safetensors checkpoint")
     from safetensors.numpy import save
 
     # Not `ascontiguousarray`, which makes a number of no axes one of one.
@@ -170,6 +180,7 @@ def _read_npz(path: Path) -> Content:
         foreign = [name for name in archive.namelist() if not name.endswith(".npy")]
     if foreign:
         raise CheckpointError(f"{path} must hold npy arrays alone, got {foreign[0]!r}")
+    check_sizes(path, compressed=True)
     with np.load(path, allow_pickle=False) as file:
         return Content("npz", {name: file[name] for name in file.files}, {})
 
@@ -181,6 +192,7 @@ def _write_npz(content: Content) -> bytes:
 
 
 def _read_msgpack(path: Path) -> Content:
+    require("flax", "train", "a msgpack checkpoint")
     from flax import serialization
 
     tree = serialization.msgpack_restore(path.read_bytes())
@@ -193,6 +205,7 @@ def _read_msgpack(path: Path) -> Content:
 
 
 def _write_msgpack(content: Content) -> bytes:
+    require("flax", "train", "a msgpack checkpoint")
     from flax import serialization
 
     return serialization.msgpack_serialize(content.tree)

@@ -5,7 +5,6 @@ sum, a weighted mean, or a loss that compares the examples of a batch gives othe
 batches, and nothing in them says so. The losses of single examples tell.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from jaxtyping import Array, Float
 from jaxlimit._core import scale, sharding, shares
 from jaxlimit._core.batches import first_batch, leading_size
 from jaxlimit._core.checks import is_concrete
+from jaxlimit._core.losses import ONE, MeanLoss
 from jaxlimit._core.programs import canonical_convolutions
 
 _LEAST_TOLERANCE = 1e-3  # of the losses' size: other programs for other shapes round differently
@@ -31,35 +31,42 @@ class ExampleLosses(NamedTuple):
         sizes: its number of examples.
         singles: loss of each single example, None where a batch of one cannot be had.
         means: mean of `singles` over each batch, or None.
+        weights: of each single example over their mean, None where all count alike.
     """
 
     batches: Float[Array, "b"]
     sizes: np.ndarray
     singles: Float[Array, "n"] | None
     means: Float[Array, "b"] | None
+    weights: Float[Array, "n"] | None = None
 
 
 def example_losses(
-    loss: Callable, params: Any, batches: Any, operands: tuple, mesh: Mesh | None = None
+    loss: MeanLoss, params: Any, batches: Any, operands: tuple, mesh: Mesh | None = None
 ) -> ExampleLosses:
-    """Evaluate a loss on all batches and on all single examples; costs two evaluations."""
+    """Evaluate a loss on all batches and on all single examples; costs two evaluations.
+
+    A loss that returns those of its examples is taken at its word where it takes no batch of one.
+    """
     examples = shares.examples_of(batches, mesh)
     at = sharding.replicate((params, operands), mesh)
     single = has_single_examples(loss, params, first_batch(batches), operands)
-    wholes, singles = sharding.local(_losses(loss, single, examples, *at), mesh)
+    rows = sharding.local(_losses(loss, single, examples, *at), mesh)
+    wholes, singles, weights = zip(*rows, strict=True)
     wide = lambda x: x.astype(scale.wide_type(x.dtype))  # noqa: E731
     sizes = np.concatenate(
         [np.full(len(w), size) for w, size in zip(wholes, _sizes(examples), strict=True)]
     )
     batches = wide(jnp.concatenate(wholes))
-    if not single:
+    if singles[0] is None:
         return ExampleLosses(batches, sizes, None, None)
-    singles = [wide(x) for x in singles]
-    means = jnp.concatenate([x.mean(1) for x in singles])
-    return ExampleLosses(batches, sizes, jnp.concatenate([x.ravel() for x in singles]), means)
+    joined = lambda rows: jnp.concatenate([wide(x).ravel() for x in rows])  # noqa: E731
+    means = jnp.concatenate([wide(x).mean(1) for x in singles])
+    weights = None if weights[0] is None else joined(weights)
+    return ExampleLosses(batches, sizes, joined(singles), means, weights)
 
 
-def has_single_examples(loss: Callable, params: Any, batch: Any, operands: tuple) -> bool:
+def has_single_examples(loss: MeanLoss, params: Any, batch: Any, operands: tuple) -> bool:
     """Whether the loss takes a batch of one, and a stack of such batches under `vmap`."""
     try:
         jax.eval_shape(jax.vmap(partial(_of_example, loss, params, operands)), batch)
@@ -76,16 +83,28 @@ def _of_example(loss, params, operands, example):
 def _losses(loss, single, examples, params, operands):
     def of_batch(batch):
         whole = loss(params, batch, *operands)
-        singles = jax.vmap(partial(_of_example, loss, params, operands))(batch) if single else None
-        return whole, singles
+        returned, weights = (
+            (None, None) if loss.kind == ONE else _returned(loss, params, batch, operands)
+        )
+        if single:
+            returned = jax.vmap(partial(_of_example, loss, params, operands))(batch)
+        return whole, returned, weights
 
     of_stack = partial(jax.lax.map, canonical_convolutions(of_batch))
     if isinstance(examples, shares.Shares):  # each device's own, then those that all have
         own = [jax.tree.map(_join_devices, jax.vmap(of_stack)(stack)) for stack in examples.own]
-        losses = [*own, *map(of_stack, examples.common)]
-    else:
-        losses = [of_stack(group.batches) for group in examples]
-    return [whole for whole, _ in losses], [singles for _, singles in losses]
+        return [*own, *map(of_stack, examples.common)]
+    return [of_stack(group.batches) for group in examples]
+
+
+def _returned(loss, params, batch, operands):
+    """Return the losses that a loss returns of its examples, and their weights if it has them."""
+    losses, weights = loss.split(params, batch, *operands)
+    rows = losses.reshape(len(losses), -1)
+    if weights is None:
+        return rows.mean(1), None
+    weights = operands[0] * weights.reshape(rows.shape)
+    return (weights * rows).sum(1), weights.sum(1)
 
 
 def _join_devices(losses):
@@ -103,7 +122,7 @@ def _sizes(examples):
 
 
 def why_no_mean(
-    losses: ExampleLosses, loss: Callable, params: Any, batch: Any, operands: tuple
+    losses: ExampleLosses, loss: MeanLoss, params: Any, batch: Any, operands: tuple
 ) -> str | None:
     """Say what a loss is, if it is no mean over independent examples; None if it is, or unknown.
 
@@ -144,8 +163,9 @@ def why_no_mean(
     worst = np.argmax(np.abs(wholes - means))
     return (
         f"the loss is no mean over independent examples: a batch of {losses.sizes[worst]} has loss "
-        f"{wholes[worst]:.3g}, its single examples {means[worst]:.3g} on average (weights, padding "
-        "or tokens in its denominator, statistics of the batch, or a comparison within it)"
+        f"{wholes[worst]:.3g}, its single examples {means[worst]:.3g} on average (statistics of "
+        "the batch, a comparison within it, or weights, padding or tokens in its denominator: of "
+        "the latter return losses and weights, a pair of arrays)"
     )
 
 

@@ -10,9 +10,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxlimit._core import scale
-from jaxlimit._core.batches import check_scalar, first_batch
+from jaxlimit._core.batches import first_batch
 from jaxlimit._core.checks import check_count, check_range, is_finite
 from jaxlimit._core.estimate import Estimate, positive_interval
+from jaxlimit._core.losses import mean_loss
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit.limits import _examples
 from jaxlimit.limits._examples import ExampleLosses
@@ -40,12 +41,16 @@ def loss_tolerance(
     delta method. The loss of every batch is held against those of its single examples, too: costs
     two evaluations of the data.
 
+    Of losses l with weights w, ε is that of Σwl/Σw over `batch_size` examples of weight above 0: l
+    is replaced by w(l - L)/w̄, whose spread is σ by the delta method for a ratio.
+
     Where the loss is no mean over independent examples, or takes no single ones, ε is measured from
     whole batches: of N batches of b, σ² = Σ b(L_b - L̄)²/(N-1), with a standard error of at least
     σ/√(2(N-1)); a warning says so.
 
     Args:
-        loss: `loss(params, batch, *operands)`, the mean over the batch's examples.
+        loss: `loss(params, batch, *operands)`, the mean over the batch's examples; or their losses,
+            [n]; or their losses and weights, a pair of arrays [n, ...].
         params: pytree of real floating arrays.
         batches: a pytree with leaves [num_batches, batch, ...], or a list of batches.
         *operands: passed on to `loss`.
@@ -60,7 +65,7 @@ def loss_tolerance(
         nothing can be raised under `jit`.
 
     Raises:
-        TypeError: if `loss` gives no scalar.
+        TypeError: if `loss` returns none of the three.
         ValueError: if there are fewer than two examples, `batch_size` < 1, the loss is a sum over
             the examples of a batch, or is no mean over them and there is one batch alone or a mesh.
         FloatingPointError: if the loss of a batch, or of an example that counts, is not finite.
@@ -95,7 +100,7 @@ def measure_tolerance(
     """Measure ε as `loss_tolerance` does, and return beside it what is to be said of the loss."""
     check_count("batch_size", batch_size)
     batch = first_batch(batches)
-    check_scalar(loss, params, batch, *operands)
+    loss, operands = mean_loss(loss, params, batches, operands)
     losses = _examples.example_losses(loss, params, batches, operands, mesh)
     if losses.sizes.sum() < 2:
         raise ValueError("batches must hold at least 2 examples to measure a spread, got 1")
@@ -103,7 +108,7 @@ def measure_tolerance(
         raise FloatingPointError("loss must be finite at every example, got NaN or infinity")
     doubt = _examples.why_no_mean(losses, loss, params, batch, operands)
     if losses.singles is not None and doubt is None:
-        return MeasuredTolerance(_spread(losses.singles, batch_size), None)
+        return MeasuredTolerance(_spread(losses, batch_size), None)
     if doubt is None:
         doubt = "the loss of single examples cannot be had (no batch of one, or no vmap)"
     if mesh is not None:
@@ -123,6 +128,7 @@ def examine(
     Raises:
         ValueError: if the loss is a sum, or is no mean where a mesh cuts batches.
     """
+    loss, operands = mean_loss(loss, params, batches, operands)
     few = batches[:2] if isinstance(batches, list) else jax.tree.map(lambda x: x[:2], batches)
     losses = _examples.example_losses(loss, params, few, operands)
     doubt = _examples.why_no_mean(losses, loss, params, first_batch(batches), operands)
@@ -140,10 +146,18 @@ def _measured_from(losses: ExampleLosses) -> str:
     )
 
 
-def _spread(losses: Float[Array, "n"], batch_size: int) -> Estimate:
-    """Return the standard deviation of the losses, of a mean over `batch_size` of them."""
-    deviations = losses - losses.mean()
-    return _root_mean_square(deviations - deviations.mean(), len(losses), batch_size)
+def _spread(losses: ExampleLosses, batch_size: int) -> Estimate:
+    """Return the standard deviation of the loss of `batch_size` examples."""
+    singles, weights = losses.singles, losses.weights
+    if weights is None:
+        deviations = singles - singles.mean()
+        return _root_mean_square(deviations - deviations.mean(), singles.size, batch_size)
+    # Weighted losses over the mean weight, less their mean: that of all is the loss of the data.
+    deviations = singles - weights * singles.mean()
+    count = jnp.sum(weights > 0, dtype=singles.dtype)
+    # The mean weight is that of all rows, also of those that do not count.
+    share = count / singles.size
+    return _root_mean_square(deviations * share, count, batch_size)
 
 
 def _spread_of_batches(losses: ExampleLosses, batch_size: int, doubt: str) -> Estimate:
@@ -164,7 +178,7 @@ def _spread_of_batches(losses: ExampleLosses, batch_size: int, doubt: str) -> Es
     return positive_interval(estimate.value, error, num_batches - 1)
 
 
-def _root_mean_square(deviations: Float[Array, "n"], count: int, batch_size: int) -> Estimate:
+def _root_mean_square(deviations: Float[Array, "n"], count: Any, batch_size: int) -> Estimate:
     unit = scale.magnitude(deviations).reshape(())
     squares = (deviations / unit) ** 2
     square, fourth = jnp.sum(squares) / count, jnp.sum(squares**2) / count

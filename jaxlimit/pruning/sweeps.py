@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxlimit._core import magnitudes, scale, sharding, shares
-from jaxlimit._core.batches import check_scalar, first_batch
 from jaxlimit._core.checks import check_floating_tree, check_range, check_real
 from jaxlimit._core.estimate import value_of
+from jaxlimit._core.losses import mean_loss
 from jaxlimit._core.memory import catching_refusals
 from jaxlimit._core.operator import prepare
 from jaxlimit._core.sharding import takes_mesh
@@ -65,7 +65,8 @@ def magnitude_sweep(
     one sort of the weights; memory of their ranks and one pruned copy.
 
     Args:
-        loss: `loss(params, batch, *operands)`, the mean over the batch's examples.
+        loss: `loss(params, batch, *operands)`, the mean over the batch's examples; or their losses,
+            [n]; or their losses and weights, a pair of arrays [n, ...].
         params: pytree of real floating arrays.
         batches: a pytree with leaves [num_batches, batch, ...], or a list of batches.
         ratios: fractions kept [r], each in [0, 1].
@@ -80,7 +81,7 @@ def magnitude_sweep(
         A `SweepResult`.
 
     Raises:
-        TypeError: if `loss` gives no scalar.
+        TypeError: if `loss` returns none of the three.
         ValueError: if a ratio lies outside [0, 1], there are none, or there are no data.
         MemoryError: a `planning.DeviceMemoryError` if the device runs out of memory.
 
@@ -92,7 +93,7 @@ def magnitude_sweep(
     Array([2.5, 0.5, 0. ], dtype=float32)
     """
     ratios = _check_ratios(ratios)
-    check_scalar(loss, params, first_batch(batches), *operands)
+    loss, operands = mean_loss(loss, params, batches, operands)
     weights, unflatten = flatten_weights(params, where)
     examples = shares.examples_of(batches, mesh)
     arrays = (weights, magnitudes.ranks(weights), unflatten, operands)

@@ -12,10 +12,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxlimit import limits, pruning, spectrum
-from jaxlimit._core.batches import check_scalar, first_batch
+from jaxlimit._core.batches import first_batch
 from jaxlimit._core.checkpoints import check_directory
 from jaxlimit._core.checks import check_count, check_keywords, check_range
 from jaxlimit._core.estimate import Estimate, exact_estimate
+from jaxlimit._core.losses import mean_loss
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, describe_selection, flatten_weights, is_weight
 from jaxlimit.limits import KeyFactors, PruningLimit, Sensitivity
@@ -167,7 +168,8 @@ def estimate_limit(
 
     Args:
         loss: `loss(params, batch, *operands)`, the mean data loss over the batch's examples in
-            evaluation mode, without penalties.
+            evaluation mode, without penalties; or their losses, [n]; or their losses and weights, a
+            pair of arrays [n, ...], for Σwl/Σw over all data.
         params: w*, a pytree of real floating arrays; leaves narrower than float32 are taken to it,
             which a Lanczos recurrence needs.
         batches: a pytree with leaves [num_batches, batch, ...], or a list of batches.
@@ -187,8 +189,9 @@ def estimate_limit(
         ε and H are then those of the batches as they come.
 
     Raises:
-        TypeError: if a setting is unknown, `loss` gives no scalar, a leaf of `params` is not real
-            floating, or a `mask` is given: a limit is one of whole leaves, which `where` selects.
+        TypeError: if a setting is unknown, `loss` returns none of the three, a leaf of `params` is
+            not real floating, or a `mask` is given: a limit is one of whole leaves, which `where`
+            selects.
         ValueError: for empty data, non-finite parameters, negative ε, a count below 1, a measure of
             another dimension, or a loss that gives another value the second time (dropout left on),
             is a sum over a batch's examples, or is no mean over them where a mesh cuts batches.
@@ -209,6 +212,7 @@ def estimate_limit(
     chosen, product = _split_settings(settings)
     params = jax.tree.map(_widen, params)
     check_deterministic(loss, params, batches, *operands)
+    loss, operands = mean_loss(loss, params, batches, operands)
     weights, _ = flatten_weights(params, where)
     _check_known(weights.size, epsilon, measure, removed_measure)
     if epsilon is None:
@@ -292,15 +296,16 @@ def _widen(leaf: Any) -> Any:
 def check_deterministic(loss: Callable, params: Any, batches: Any, *operands: Any) -> None:
     """Raise unless the loss of the first batch is finite and the same when asked for twice."""
     batch = first_batch(batches)
-    check_scalar(loss, params, batch, *operands)
-    first, second = loss(params, batch, *operands), loss(params, batch, *operands)
-    if not bool(jnp.isfinite(first)):
-        raise FloatingPointError(f"loss must be finite, got {first} on the first batch")
-    if not bool(first == second):
-        raise ValueError(
-            f"loss must be deterministic, got {first} and then {second} on the same batch "
-            "(dropout or another random layer left in training mode?)"
-        )
+    mean_loss(loss, params, batches, operands)
+    first, second = (jax.tree.leaves(loss(params, batch, *operands)) for _ in range(2))
+    for once, again in zip(first, second, strict=True):
+        if not bool(jnp.isfinite(once).all()):
+            raise FloatingPointError(f"loss must be finite, got {once} on the first batch")
+        if not bool((once == again).all()):
+            raise ValueError(
+                f"loss must be deterministic, got {once} and then {again} on the same batch "
+                "(dropout or another random layer left in training mode?)"
+            )
 
 
 def _report(measure, removed_measure, weights, epsilon, prediction) -> LimitEstimate:

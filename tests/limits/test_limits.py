@@ -679,7 +679,7 @@ def test_bad_data_for_the_loss_tolerance_are_named():
     with pytest.raises(FloatingPointError, match="finite at every example"):
         limits.loss_tolerance(loss, 1.0, jnp.array([[1.0, jnp.nan]]))
     with pytest.raises(TypeError, match="one real floating number"):
-        limits.loss_tolerance(lambda w, batch: w * batch, 1.0, jnp.ones((1, 2)))
+        limits.loss_tolerance(lambda w, batch: w * batch[:, None], 1.0, jnp.ones((1, 2)))
 
 
 @pytest.fixture(scope="module")

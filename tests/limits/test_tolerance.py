@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlimit import Estimate, limits
+import jaxlimit
+from jaxlimit import Estimate, limits, pruning
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((480, 3)).astype(np.float32)
@@ -158,6 +159,71 @@ def test_a_weighted_mean_is_measured_near_its_bootstrap():
     assert abs(plain / spread - 1) > 0.15  # what the examples alone would have said
 
 
+def pair(w, batch):
+    return squares(w, batch), jnp.where(batch[1] > 1.5, 20.0, 1.0)
+
+
+def test_a_pair_of_losses_and_weights_is_measured_as_its_bootstrap():
+    found = limits.loss_tolerance(pair, W, batches_of(32), batch_size=64)
+    draws = [RNG.integers(0, 480, 64) for _ in range(2000)]
+    weights = np.where(Y > 1.5, 20.0, 1.0)
+    spread = np.std([np.sum((weights * LOSSES)[i]) / np.sum(weights[i]) for i in draws])
+    # By the delta method, which a ratio of 64 bears out to a few percent.
+    assert found.value == pytest.approx(spread, rel=0.1)
+    exact = np.average(LOSSES, weights=weights)
+    deviations = weights * (LOSSES - exact) / weights.mean()
+    expected = np.sqrt(np.mean(deviations**2) / 64)
+    assert found.value == pytest.approx(expected, rel=1e-4)
+    fourth = np.mean(deviations**4)
+    error = np.sqrt((fourth - np.mean(deviations**2) ** 2) / 480 / 64) / (
+        2 * np.sqrt(np.mean(deviations**2))
+    )
+    assert found.standard_error == pytest.approx(error, rel=1e-4)
+
+
+@pytest.mark.parametrize("rows", [24, 40, 96])
+def test_rows_of_weight_zero_change_nothing(rows):
+    """Batches of 16 real examples, filled up with others that do not count."""
+    plain = limits.loss_tolerance(lambda w, b: squares(w, b), W, batches_of(16))
+    mask = np.zeros((30, rows), np.float32)
+    mask[:, :16] = 1
+    x, y = (RNG.standard_normal((30, rows, *leaf.shape[1:])).astype(np.float32) for leaf in (X, Y))
+    x[:, :16], y[:, :16] = X.reshape(30, 16, 3), Y.reshape(30, 16)
+    found = limits.loss_tolerance(lambda w, b: (squares(w, b[:2]), b[2]), W, (x, y, mask))
+    np.testing.assert_allclose(np.array([*found]), np.array([*plain]), rtol=1e-4)
+
+
+def test_tokens_of_ragged_sequences_count_each():
+    lengths = RNG.integers(1, 9, 60)
+    mask = (np.arange(8) < lengths[:, None]).astype(np.float32)
+    x, y = X.reshape(60, 8, 3), Y.reshape(60, 8)
+
+    def tokens(w, batch):
+        return (batch[0] @ w - batch[1]) ** 2, batch[2]
+
+    cut = tuple(leaf.reshape(6, 10, *leaf.shape[1:]) for leaf in (x, y, mask))
+    found = limits.loss_tolerance(tokens, W, cut)
+    losses = LOSSES.reshape(60, 8)
+    exact = np.sum(losses * mask) / mask.sum()
+    deviations = np.sum(mask * (losses - exact), 1) / mask.sum(1).mean()
+    assert found.value == pytest.approx(np.sqrt(np.mean(deviations**2) / 128), rel=1e-4)
+
+
+def test_losses_of_examples_that_depend_on_their_batch_are_seen():
+    def each(w, batch):
+        out = batch[0] @ w
+        return (out - out.mean() - batch[1]) ** 2
+
+    _, said = measure(each, batches_of(16))
+    assert "no mean over independent examples" in said
+
+
+def test_returned_losses_are_taken_at_their_word_without_a_batch_of_one():
+    fixed = lambda w, b: squares(w, (b[0].reshape(24, 3), b[1].reshape(24)))  # noqa: E731
+    found = limits.loss_tolerance(fixed, W, batches_of(24))
+    assert found.value == pytest.approx(LOSSES.std() / 128**0.5, rel=1e-4)
+
+
 def test_rows_of_padding_are_seen():
     mask = np.ones(480, np.float32)
     mask.reshape(20, 24)[:, 16:] = 0
@@ -170,6 +236,22 @@ def test_rows_of_padding_are_seen():
     safe = lambda w, b: jnp.sum(b[2] * squares(w, b[:2])) / jnp.maximum(b[2].sum(), 1)  # noqa: E731
     _, said = measure(safe, batches_of(24, mask))
     assert "no mean over independent examples" in said
+
+
+def test_weights_go_through_a_sweep_and_a_limit():
+    ratios, weights = [0.34, 1.0], np.where(Y > 1.5, 20.0, 1.0)
+    sweep = pruning.magnitude_sweep(pair, W, batches_of(32), ratios)
+    for row, kept in enumerate(([0.0, 0.0, 1.0], [0.5, -0.5, 1.0])):
+        losses = (X.astype(float) @ kept - Y) ** 2
+        assert sweep.losses[row] == pytest.approx(np.average(losses, weights=weights), rel=1e-4)
+    settings = {"key": jax.random.key(0), "num_steps": 3}
+    found = [jaxlimit.estimate_limit(pair, W, batches_of(size), **settings) for size in (16, 48)]
+    hessian = 2 * (X.T.astype(float) * weights) @ X / weights.sum()
+    for estimate in found:
+        assert not any("no mean" in reason for reason in estimate.reasons)
+        assert estimate.largest == pytest.approx(np.linalg.eigvalsh(hessian)[-1], rel=1e-3)
+        assert estimate.epsilon == pytest.approx(float(found[0].epsilon), rel=1e-5)
+        assert estimate.prediction.ratio == found[0].prediction.ratio
 
 
 def test_one_batch_of_a_loss_by_batch_is_refused():
@@ -193,7 +275,11 @@ def test_losses_for_one_size_of_batch_alone_are_measured_from_batches():
     ],
 )
 def test_the_interval_covers_what_its_docstring_says(draw, truth, least):
-    spread = jax.jit(jax.vmap(lambda x: limits.tolerance._spread(x, 1)))
+    spread = jax.jit(
+        jax.vmap(
+            lambda x: limits.tolerance._spread(limits._examples.ExampleLosses(x, None, x, x), 1)
+        )
+    )
     found = spread(jnp.asarray(draw((2000, 1000)), jnp.float32))
     covered = np.mean((found.lower <= truth) & (truth <= found.upper))
     assert least < covered < 0.97  # known to half a percent
@@ -202,7 +288,8 @@ def test_the_interval_covers_what_its_docstring_says(draw, truth, least):
 @pytest.mark.parametrize("num_batches", [2, 4, 20])
 def test_the_interval_from_few_batches_covers(num_batches):
     sizes = np.full(num_batches, 4)
-    losses = jnp.asarray(RNG.standard_normal((4000, num_batches)) / 2, jnp.float32)
+    draws = np.random.default_rng(1).standard_normal((20_000, num_batches))
+    losses = jnp.asarray(draws / 2, jnp.float32)
 
     def one(row):
         known = limits._examples.ExampleLosses(row, sizes, None, None)

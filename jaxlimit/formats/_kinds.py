@@ -106,7 +106,7 @@ def write(path: Path, content: Content) -> None:
         require("orbax.checkpoint", "train", "an Orbax checkpoint")
         from jaxlimit.formats import _orbax
 
-        with whole(path, folder=True) as temporary:
+        with whole_folder(path) as temporary:
             _orbax.write(temporary, content)
         return
     data = _WRITERS[content.kind](content)
@@ -117,15 +117,15 @@ def write(path: Path, content: Content) -> None:
 
 
 @contextmanager
-def whole(path: Path, *, folder: bool = False) -> Iterator[Path]:
-    """Give a new name beside `path`, and put what is written there in its place at the end."""
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a new name beside a folder, and put what is written there in its place at the end."""
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     own = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield own / path.name
         old = own / "replaced"
-        if folder and path.exists():
+        if path.exists():
             os.replace(path, old)
         try:
             os.replace(own / path.name, path)

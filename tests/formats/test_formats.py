@@ -272,11 +272,11 @@ def test_a_failed_write_leaves_the_old_one(tmp_path, monkeypatch):
     before = (tmp_path / "w.npz").read_bytes()
     checkpoint = formats.load(tmp_path / "w.npz", like=params)
 
-    def full(self, data):
+    def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr("jaxlimit._core.files.os.fsync", full)
+    with pytest.raises(OSError, match=r"w\.npz, what was there before is still whole: No space"):
         formats.save(tmp_path / "w.npz", params, like=checkpoint)
     monkeypatch.undo()
     assert (tmp_path / "w.npz").read_bytes() == before

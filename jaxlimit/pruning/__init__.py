@@ -8,6 +8,7 @@ prunes in rounds with training between them.
 """
 
 from jaxlimit.pruning.budgets import erdos_renyi_kernel, lamp_scores, mask_by_leaf
+from jaxlimit.pruning.candidates import Budget
 from jaxlimit.pruning.compression import Compressed, compress, compress_dense
 from jaxlimit.pruning.dead import dead_weights
 from jaxlimit.pruning.greedy import Removal, gram, greedy_order
@@ -43,6 +44,7 @@ from jaxlimit.pruning.sweeps import (
 
 __all__ = [
     "METHODS",
+    "Budget",
     "Candidate",
     "Compressed",
     "GuaranteedRatio",

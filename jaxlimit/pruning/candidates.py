@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxlimit import curvature, limits
 from jaxlimit._core import magnitudes
+from jaxlimit._core.batches import first_batch, leading_size
+from jaxlimit._core.operator import Operator
 from jaxlimit._core.weights import Where
 from jaxlimit.curvature import Split
 from jaxlimit.pruning.dead import Live, find_live
@@ -21,11 +24,28 @@ from jaxlimit.pruning.saliency import order_by, order_by_relaxed, saliency
 
 # A share of ε that dead weights may take, far below what decides between masks.
 _DEAD_SHARE = 1e-3
-# One diagonal by probes costs as much as so many gradients.
 _NUM_PROBES = 32
 _NUM_PRODUCTS = 200
-# Floating operations that forming A on the support may take: minutes on a few cores.
-_MOST_FLOPS = 3e13
+# On the live weights alone, by their matrix; and of the whole operator, to prove what was found.
+_NUM_INNER_PRODUCTS = 400
+_NUM_PROVING_PRODUCTS = 8
+# The greedy search has use for so many weights for each that the best mask so far keeps.
+_SPARE = 3
+
+
+class Budget(NamedTuple):
+    """What the quadratic model may cost.
+
+    Attributes:
+        memory: bytes of the matrix of the greedy search, on the host.
+        flops: floating operations that forming it may take: some minutes on a few cores. Above
+            that it is formed on fewer weights, and then from fewer examples.
+        num_examples: examples that the curvature is made of, evenly spaced, at most.
+    """
+
+    memory: float = 8 * 2**30
+    flops: float = 3e13
+    num_examples: int = 10_000
 
 
 class Support(NamedTuple):
@@ -35,14 +55,16 @@ class Support(NamedTuple):
         chosen: those weights [D].
         slope: ∇q at the removal of all live ones that are not chosen [n].
         matrix: A = diag(w) G diag(w) on them [n, n].
+        is_all: whether all live ones are chosen.
     """
 
     chosen: Bool[np.ndarray, "D"]
     slope: Float[np.ndarray, "n"]
     matrix: Float[np.ndarray, "n n"]
+    is_all: bool
 
 
-@dataclass(frozen=True)
+@dataclass
 class Network:
     """A trained network as the candidates see it; what is costly is computed once, when asked for.
 
@@ -52,8 +74,9 @@ class Network:
         key: of all that is random.
         epsilon: the tolerated rise.
         dense_loss: L(w).
-        memory_budget: bytes of A.
+        budget: of the quadratic model.
         where: leaves under study.
+        best_kept: of the smallest mask so far, D before there is one.
     """
 
     problem: MaskedLoss
@@ -61,8 +84,9 @@ class Network:
     key: PRNGKeyArray
     epsilon: float
     dense_loss: float
-    memory_budget: float
+    budget: Budget
     where: Where
+    best_kept: int
 
     @property
     def matrix(self) -> str:
@@ -77,62 +101,111 @@ class Network:
 
     @cached_property
     def gradient(self) -> Float[Array, "D"]:
-        """The gradient of the loss at w."""
-        settings = {"where": self.where, "mesh": self.problem.mesh}
-        return self._of(curvature.mean_gradient, **settings)
+        """The gradient of the loss at w, over all examples."""
+        loss, params, batches, operands = self.source
+        return curvature.mean_gradient(loss, params, batches, *operands, **self._settings)
 
     @cached_property
     def diagonal(self) -> Float[Array, "D"]:
         """The diagonal of the curvature, by probes."""
-        key = jax.random.fold_in(self.key, 1)
-        settings = {"where": self.where, "mesh": self.problem.mesh, "matrix": self.matrix}
-        return self._of(curvature.diagonal, num_probes=_NUM_PROBES, key=key, **settings)
+        settings = self._settings | {"matrix": self.matrix, "num_probes": _NUM_PROBES}
+        return self._curved(curvature.diagonal, key=jax.random.fold_in(self.key, 1), **settings)
 
     @cached_property
     def operator(self) -> Any:
         """The Gauss-Newton matrix of a split loss, the Hessian of another."""
         split = self.matrix == "gauss-newton"
         make = curvature.gauss_newton_matvec if split else curvature.hessian_matvec
-        return self._of(make, where=self.where, mesh=self.problem.mesh)
+        return self._curved(make, **self._settings)
 
     @cached_property
     def certificate(self) -> Any:
-        """The bound below all masks within ε of the quadratic; None if the loss is not split."""
-        certify = getattr(limits, "certificate", None)
-        if self.matrix != "gauss-newton" or certify is None:
+        """The bound below all masks within ε of the quadratic; None if the loss is not split.
+
+        Where the greedy search has the matrix of all live weights, z̄ is found on it, and a few
+        products of the whole operator prove the bound.
+        """
+        if self.matrix != "gauss-newton":
             return None
         at = (self.operator, self.gradient, self.problem.weights, self.epsilon)
-        return certify(*at, num_products=_NUM_PRODUCTS, diagonal=self.diagonal)
+        if self.support is None or not self.support.is_all:
+            return limits.certificate(*at, num_products=_NUM_PRODUCTS, diagonal=self.diagonal)
+        chosen, slope, matrix, _ = self.support
+        inner = limits.certificate(
+            Operator(Partial(jnp.matmul, jnp.asarray(matrix)), dim=slope.size),
+            -jnp.asarray(slope, matrix.dtype),
+            jnp.ones(slope.size, matrix.dtype),
+            self.epsilon,
+            num_products=_NUM_INNER_PRODUCTS,
+            diagonal=jnp.asarray(np.diagonal(matrix)),
+        )
+        relaxed = np.ones(self.problem.weights.shape, matrix.dtype)
+        relaxed[chosen] = inner.relaxed
+        proving = {"num_products": _NUM_PROVING_PRODUCTS, "diagonal": self.diagonal}
+        return limits.certificate(*at, start=relaxed, **proving)
 
     @cached_property
     def support(self) -> Support | None:
         """The quadratic on the live weights, or on the most salient of them that fit the budget."""
         live, weights = np.asarray(self.live.live), self.problem.weights
-        most = int((self.memory_budget / weights.dtype.itemsize) ** 0.5)
+        num_rows, most = self._num_rows(), int((self.budget.memory / weights.dtype.itemsize) ** 0.5)
+        affordable = int((self.budget.flops / num_rows) ** 0.5)
+        most = min(most, max(affordable, _SPARE * self.best_kept))
         if most < 1 or not live.any():
             return None
         chosen = live
         if live.sum() > most:
-            chosen = np.asarray(_by_saliency(self, signed=False) < most)
+            chosen = np.asarray(by_saliency(self, signed=False) < most)
         values = np.asarray(weights)[chosen]
-        n = values.size
-        rows = self._of(
+        rows = self._curved(
             curvature.factor_rows,
             mask=chosen,
             matrix=self.matrix,
-            max_rows=max(1, int(_MOST_FLOPS / n**2)),
+            max_rows=max(1, int(self.budget.flops / values.size**2)),
             where=self.where,
         )
-        matrix = gram((piece * values for piece in rows), n, weights.dtype)
+        matrix = gram((piece * values for piece in rows), values.size, weights.dtype)
         slope = -np.asarray(weights * self.gradient)[chosen]
-        if (outside := live & ~chosen).any():
+        outside = live & ~chosen
+        if outside.any():
             removed = self.operator(jnp.where(outside, weights, 0))
             slope = slope + values * np.asarray(removed)[chosen]
-        return Support(chosen, slope, matrix)
+        return Support(chosen, slope, matrix, not outside.any())
 
-    def _of(self, function: Callable, **settings: Any) -> Any:
-        loss, params, batches, operands = self.source
-        return function(loss, params, batches, *operands, **settings)
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {"where": self.where, "mesh": self.problem.mesh}
+
+    def _num_rows(self) -> int:
+        """Count the rows of the factor: an output an example."""
+        loss, params, _, operands = self.source
+        some, _ = self._some
+        if self.matrix == "fisher":
+            return num_examples(some)
+        one = jax.tree.map(lambda leaf: leaf[:1], first_batch(some))
+        outputs = jax.eval_shape(loss.apply, params, one, *operands)
+        return num_examples(some) * sum(leaf.size for leaf in jax.tree.leaves(outputs))
+
+    @cached_property
+    def _some(self) -> tuple[Any, int]:
+        """The examples that the curvature is made of, and every how many they are."""
+        batches = self.source[2]
+        stride = -(-num_examples(batches) // max(self.budget.num_examples, 1))
+        if isinstance(batches, list):
+            return [jax.tree.map(lambda x: x[::stride], batch) for batch in batches], stride
+        return jax.tree.map(lambda x: x[:, ::stride], batches), stride
+
+    def _curved(self, function: Callable, **settings: Any) -> Any:
+        loss, params, _, operands = self.source
+        return function(loss, params, self._some[0], *operands, **settings)
+
+
+def num_examples(batches: Any) -> int:
+    """Count the examples of batches in either form."""
+    if isinstance(batches, list):
+        return sum(map(leading_size, batches))
+    leaf = jax.tree.leaves(batches)[0]
+    return leaf.shape[0] * leaf.shape[1]
 
 
 def _by_magnitude(network: Network) -> Int[Array, "D"]:
@@ -143,17 +216,18 @@ def _by_live_magnitude(network: Network) -> Int[Array, "D"]:
     return magnitudes.ranks(jnp.where(network.live.live, network.problem.weights, 0))
 
 
-def _by_saliency(network: Network, *, signed: bool) -> Int[Array, "D"]:
+def by_saliency(network: Network, *, signed: bool) -> Int[Array, "D"]:
+    """Order the live weights by their saliency, the dead ones behind them."""
     scores = saliency(network.problem.weights, network.gradient, network.diagonal, signed=signed)
     return order_by(scores, jnp.asarray(network.live.live))
 
 
 def _by_signed_saliency(network: Network) -> Int[Array, "D"]:
-    return _by_saliency(network, signed=True)
+    return by_saliency(network, signed=True)
 
 
 def _by_absolute_saliency(network: Network) -> Int[Array, "D"]:
-    return _by_saliency(network, signed=False)
+    return by_saliency(network, signed=False)
 
 
 def _by_relaxed(network: Network) -> Int[Array, "D"] | None:
@@ -171,10 +245,10 @@ def _by_greedy(network: Network) -> Int[Array, "D"] | None:
         return None
     removal = greedy_order(support.slope, support.matrix)
     # What is not moved goes first: dead weights, then the live ones, by their absolute saliency.
-    if (network.live.live & ~support.chosen).any():
-        order = np.array(_by_saliency(network, signed=False))
-    else:
+    if support.is_all:
         order = np.array(_by_live_magnitude(network))
+    else:
+        order = np.array(by_saliency(network, signed=False))
     order[support.chosen] = removal.order
     return jnp.asarray(order)
 
@@ -200,9 +274,9 @@ def start(
     key: PRNGKeyArray,
     *,
     epsilon: float,
-    memory_budget: float,
+    budget: Budget,
     where: Where,
 ) -> Network:
     """Evaluate the dense loss, and stand ready for the candidates."""
     dense = loss_of_mask(problem, jnp.ones(problem.weights.shape, bool))
-    return Network(problem, source, key, epsilon, dense, memory_budget, where)
+    return Network(problem, source, key, epsilon, dense, budget, where, int(problem.weights.size))

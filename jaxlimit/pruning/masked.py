@@ -4,6 +4,7 @@ An *order* of removal is given by places, an array [D]: the mask that keeps k we
 whose place is below k. So the weight at place 0 goes last, and `order < k` is the mask.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlimit._core import sharding, shares
-from jaxlimit._core.batches import check_scalar, first_batch
+from jaxlimit._core.batches import check_scalar, first_batch, leading_size
 from jaxlimit._core.memory import catching_refusals
 from jaxlimit._core.programs import precise_products
 from jaxlimit._core.weights import Where, flatten_weights, selected
@@ -63,6 +64,20 @@ def masked_loss(
     examples = shares.examples_of(batches, mesh)
     weights, unflatten, operands = sharding.replicate((weights, unflatten, operands), mesh)
     return MaskedLoss(loss, weights, unflatten, examples, operands, mesh)
+
+
+def some_examples(problem: MaskedLoss, stride: int) -> MaskedLoss | None:
+    """Take every so many batches of a problem; None if there are too few, or a mesh has them."""
+    if problem.mesh is not None:
+        return None
+    groups = problem.examples
+    if sum(leading_size(group.batches) for group in groups) < 2 * stride:
+        return None
+    fewer = tuple(
+        g._replace(batches=jax.tree.map(lambda x: x[::stride], g.batches)) for g in groups
+    )
+    # The groups' shares of the examples stay, so that each still counts for what it stands for.
+    return dataclasses.replace(problem, examples=fewer)
 
 
 @jax.jit
@@ -115,6 +130,7 @@ def smallest_along(
     order: Int[Array, "D"],
     accept: Callable[[np.ndarray], np.ndarray],
     *,
+    guess: int | None = None,
     window: int = 16,
 ) -> Smallest:
     """Find the smallest mask of an order whose loss is accepted.
@@ -122,39 +138,76 @@ def smallest_along(
     Halves the count until two masks in a row fail, bisects between the last that passed and the
     next smaller that failed, and then looks at the `window` counts below, since a loss is not
     monotone in the count: again from each smaller one that passes. What all weights give is taken
-    as accepted. Costs some 2 log₂ D evaluations and the window.
+    as accepted. A guess replaces the halving by growing steps from it. Costs some 2 log₂ D
+    evaluations and the window; with a good guess a third of that.
     """
-    dim = int(problem.weights.size)
-    losses = {dim: losses_along(problem, order, [dim])[0]}
-
-    def passes(count: int) -> bool:
-        losses[count] = losses_along(problem, order, [count])[0]
-        return bool(accept(losses[count]))
-
-    high, failed, count = dim, -1, dim // 2
-    while count < high:
-        if passes(count):
-            high, failed = count, -1
-        elif failed >= 0:
-            break
-        else:
-            failed = count
-        if count == 0:
-            break
-        count //= 2
-    low = failed
+    search = _Search(problem, order, accept)
+    low, high = search.halve() if guess is None else search.spread(guess)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if passes(middle) else (middle, high)
-    edge = high
-    while edge > 0 and high - edge < window:
-        counts = np.maximum(edge - 1 - np.arange(_AT_ONCE), 0)
-        found = losses_along(problem, order, counts)
-        losses.update(zip(counts.tolist(), found, strict=True))
-        passing = counts[np.asarray(accept(found))]
-        edge = int(counts[-1])
-        high = int(passing.min()) if passing.size else high
-    return Smallest(high, float(losses[high]), len(losses))
+        low, high = (low, middle) if search.passes(middle) else (middle, high)
+    high = search.look_below(high, window)
+    return Smallest(high, search.losses[high], len(search.losses))
+
+
+class _Search:
+    """The masks of one order that were evaluated, by their counts."""
+
+    def __init__(self, problem: MaskedLoss, order: Array, accept: Callable) -> None:
+        self.problem, self.order, self.accept = problem, order, accept
+        self.dim = int(problem.weights.size)
+        self.losses: dict[int, float] = {}
+
+    def passes(self, *counts: int) -> Any:
+        """Evaluate some counts at once, and say which pass."""
+        found = losses_along(self.problem, self.order, counts)
+        self.losses.update(zip(counts, found.tolist(), strict=True))
+        passed = np.asarray(self.accept(found)) | (np.asarray(counts) == self.dim)
+        return passed if len(counts) > 1 else bool(passed[0])
+
+    def halve(self) -> tuple[int, int]:
+        """Return a count that failed, or -1, and a larger one that passed."""
+        high, failed, count = self.dim, -1, self.dim // 2
+        self.passes(high)
+        while count < high:
+            if self.passes(count):
+                high, failed = count, -1
+            elif failed >= 0:
+                break
+            else:
+                failed = count
+            if count == 0:
+                break
+            count //= 2
+        return failed, high
+
+    def spread(self, guess: int) -> tuple[int, int]:
+        """Return the same, from a guess on."""
+        count, step = min(max(guess, 0), self.dim), max(guess // 64, 1)
+        low, high = -1, self.dim
+        if self.passes(count):
+            high = count
+            while high > 0 and low < 0:
+                count, step = max(high - step, 0), 2 * step
+                low, high = (low, count) if self.passes(count) else (count, high)
+            return low, high
+        low = count
+        while high == self.dim and low < self.dim - 1:
+            count, step = min(low + step, self.dim - 1), 2 * step
+            low, high = (low, count) if self.passes(count) else (count, high)
+        if high == self.dim:
+            self.passes(high)
+        return low, high
+
+    def look_below(self, high: int, window: int) -> int:
+        """Look at the counts below the smallest that passed, and below each that passes there."""
+        edge = high
+        while edge > 0 and high - edge < window:
+            counts = np.maximum(edge - 1 - np.arange(_AT_ONCE), 0).tolist()
+            passed = np.flatnonzero(self.passes(*counts))
+            edge = counts[-1]
+            high = min([high, *(counts[i] for i in passed)])
+        return high
 
 
 def mask_tree(mask: Bool[Array, "D"], params: Any, where: Where) -> Any:

@@ -13,11 +13,21 @@ from jaxlimit._core.checks import check_choice, check_range
 from jaxlimit._core.estimate import value_of
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, is_weight
-from jaxlimit.pruning.candidates import ORDERS, WHY_NONE, Network, start
-from jaxlimit.pruning.masked import mask_tree, masked_loss, smallest_along
+from jaxlimit.pruning.candidates import ORDERS, WHY_NONE, Budget, Network, start
+from jaxlimit.pruning.masked import (
+    loss_of_mask,
+    mask_tree,
+    masked_loss,
+    smallest_along,
+    some_examples,
+)
 from jaxlimit.pruning.polish import polish
 
 METHODS = (*ORDERS, "polished")
+
+_BUDGET = Budget()
+# Every so many batches locate the count on an order where there are many.
+_STRIDE = 8
 
 
 class Candidate(NamedTuple):
@@ -89,7 +99,7 @@ def smallest_mask(
     epsilon: Any,
     key: PRNGKeyArray,
     methods: tuple[str, ...] = METHODS,
-    memory_budget: float = 8 * 2**30,
+    budget: Budget = _BUDGET,
     where: Where = is_weight,
     on_progress: Callable[[str, int, int], None] | None = None,
     mesh: Mesh | None = None,
@@ -126,7 +136,7 @@ def smallest_mask(
         epsilon: ε, the tolerated rise, at least 0; a number or an `Estimate`.
         key: random key of probes.
         methods: which candidates to try, of `METHODS`.
-        memory_budget: bytes of the matrix of the greedy search, on the host (default 8 GiB).
+        budget: what the quadratic model may cost: memory, operations, examples.
         where: which leaves are under study; the others stay.
         on_progress: called as `on_progress("smallest mask", methods_done, methods)`.
         mesh: devices to share the examples, as for `magnitude_sweep`.
@@ -154,7 +164,8 @@ def smallest_mask(
     """
     epsilon = value_of(epsilon)
     check_range("epsilon", epsilon, 0)
-    check_range("memory_budget", float(memory_budget), 0)
+    for name in budget._fields:
+        check_range(f"budget.{name}", float(getattr(budget, name)), 0)
     for method in methods:
         check_choice("methods", method, METHODS)
     problem = masked_loss(loss, params, batches, operands, where, mesh)
@@ -163,7 +174,7 @@ def smallest_mask(
         (loss, params, batches, operands),
         key,
         epsilon=float(epsilon),
-        memory_budget=float(memory_budget),
+        budget=budget,
         where=where,
     )
     if not np.isfinite(network.dense_loss):
@@ -209,6 +220,7 @@ def _try_all(network: Network, methods: tuple[str, ...], on_progress: Any) -> _F
             candidate = Candidate(name, kept, kept / mask.size, loss, seconds, evaluations)
             candidates.append(candidate)
             masks.append(mask)
+            network.best_kept = min(network.best_kept, kept)
         if on_progress is not None:
             on_progress("smallest mask", i, len(names))
     mask, best = _best(candidates, masks)
@@ -226,7 +238,12 @@ def _search_along(network: Network, name: str) -> tuple | None:
     if order is None:
         return None
     problem, limit = network.problem, network.dense_loss + network.epsilon
-    found = smallest_along(problem, order, lambda losses: losses <= limit)
+    guess, fewer = None, some_examples(problem, _STRIDE)
+    if fewer is not None:
+        dense = loss_of_mask(fewer, jnp.ones(order.shape, bool))
+        near = smallest_along(fewer, order, lambda losses: losses <= dense + network.epsilon)
+        guess = near.num_kept
+    found = smallest_along(problem, order, lambda losses: losses <= limit, guess=guess)
     mask = np.asarray(order < found.num_kept)
     return mask, found.loss, found.num_evaluations
 

@@ -189,10 +189,12 @@ def test_only_magnitude_and_what_the_budget_does_not_hold():
     w, batches = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (w, batches))
     found = pruning.smallest_mask(LINEAR, w, batches, methods=("magnitude",), **settings)
     assert [c.method for c in found.candidates] == ["magnitude"]
-    found = pruning.smallest_mask(LINEAR, w, batches, memory_budget=0, **settings)
+    found = pruning.smallest_mask(LINEAR, w, batches, budget=pruning.Budget(memory=0), **settings)
     assert any("greedy" in note for note in found.notes)
     # Five weights at a time: greedy on the most salient ones, the others removed before.
-    some = pruning.smallest_mask(LINEAR, w, batches, memory_budget=5 * 5 * 4, **settings)
+    some = pruning.smallest_mask(
+        LINEAR, w, batches, budget=pruning.Budget(memory=5 * 5 * 4), **settings
+    )
     assert "greedy" in [c.method for c in some.candidates]
     assert some.loss <= some.dense_loss + epsilon
 

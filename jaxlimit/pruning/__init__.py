@@ -30,10 +30,8 @@ from jaxlimit.pruning.saliency import order_by, order_by_relaxed, saliency
 from jaxlimit.pruning.search import METHODS, Candidate, MaskSearch, smallest_mask
 from jaxlimit.pruning.stationarity import (
     L1Residual,
-    Shares,
     kept_by_layer,
     l1_residual,
-    rise_shares,
 )
 from jaxlimit.pruning.sweeps import (
     SweepResult,
@@ -51,7 +49,6 @@ __all__ = [
     "L1Residual",
     "MaskSearch",
     "Removal",
-    "Shares",
     "SweepResult",
     "apply_mask",
     "compress",
@@ -75,7 +72,6 @@ __all__ = [
     "order_by",
     "order_by_relaxed",
     "removed_norm",
-    "rise_shares",
     "saliency",
     "smallest_mask",
     "support_fraction",

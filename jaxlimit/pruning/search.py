@@ -9,10 +9,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, PRNGKeyArray
 
+from jaxlimit import limits
 from jaxlimit._core.checks import check_choice, check_range
 from jaxlimit._core.estimate import value_of
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, is_weight
+from jaxlimit.limits.tolerance import examine
 from jaxlimit.pruning.candidates import ORDERS, WHY_NONE, Budget, Network, start
 from jaxlimit.pruning.masked import (
     loss_of_mask,
@@ -61,9 +63,12 @@ class MaskSearch(NamedTuple):
         method: the candidate that won.
         candidates: the whole table, in the order they were tried.
         certificate: the bound below all masks, of the quadratic model; None where there is none.
+        shares: how much of ε is linear, quadratic and remainder at the mask; None as the
+            certificate, and where ε is 0.
         dense_loss: L(w).
         epsilon: ε.
-        notes: candidates that were left out, and why.
+        notes: candidates that were left out and why, and what the loss is if it is no mean over
+            independent examples.
     """
 
     mask: Any
@@ -72,7 +77,8 @@ class MaskSearch(NamedTuple):
     loss: float
     method: str
     candidates: tuple[Candidate, ...]
-    certificate: Any
+    certificate: limits.Certificate | None
+    shares: limits.Shares | None
     dense_loss: float
     epsilon: float
     notes: tuple[str, ...]
@@ -87,6 +93,9 @@ class MaskSearch(NamedTuple):
         if self.certificate is not None:
             ratio = float(self.certificate.ratio)
             lines.append(f"  {'no mask, certified':<18} {ratio:.4%}  within the quadratic")
+        if self.shares is not None:
+            parts = (f"{part:.0%} {name}" for name, part in self.shares._asdict().items())
+            lines.append(f"  of ε: {', '.join(parts)}")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
@@ -146,7 +155,8 @@ def smallest_mask(
 
     Raises:
         TypeError: if `loss` gives no scalar.
-        ValueError: if ε is negative, a method is unknown, or as `magnitude_sweep`.
+        ValueError: if ε is negative, the loss is a sum and no mean, a method is unknown, or as
+            `magnitude_sweep`.
         FloatingPointError: if the loss is not finite.
 
     >>> import jax, jax.numpy as jnp
@@ -169,6 +179,7 @@ def smallest_mask(
     for method in methods:
         check_choice("methods", method, METHODS)
     problem = masked_loss(loss, params, batches, operands, where, mesh)
+    doubt = examine(loss, params, batches, *operands, mesh=mesh)
     network = start(
         problem,
         (loss, params, batches, operands),
@@ -189,10 +200,18 @@ def smallest_mask(
         method=found.best.method,
         candidates=tuple(found.candidates),
         certificate=network.certificate if "relaxed" in methods else None,
+        shares=_shares(network, found) if "relaxed" in methods else None,
         dense_loss=network.dense_loss,
         epsilon=network.epsilon,
-        notes=tuple(found.notes),
+        notes=(*found.notes, *filter(None, [doubt])),
     )
+
+
+def _shares(network: Network, found: "_Found") -> limits.Shares | None:
+    if network.certificate is None or not network.epsilon:
+        return None
+    at = (network.operator, network.gradient, network.problem.weights, found.mask)
+    return limits.shares(*at, network.epsilon, rise=found.best.loss - network.dense_loss)
 
 
 class _Found(NamedTuple):

@@ -1,70 +1,14 @@
-"""What a mask's rise of the loss consists of, how near to an l1 minimum, and layer by layer."""
+"""How near to an l1 minimum a network is, and what a mask keeps layer by layer."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jaxlimit._core.checks import check_range
 from jaxlimit._core.weights import Where, is_weight, selected
-
-
-class Shares(NamedTuple):
-    """The rise of the loss at a mask, in parts that add up to it, in units of the loss.
-
-    Attributes:
-        linear: gᵀδ.
-        quadratic: ½ δᵀGδ.
-        remainder: what the true loss rises beyond: neither of these knows of it.
-    """
-
-    linear: Float[Array, ""]
-    quadratic: Float[Array, ""]
-    remainder: Float[Array, ""]
-
-
-def rise_shares(
-    operator: Any,
-    gradient: Float[Array, "D"],
-    weights: Float[Array, "D"],
-    mask: Bool[Array, "D"],
-    rise: Any,
-) -> Shares:
-    """Split the rise of the loss at a mask into its linear part, its quadratic part and the rest.
-
-    L(w∘m) - L(w) = gᵀδ + ½ δᵀGδ + remainder, δ = w∘m - w. Costs one product. Exact, G being
-    whatever `operator` is: with the Gauss-Newton matrix the remainder holds the network's own
-    curvature as well as all higher orders.
-
-    Args:
-        operator: G, from [D] to [D].
-        gradient: g [D], of the data loss at w.
-        weights: w [D].
-        mask: True = kept [D].
-        rise: L(w∘m) - L(w), measured.
-
-    Returns:
-        The `Shares`.
-
-    Raises:
-        ValueError: if the shapes differ.
-
-    >>> import jax.numpy as jnp
-    >>> w, g = jnp.array([1.0, 2.0]), jnp.array([0.5, 0.0])
-    >>> rise_shares(lambda v: 2 * v, g, w, jnp.array([False, True]), 1.0)
-    Shares(linear=Array(-0.5, ...), quadratic=Array(1., ...), remainder=Array(0.5, ...))
-    """
-    for name, value in {"gradient": gradient, "mask": mask}.items():
-        if jnp.shape(value) != jnp.shape(weights):
-            raise ValueError(
-                f"{name} must have the shape of weights, {jnp.shape(weights)}, "
-                f"got {jnp.shape(value)}"
-            )
-    step = jnp.where(mask, 0, -weights)
-    linear, quadratic = jnp.vdot(gradient, step), jnp.vdot(step, operator(step)) / 2
-    return Shares(linear, quadratic, rise - linear - quadratic)
 
 
 class L1Residual(NamedTuple):

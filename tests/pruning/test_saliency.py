@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlimit import curvature, pruning
+from jaxlimit import pruning
 
 RNG = np.random.default_rng(0)
 
@@ -43,29 +43,6 @@ def test_relaxed_orders_by_what_is_removed_and_then_by_gradient():
     np.testing.assert_array_equal(pruning.order_by_relaxed(relaxed, gradient), [4, 0, 2, 3, 1])
 
 
-def test_shares_add_up_and_are_what_they_say():
-    x, y = RNG.normal(size=(2, 30, 4)), RNG.normal(size=(2, 30))
-    batches = tuple(jnp.asarray(a, jnp.float32) for a in (x, y))
-    loss = curvature.split_loss(
-        lambda w, batch: jnp.tanh(batch[0] @ w),
-        lambda o, batch: 0.5 * jnp.mean((o - batch[1]) ** 2),
-    )
-    w = jnp.array([1.0, -0.5, 2.0, 0.3])
-    mask = jnp.array([True, False, True, True])
-    flat = tuple(a.reshape(60, *a.shape[2:]) for a in batches)
-    rise = loss(w * mask, flat) - loss(w, flat)
-    gradient = curvature.mean_gradient(loss, w, batches)
-    matvec = curvature.gauss_newton_matvec(loss, w, batches)
-    shares = pruning.rise_shares(matvec, gradient, w, mask, rise)
-    xf, u = x.reshape(60, 4), np.tanh(x.reshape(60, 4) @ np.asarray(w))
-    jacobian = (1 - u**2)[:, None] * xf
-    np.testing.assert_allclose(
-        shares.linear, 0.5 * ((u - y.ravel()) @ jacobian / 60)[1], rtol=1e-4, atol=1e-7
-    )
-    np.testing.assert_allclose(shares.quadratic, 0.25 * np.mean(jacobian[:, 1] ** 2) / 2, rtol=1e-4)
-    np.testing.assert_allclose(sum(shares), rise, rtol=1e-6)
-
-
 def test_l1_residual_at_and_off_a_minimum():
     """Soft thresholding is the exact minimum of a separable problem."""
     target, l1 = np.array([3.0, -2.0, 0.1, -4.0], np.float32), 0.5
@@ -97,5 +74,3 @@ def test_bad_input():
         pruning.l1_residual(jnp.ones(2), jnp.ones(2), 0.0)
     with pytest.raises(ValueError, match="one shape"):
         pruning.l1_residual(jnp.ones(2), jnp.ones(3), 1.0)
-    with pytest.raises(ValueError, match="mask must have the shape"):
-        pruning.rise_shares(lambda v: v, jnp.ones(2), jnp.ones(2), jnp.ones(3, bool), 0.0)

@@ -10,6 +10,8 @@ import pytest
 from annealed import annealed
 
 from jaxlimit import curvature, pruning
+from jaxlimit._core.weights import is_weight
+from jaxlimit.pruning import masked
 
 KEY = jax.random.key(0)
 D = 10
@@ -91,6 +93,13 @@ def check(found, w, batches, epsilon):
     assert value(mask) <= value(np.ones(D, bool)) * (1 + 1e-5) + epsilon + 1e-7
     kept = {candidate.method: candidate.num_kept for candidate in found.candidates}
     assert found.num_kept == min(kept.values()) <= kept["magnitude"]
+    # The loss is its own quadratic, so that the certificate binds every mask.
+    assert found.certificate.num_kept <= most
+    if epsilon:
+        np.testing.assert_allclose(
+            sum(found.shares) * epsilon, found.loss - found.dense_loss, rtol=1e-3, atol=1e-6
+        )
+        assert abs(found.shares.remainder) * epsilon <= 1e-4 * (1 + found.loss)
     # Magnitude by definition: every count tried.
     order = np.argsort(np.argsort(-np.abs(np.float64(w)), kind="stable"))
     counts = [k for k in range(D) if value(order < k) <= found.dense_loss * (1 - 1e-6) + epsilon]
@@ -212,6 +221,31 @@ def test_repr_is_short():
     lines = repr(search(w, batches, epsilon, jnp.float32)).splitlines()
     assert 3 < len(lines) < 12
     assert lines[0].startswith("MaskSearch: ")
+
+
+def test_many_batches_are_located_on_fewer():
+    """A guess from every eighth batch, wherever it lies, ends at the same count."""
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(40, 8, D)), rng.normal(size=D)
+    batches = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (x, x @ w))
+    whole = tuple(leaf.reshape(1, 320, *leaf.shape[2:]) for leaf in batches)
+    w = jnp.asarray(w, jnp.float32)
+    one, two = (search(w, data, 0.7, jnp.float32) for data in (whole, batches))
+    assert one.num_kept == two.num_kept
+    problem = masked.masked_loss(LINEAR, w, batches, (), is_weight, None)
+    order = pruning.order_by(jnp.abs(w))
+    accept = lambda losses: losses <= 0.7  # noqa: E731
+    counts = {masked.smallest_along(problem, order, accept, guess=g).num_kept for g in range(D + 1)}
+    assert counts == {masked.smallest_along(problem, order, accept).num_kept}
+
+
+def test_a_sum_is_refused():
+    w, batches, _ = quadratic("plain", 0)
+    total = curvature.split_loss(
+        lambda w, batch: batch[0] @ w, lambda outputs, batch: ((outputs - batch[1]) ** 2).sum()
+    )
+    with pytest.raises(ValueError, match="sum"):
+        pruning.smallest_mask(total, jnp.asarray(w, jnp.float32), batches, epsilon=1.0, key=KEY)
 
 
 def test_bad_input():

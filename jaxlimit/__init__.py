@@ -1,6 +1,6 @@
 """How sparse can a trained network be pruned? Hessian spectra and convex-geometry limits in JAX.
 
-Modules and names are loaded when they are first asked for, so that `import jaxlimit` costs little
+Modules and names are loaded when they are first asked for, so `import jaxlimit` costs little
 more than `import jax`.
 """
 

@@ -33,7 +33,7 @@ def group_batches(batches: Any) -> tuple[Group, ...]:
     stacks = _stack_alike(batches) if isinstance(batches, list) else [batches]
     sizes = [leading_size(s) * leading_size(jax.tree.map(lambda x: x[0], s)) for s in stacks]
     return tuple(
-        # The share is weakly typed, so that it takes on the precision of what it weights.
+        # The share is weakly typed, so it takes on the precision of what it weights.
         Group(jnp.asarray(size / sum(sizes)), jax.tree.map(jnp.asarray, stack))
         for size, stack in zip(sizes, stacks, strict=True)
     )

@@ -43,7 +43,7 @@ class Operator:
             size that the devices divide, and returns such ones, sharded.
         traceable: whether it runs under `jit`, `vmap` and `scan`; one that is not reads its data as
             it goes, on the host, and is called eagerly.
-        linearized: whether it keeps a linearisation, so that a product repeats no primal pass.
+        linearized: whether it keeps a linearisation, so a product repeats no primal pass.
 
     Raises:
         TypeError: if `dim` is no static int, or `dtype` or what `product` returns is not real

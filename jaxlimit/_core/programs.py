@@ -235,7 +235,7 @@ def _evaluate(jaxpr: core.Jaxpr, consts: Sequence, arguments: Sequence, change: 
 def _bind(equation: core.JaxprEqn, inputs: list, change: Change) -> list:
     name, params = equation.primitive.name, equation.params
     if name in _INLINED:
-        # Seen through, so that a constant that is read inside counts as read by a product.
+        # Seen through, so a constant that is read inside counts as read by a product.
         inner = params.get("jaxpr") or params["call_jaxpr"]
         return _evaluate(inner.jaxpr, inner.consts, inputs, change)
     if name in PRODUCTS and all(jnp.issubdtype(x.dtype, jnp.floating) for x in inputs):

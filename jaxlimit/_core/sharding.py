@@ -109,7 +109,7 @@ def shard_size(dim: int, mesh: Mesh | None) -> int:
 def place(tree: Any, sharding: NamedSharding) -> Any:
     """Lay arrays out over a mesh; each process holds them all, and keeps its devices' parts.
 
-    Python numbers stay what they are, so that they take on the precision of what they multiply.
+    Python numbers stay what they are, so they take on the precision of what they multiply.
     """
     return jax.tree.map(partial(_place, sharding=sharding), tree)
 

@@ -1,6 +1,6 @@
 """All examples, dealt out to the devices of a mesh, and means over them.
 
-Inside, everything is manual (`jax.shard_map`), so that a loss sees plain local arrays and its
+Inside, everything is manual (`jax.shard_map`), so a loss sees plain local arrays and its
 program is the one it has on one device.
 """
 

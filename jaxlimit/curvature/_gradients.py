@@ -1,7 +1,7 @@
 """Gradient maps g(θ), whose derivative at the weights is the operator.
 
 Each gives g over a stack of batches [num_batches, batch, ...], with what is held fixed taken at
-`weights`. Frozen dataclasses, so that equal ones share compiled programs.
+`weights`. Frozen dataclasses, so equal ones share compiled programs.
 """
 
 from collections.abc import Callable

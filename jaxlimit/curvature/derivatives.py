@@ -117,12 +117,12 @@ def mean_gradient(
     """Return the gradient of the mean loss over all examples, flat, batch by batch.
 
     Args:
-        loss: as for `hessian_matvec`, like all of these.
+        loss: see `hessian_matvec`, like all of these.
         params: pytree of real floating arrays.
         batches: stacked, or a list.
         *operands: passed on to `loss`.
         where: leaves under study.
-        mesh: devices to share the examples, as for `pruning.magnitude_sweep`.
+        mesh: devices to share the examples; see `pruning.magnitude_sweep`.
 
     Returns:
         ∇L [D].

@@ -67,7 +67,7 @@ def diagonal(
         loss: a split loss, from `split_loss` or `training.make_loss`; for the Fisher matrix any
             `loss(params, batch, *operands)`. A mean over examples that do not see each other.
         params: pytree of real floating arrays.
-        batches: as for `hessian_matvec`.
+        batches: see `hessian_matvec`.
         *operands: passed on to the network.
         matrix: "gauss-newton" or "fisher".
         num_probes: None for the exact diagonal, else the number of backward passes.

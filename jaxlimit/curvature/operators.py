@@ -84,9 +84,9 @@ def linearization_bytes(
     """Count the bytes that `hessian_matvec` would keep if it linearised; nothing runs.
 
     Args:
-        loss: as for `hessian_matvec`.
-        params: as for `hessian_matvec`.
-        batches: as for `hessian_matvec`.
+        loss: see `hessian_matvec`.
+        params: see `hessian_matvec`.
+        batches: see `hessian_matvec`.
         *operands: passed on to `loss`.
         where: as in `MatvecSettings`.
         product_dtype: as in `MatvecSettings`.
@@ -143,7 +143,7 @@ def gauss_newton_matvec(loss: Any, *args: Any, **settings: Unpack[MatvecSettings
     Args:
         loss: a split loss, from `split_loss` or `training.make_loss`; or its two parts as two
             arguments, `apply(params, batch, *operands)` and `output_loss(outputs, batch)`.
-        *args: `params`, a pytree of real floating arrays; `batches`, as for `hessian_matvec`; then
+        *args: `params`, a pytree of real floating arrays; `batches`; see `hessian_matvec`; then
             operands that are passed on to the network.
         **settings: see `MatvecSettings`.
 
@@ -192,7 +192,7 @@ def fisher_matvec(
     Args:
         apply: `apply(params, batch, *operands)`, logits [batch, classes].
         params: pytree of real floating arrays.
-        batches: as for `hessian_matvec`.
+        batches: see `hessian_matvec`.
         *operands: passed on to `apply`.
         example_losses: None for the exact matrix; `example_losses(outputs, batch)`, a loss for
             each example [batch], for the empirical one.
@@ -296,7 +296,7 @@ def hessian_matvec_over(
     each shape of batch; memory is that of one batch. It is not traceable: call it eagerly.
 
     Args:
-        loss: as for `hessian_matvec`.
+        loss: see `hessian_matvec`.
         params: pytree of real floating arrays.
         make_iterator: `make_iterator()`, a fresh iterator over the batches, each a pytree whose
             leaves are [batch, ...]; batches may differ in size, and their order does not matter.

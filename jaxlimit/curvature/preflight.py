@@ -105,7 +105,7 @@ def _ratio(difference: Array, whole: Array) -> float:
 
 
 def _asymmetry(vectors: Float[Array, "k D"], products: Float[Array, "k D"]) -> float:
-    # E⟨u,Av⟩ - ⟨v,Au⟩ squared is ‖A - Aᵀ‖² and E‖Au‖² is ‖A‖² for Gaussian vectors, so that the
+    # E⟨u,Av⟩ - ⟨v,Au⟩ squared is ‖A - Aᵀ‖² and E‖Au‖² is ‖A‖² for Gaussian vectors, so the
     # ratio does not fade as D grows, as it does against ‖u‖‖Av‖.
     forms = vectors @ products.T
     pairs = forms[jnp.triu_indices(len(forms), 1)] - forms.T[jnp.triu_indices(len(forms), 1)]

@@ -36,12 +36,12 @@ def factor_rows(
     pass a row; of a dense layer only the entries asked for are formed. Memory of one piece.
 
     Args:
-        loss: as for `diagonal`.
+        loss: see `diagonal`.
         params: pytree of real floating arrays.
-        batches: as for `hessian_matvec`.
+        batches: see `hessian_matvec`.
         *operands: passed on to the network.
         mask: True at the n weights wanted, as in `MatvecSettings`.
-        matrix: "gauss-newton" or "fisher", as for `diagonal`.
+        matrix: "gauss-newton" or "fisher"; see `diagonal`.
         max_rows: about so many at most, from examples evenly spaced, and then N is their number;
             None takes all examples.
         where: as in `MatvecSettings`.

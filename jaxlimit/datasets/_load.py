@@ -60,7 +60,7 @@ def load(name: str, split: str, data_dir: str | os.PathLike | None = None) -> Da
     360 for testing, in the published order. The order has whole blocks of writers, so the test
     digits are mostly by other hands than the training ones, and every class has 33 to 37 of them;
     a stratified shuffle would only make the test easier. Ink 0..16 is stretched to 0..255 and
-    rounded, so that every set here has the same range.
+    rounded, so every set here has the same range.
 
     Every other set is read from a TFDS data directory of ArrayRecord files, without TensorFlow.
     The directories looked in are `data_dir`, the environment's `TFDS_DATA_DIR` and

@@ -36,7 +36,7 @@ def statistical_dimension_subspace(k: Scalar) -> Float[Array, "..."]:
     >>> statistical_dimension_subspace(3)
     Array(3., dtype=float32)
 
-    Source: Amelunxen, Lotz, McCoy and Tropp (2014), Section 3.
+    Amelunxen, Lotz, McCoy, Tropp (2014), section 3.
     """
     check_finite_range("k", k)
     return jnp.asarray(k, jnp.result_type(float, k))
@@ -57,7 +57,7 @@ def statistical_dimension_orthant(dim: Scalar) -> Float[Array, "..."]:
     >>> statistical_dimension_orthant(7)
     Array(3.5, dtype=float32)
 
-    Source: Amelunxen, Lotz, McCoy and Tropp (2014), Proposition 3.2.
+    Amelunxen, Lotz, McCoy, Tropp (2014), proposition 3.2.
     """
     check_finite_range("dim", dim)
     return jnp.asarray(dim, jnp.result_type(float, dim)) / 2
@@ -81,7 +81,7 @@ def statistical_dimension_psd_cone(n: Scalar) -> Float[Array, "..."]:
     >>> statistical_dimension_psd_cone(4)
     Array(5., dtype=float32)
 
-    Source: Amelunxen, Lotz, McCoy and Tropp (2014), Proposition 3.2.
+    Amelunxen, Lotz, McCoy, Tropp (2014), proposition 3.2.
     """
     check_finite_range("n", n)
     return _psd_cone(n)
@@ -155,7 +155,7 @@ def statistical_dimension_circular_cone(
     >>> statistical_dimension_circular_cone(100, 0.5)
     Array(23.52, dtype=float32)
 
-    Source: Amelunxen, Lotz, McCoy and Tropp (2014), Proposition 3.4.
+    Amelunxen, Lotz, McCoy, Tropp (2014), proposition 3.4.
     """
     check_circular(dim, half_angle)
     check_choice("method", method, ("exact", "asymptotic"))
@@ -199,7 +199,7 @@ def statistical_dimension_l1_descent_cone(dim: Scalar, num_nonzero: Scalar) -> F
     >>> statistical_dimension_l1_descent_cone(100, 10)
     Array(32.88, dtype=float32)
 
-    Source: Amelunxen, Lotz, McCoy and Tropp (2014), Proposition 4.5.
+    Amelunxen, Lotz, McCoy, Tropp (2014), proposition 4.5.
     """
     check_finite_range("dim", dim, 1)
     check_range("num_nonzero", num_nonzero, 0)

@@ -105,7 +105,7 @@ def statistical_dimension_ellipsoid_cone(
     >>> statistical_dimension_ellipsoid_cone(ball, 2.0)
     Array(80., dtype=float32)
 
-    Source: Zhang, Zhang, Sun and Liu (2024) for "thin"; the rest is derived above.
+    Zhang, Zhang, Sun, Liu (2024) for "thin"; the rest is derived above.
     """
     _check_view(semi_axes, distance)
     _check_direction(direction, jnp.shape(semi_axes)[-1])
@@ -162,7 +162,7 @@ def ellipsoid_section_threshold(semi_axes: Vector, distance: Scalar) -> Float[Ar
     >>> ellipsoid_section_threshold(semi_axes, 1.0)
     Array(39.583, dtype=float32)
 
-    Source: derived above from the cone; the perpendicular case of the corrected threshold.
+    Derived above from the cone; the perpendicular case of the corrected threshold.
     """
     _check_view(semi_axes, distance)
     return _section_threshold(semi_axes, distance)

@@ -31,7 +31,7 @@ def intrinsic_volumes_subspace(k: Scalar, *, dim: int) -> IntrinsicVolumes:
     >>> intrinsic_volumes_subspace(1, dim=2)
     Array([0., 1., 0.], dtype=float32)
 
-    Source: Amelunxen, Lotz, McCoy and Tropp (2014), Section 5.
+    Amelunxen, Lotz, McCoy, Tropp (2014), section 5.
     """
     dim = check_count("dim", dim)
     check_range("k", k, 0, dim)
@@ -55,7 +55,7 @@ def intrinsic_volumes_orthant(*, dim: int) -> IntrinsicVolumes:
     >>> intrinsic_volumes_orthant(dim=2)
     Array([0.25, 0.5 , 0.25], dtype=float32)
 
-    Source: Amelunxen, Lotz, McCoy and Tropp (2014), Section 5.
+    Amelunxen, Lotz, McCoy, Tropp (2014), section 5.
     """
     dim = check_count("dim", dim)
     return _from_log_ratios(jnp.log(jnp.arange(dim, 0, -1) / jnp.arange(1, dim + 1)))
@@ -81,7 +81,7 @@ def intrinsic_volumes_circular_cone(half_angle: Scalar, *, dim: int) -> Intrinsi
     >>> intrinsic_volumes_circular_cone(jnp.pi / 6, dim=3)  # (1-sin, cos, sin, 1-cos) / 2
     Array([0.25..., 0.433..., 0.25..., 0.066...], dtype=float32)
 
-    Source: Amelunxen, Lotz, McCoy and Tropp (2014), on the cones of Proposition 3.4.
+    Amelunxen, Lotz, McCoy, Tropp (2014), on the cones of proposition 3.4.
     """
     dim = check_count("dim", dim, 2)
     check_circular(dim, half_angle)
@@ -161,7 +161,7 @@ def kinematic_probability(
     >>> kinematic_probability(line, orthant)  # a line meets 2 of the 8 octants
     Array(0.25, dtype=float32)
 
-    Source: Amelunxen, Lotz, McCoy and Tropp (2014), the conic kinematic formula.
+    Amelunxen, Lotz, McCoy, Tropp (2014), the conic kinematic formula.
     """
     _check_volumes("intrinsic_volumes_a", intrinsic_volumes_a)
     _check_volumes("intrinsic_volumes_b", intrinsic_volumes_b)
@@ -227,8 +227,8 @@ def kinematic_band(
     >>> kinematic_band(20.0, 1000, 0.95, method="theorem-1")
     (Array(792.8, dtype=float32), Array(1000., dtype=float32))
 
-    Source: Amelunxen, Lotz, McCoy and Tropp (2014), Theorem I and the interlacing of Section 5;
-    McCoy and Tropp (2014) for the tails.
+    Amelunxen, Lotz, McCoy, Tropp (2014), theorem I and the interlacing of section 5;
+    McCoy, Tropp (2014) for the tails.
     """
     check_choice("method", method, ("refined", "theorem-1"))
     check_finite_range("dim", dim, 1)

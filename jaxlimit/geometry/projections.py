@@ -105,7 +105,7 @@ def statistical_dimension(
     >>> estimate.value, estimate.standard_error  # 10 in truth
     (Array(10.0, dtype=float32), Array(0.05, dtype=float32))
 
-    Source: Amelunxen, Lotz, McCoy and Tropp (2014), Section 2.
+    Amelunxen, Lotz, McCoy, Tropp (2014), section 2.
     """
     dim, num_samples = check_count("dim", dim), check_count("num_samples", num_samples)
     batch_size = check_count("batch_size", batch_size)
@@ -134,7 +134,7 @@ def polar_projection(project: Projection) -> Projection:
     >>> polar_projection(optax.projections.projection_non_negative)(jnp.array([2.0, -3.0]))
     Array([ 0., -3.], dtype=float32)
 
-    Source: Moreau (1962), the decomposition x = Π_C(x) + Π_C°(x).
+    Moreau (1962), the decomposition x = Π_C(x) + Π_C°(x).
     """
     return Partial(_project_polar, as_operand(project))
 

@@ -98,7 +98,7 @@ def gaussian_width(
     >>> width.value, width.standard_error  # 2/√π = 1.128 in truth
     (Array(1.13, dtype=float32), Array(0.01, dtype=float32))
 
-    Source: Amelunxen, Lotz, McCoy and Tropp (2014), Section 10, for the widths of cones.
+    Amelunxen, Lotz, McCoy, Tropp (2014), section 10, for the widths of cones.
     """
     dim, num_samples = check_count("dim", dim), check_count("num_samples", num_samples)
     batch_size = check_count("batch_size", batch_size)

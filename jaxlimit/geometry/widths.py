@@ -35,7 +35,7 @@ def gaussian_width_ball(dim: Scalar, radius: Scalar) -> Float[Array, "..."]:
     >>> gaussian_width_ball(3, 1.0)  # √(8/π)
     Array(1.5958, dtype=float32)
 
-    Source: Vershynin (2018), Section 7.5.
+    Vershynin (2018), section 7.5.
     """
     check_finite_range("dim", dim)
     check_finite_range("radius", radius)
@@ -62,7 +62,7 @@ def gaussian_width_box(half_widths: Float[Array, "... dim"]) -> Float[Array, "..
     >>> gaussian_width_box(jnp.ones(2))
     Array(1.5958, dtype=float32)
 
-    Source: Vershynin (2018), Section 7.5.
+    Vershynin (2018), section 7.5.
     """
     check_last_axis("half_widths", half_widths)
     check_finite_range("half_widths", half_widths)
@@ -96,7 +96,7 @@ def gaussian_width_ellipsoid(semi_axes: Float[Array, "... dim"]) -> Float[Array,
     >>> gaussian_width_ellipsoid(jnp.ones(3))  # the ball, √(8/π)
     Array(1.5958, dtype=float32)
 
-    Source: derived above.
+    Derived above.
     """
     check_last_axis("semi_axes", semi_axes)
     check_finite_range("semi_axes", semi_axes)
@@ -141,7 +141,7 @@ def gaussian_width_cross_polytope(dim: Scalar, radius: Scalar) -> Float[Array, "
     >>> gaussian_width_cross_polytope(2, 1.0)  # 2/√π
     Array(1.12838, dtype=float32)
 
-    Source: Vershynin (2018), Section 7.5.
+    Vershynin (2018), section 7.5.
     """
     check_finite_range("dim", dim, 1)
     check_finite_range("radius", radius)
@@ -186,7 +186,7 @@ def gaussian_width_l1_l2_ball(
     >>> gaussian_width_l1_l2_ball(1000, 5.0, 1.0)
     Array(13.397, dtype=float32)
 
-    Source: derived above; compare Plan and Vershynin (2013), Section 2.
+    Derived above; compare Plan, Vershynin (2013), section 2.
     """
     check_finite_range("dim", dim, 1)
     check_finite_range("l1_radius", l1_radius)

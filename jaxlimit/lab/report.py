@@ -122,7 +122,9 @@ def limits_found(findings: Findings, config: RunConfig) -> Measured:
     """Read the measured limits off the sweeps."""
     loss, accuracy = findings.loss, findings.accuracy
     epsilon = findings.estimate.epsilon
-    penalised = loss._replace(losses=loss.losses + config.training.l1 * loss.kept_norms)
+    # Of a reweighted penalty the sweep knows no value: the limit with it is that without.
+    l1 = 0.0 if config.training.l1_delta else config.training.l1
+    penalised = loss._replace(losses=loss.losses + l1 * loss.kept_norms)
     negated = accuracy._replace(losses=-accuracy.losses)
     above = np.asarray(accuracy.ratios)[np.asarray(accuracy.losses > accuracy.losses[-1])]
     limit = pruning.empirical_limit
@@ -134,6 +136,14 @@ def limits_found(findings: Findings, config: RunConfig) -> Measured:
     )
 
 
+def penalty(net: Any, config: RunConfig) -> Any:
+    """Return the strength of the l1 penalty, of each weight where it is reweighted."""
+    told = config.training
+    if not told.l1_delta:
+        return told.l1
+    return training.l1_weights(net.trained.params, told.l1_delta, strength=told.l1)
+
+
 def distance(net: Any, config: RunConfig) -> Distance:
     """Measure how far the network is from the minimum of its penalised loss."""
     found = training.distance_from_minimum(
@@ -141,7 +151,7 @@ def distance(net: Any, config: RunConfig) -> Distance:
         net.trained.params,
         net.trained.state,
         net.train,
-        l1=config.training.l1,
+        l1=penalty(net, config),
         l2=config.training.l2,
         normalization=net.trained.normalization,
         batch_size=config.images_at_once,

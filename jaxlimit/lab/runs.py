@@ -146,7 +146,7 @@ def predict(net: Net, config: RunConfig, seed: int, folder: Path, stages: Stages
             *net.args, net.batches(config), state, mesh=net.mesh
         )
     identity = spectra_identity(net, config, seed)
-    # Named by what makes the recurrences, so that a run with other settings begins its own.
+    # Named by what makes the recurrences, so a run with other settings begins its own.
     unfinished = folder / f"lanczos-{files.digest(identity)[:8]}"
     stored = {name: kept_spectrum(folder / file, identity) for name, file in SPECTRA.items()}
     if stored["measure"] is not None:

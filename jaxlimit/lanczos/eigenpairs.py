@@ -6,7 +6,7 @@ another round, and only a round that finds nothing new ends the search.
 
 All vectors are kept orthonormal (each new one is projected twice), and the projected matrix is made
 of the coefficients of that projection. It is V H Vᵀ itself whatever the rows of V have been
-through, so that restarts, breakdowns and fresh vectors need no case of their own.
+through, so restarts, breakdowns and fresh vectors need no case of their own.
 """
 
 from functools import partial
@@ -75,7 +75,7 @@ def extremal_eigenpairs(
             `dtype`. The error of a value is about (tolerance · ‖H‖)² over its gap to the others.
         max_products: where to stop, converged or not; default 50 m.
         dtype: floating type of the vectors; float32 where `matvec` does not know.
-        mesh: devices that each keep a part of every vector, as for `tridiagonalize`.
+        mesh: devices that each keep a part of every vector; see `tridiagonalize`.
 
     Returns:
         `Eigenpairs`. Pairs that have not converged by `max_products` are returned as they stand,

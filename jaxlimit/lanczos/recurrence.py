@@ -43,7 +43,7 @@ def tridiagonalize(
         matvec: H, symmetric: an `Operator` or `Array[D] -> Array[D]`.
         start_vector: q₁ before normalisation, real floating, not zero.
         num_steps: m; more than D is clamped to D.
-        reorthogonalize: "full" keeps the basis orthonormal to working precision, so that no
+        reorthogonalize: "full" keeps the basis orthonormal to working precision, so no
             eigenvalue is found twice; "none" stores no basis and finds converged eigenvalues again
             (ghosts), which leaves quadrature valid (Greenbaum 1989) but costs depth; "selective"
             reorthogonalises the first 48 steps fully and all later ones against the Ritz vectors
@@ -94,12 +94,12 @@ def start(
     """Begin a recurrence with room for `num_steps` steps.
 
     Args:
-        start_vector: as for `tridiagonalize`.
+        start_vector: see `tridiagonalize`.
         num_steps: the greatest depth that `extend` may reach; clamped to D.
-        reorthogonalize: as for `tridiagonalize`.
-        keep_basis: as for `tridiagonalize`.
-        store: as for `tridiagonalize`; `extend` finds it in the state.
-        mesh: as for `tridiagonalize`.
+        reorthogonalize: see `tridiagonalize`.
+        keep_basis: see `tridiagonalize`.
+        store: see `tridiagonalize`; `extend` finds it in the state.
+        mesh: see `tridiagonalize`.
 
     Returns:
         The state before the first step.

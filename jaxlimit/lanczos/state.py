@@ -49,8 +49,8 @@ class LanczosState:
         num_valid: steps that were possible.
         failed_step: as in `Tridiagonalization`.
         dim: D; on a mesh the vectors are padded with zeros to a size that divides.
-        reorthogonalize: "full", "selective" or "none", as for `tridiagonalize`.
-        store: how the basis is kept, as for `tridiagonalize`.
+        reorthogonalize: "full", "selective" or "none"; see `tridiagonalize`.
+        store: how the basis is kept; see `tridiagonalize`.
     """
 
     previous: Float[Array, "D"]

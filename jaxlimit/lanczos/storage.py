@@ -61,7 +61,7 @@ def check_basis(rows: int, dim: int, dtype: Any, store: str = "device") -> None:
         rows: vectors of all recurrences, see `num_rows`.
         dim: their entries on one device.
         dtype: their type.
-        store: how they are kept, as for `tridiagonalize`.
+        store: how they are kept; see `tridiagonalize`.
 
     Raises:
         MemoryError: says what takes less.

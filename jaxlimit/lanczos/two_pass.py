@@ -1,7 +1,7 @@
 """Eigenpairs without a basis in memory: one Lanczos run for the values, the same again for vectors.
 
 Without reorthogonalisation the run finds converged eigenvalues again and again (ghosts), but the
-vectors of each copy are as good as any (Paige 1980), so that one copy of each is taken. While a
+vectors of each copy are as good as any (Paige 1980), so one copy of each is taken. While a
 copy forms it may stand anywhere between eigenvalues: it is told by its lack of the start vector.
 """
 
@@ -39,14 +39,14 @@ def two_pass_eigenpairs(
     eigenvectors of T are chosen on the host between the runs.
 
     Args:
-        matvec: H, as for `tridiagonalize`.
-        start_vector: as for `tridiagonalize`.
+        matvec: H; see `tridiagonalize`.
+        start_vector: see `tridiagonalize`.
         num_steps: m, at most D.
         num_pairs: k ≤ m. Eigenvalues nearer than √ε‖H‖ to each other count as one, since without
             reorthogonalisation each is found several times, and a copy still forming is left out;
             fewer pairs come if T has no more.
         which: "largest", "smallest" or "magnitude".
-        mesh: devices that each keep a part of every vector, as for `tridiagonalize`.
+        mesh: devices that each keep a part of every vector; see `tridiagonalize`.
 
     Returns:
         `Eigenpairs`, the most extreme first, their vectors of norm 1. Those have converged whose

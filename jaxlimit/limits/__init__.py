@@ -7,8 +7,8 @@ network has small negative eigenvalues; `negative` says what f makes of them:
 - "abs": f(|λ|), as the authors of the bounds computed;
 - "clip": f(max(λ, 0)), a direction of negative curvature taken for flat.
 
-Source: Zhang, Zhang, Sun and Liu (2024), How Sparse Can We Prune A Deep Network: A Fundamental
-Limit Perspective, NeurIPS.
+Zhang, Zhang, Sun, Liu (2024), "How sparse can we prune a deep network: a fundamental limit
+perspective".
 """
 
 from jaxlimit.limits.bounds import (

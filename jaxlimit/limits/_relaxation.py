@@ -1,7 +1,7 @@
 """Accelerated projected gradients for min q(z) - θ1ᵀz over [0, 1]ᴰ, a product a step.
 
 A step from y = z + β(z - z₋) is clip(y - (∇q(y) - θ)/(ℓM)), M a diagonal metric. ℓ falls a little
-in each step and is raised where a step shows more curvature, dᵀA d > ℓ dᵀM d, so that the few stiff
+in each step and is raised where a step shows more curvature, dᵀA d > ℓ dᵀM d, so the few stiff
 directions set it only while they matter; that is what makes the difference on networks. Momentum
 starts anew where it points uphill. The relation of q at y and at z needs no product of its own:
 A y is a combination of two products at hand.
@@ -178,7 +178,7 @@ def next_price(
         F(v, τ) = ετ + vᵀAv/(2τ) + Σ (1 + aτ - A v)₊,
 
     jointly convex in v and τ. The best price for this v is where ∂F/∂τ = 0, the terms of the sum
-    counted by where a step takes z in place of 0 or 1, so that it rests only where q(z) = ε. (The
+    counted by where a step takes z in place of 0 or 1, so it rests only where q(z) = ε. (The
     best price for z as it stands rests where nothing is best.) An iterate lags behind its price, so
     that a quarter of the way is gone, in the logarithm.
 

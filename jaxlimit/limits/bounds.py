@@ -140,7 +140,7 @@ def lower_bound(
     >>> lower_bound(exact_measure(jnp.array([0.0, 2.0])), 1.0, 1.0).value
     Array(0.25, dtype=float32)
 
-    Source: Zhang, Zhang, Sun and Liu (2024), Theorem 3.5.
+    Zhang, Zhang, Sun, Liu (2024), theorem 3.5.
     """
     check_measure("measure", measure)
     check_choice("negative", negative, NEGATIVE)
@@ -193,7 +193,7 @@ def upper_bound(
     >>> upper_bound(exact_measure(jnp.array([2.0])), 1.0, 1.0, dim=2).value
     Array(0.75, dtype=float32)
 
-    Source: Zhang, Zhang, Sun and Liu (2024), Theorem 4.1.
+    Zhang, Zhang, Sun, Liu (2024), theorem 4.1.
     """
     estimate = gap(removed_measure, radius, epsilon, dim=dim, negative=negative)
     kept = (dim - removed_measure.dim) / dim

@@ -184,7 +184,7 @@ def shares(
     which the remainder is large. Costs one product.
 
     Args:
-        operator: B, as for `certificate`.
+        operator: B; see `certificate`.
         gradient: g.
         weights: w.
         kept: m, True = kept, flat [D].

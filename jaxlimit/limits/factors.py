@@ -156,7 +156,7 @@ def key_factors(
     >>> factors.rise, factors.trace
     (Array(1., dtype=float32), Array(8., dtype=float32))
 
-    Source: Zhang, Zhang, Sun and Liu (2024), Section 4.
+    Zhang, Zhang, Sun, Liu (2024), section 4.
     """
     if limit is None:
         limit = pruning_limit(measure, weights, epsilon, negative=negative, where=where)

@@ -65,7 +65,7 @@ def by_layer(
         weights: for each layer, its weights, flat [D_l].
         epsilon: ε, tolerance of the whole network; or leave it out and give `ratio`.
         ratio: fraction of all weights to keep; the ε that it takes is then found.
-        negative: "abs" or "clip", as for `pruning_limit`.
+        negative: "abs" or "clip"; see `pruning_limit`.
         num_points: counts, evenly spaced in the logarithm, at which each layer's curve is known.
 
     Returns:

@@ -90,7 +90,7 @@ def pruning_limit(
     >>> limit.num_kept, limit.ratio
     (Array(3, dtype=int32), Array(0.75, dtype=float32))
 
-    Source: Zhang, Zhang, Sun and Liu (2024), Section 4 and Algorithm 1.
+    Zhang, Zhang, Sun, Liu (2024), section 4 and algorithm 1.
     """
     return _predict(*_checked(Criterion(negative), measure, weights, epsilon, where))
 

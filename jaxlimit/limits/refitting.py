@@ -139,14 +139,14 @@ def refitted(
     weights. Costs num_steps + 3 products a count at most; `weights` of the result is [r, D].
 
     Args:
-        matvec: as for `refit`.
-        gradient: as for `refit`.
+        matvec: see `refit`.
+        gradient: see `refit`.
         weights: w*.
         num_kept: counts, each from 0 to D, in any order.
         ranks: each weight's place in the order, 0 the last to be removed; magnitude by default.
-        damping: μ, as for `refit`.
-        num_steps: as for `refit`.
-        tolerance: as for `refit`.
+        damping: μ; see `refit`.
+        num_steps: see `refit`.
+        tolerance: see `refit`.
 
     Returns:
         A `Refit` whose fields have the counts along their first axis, in the order given.
@@ -190,14 +190,14 @@ def refitted_limit(
     a relative width in k. Costs log₂(ln D/relative) refits.
 
     Args:
-        matvec: as for `refit`.
-        gradient: as for `refit`.
+        matvec: see `refit`.
+        gradient: see `refit`.
         weights: w*.
         epsilon: ε ≥ 0.
-        ranks: as for `refitted`.
-        damping: as for `refit`.
-        num_steps: as for `refit`.
-        tolerance: as for `refit`.
+        ranks: see `refitted`.
+        damping: see `refit`.
+        num_steps: see `refit`.
+        tolerance: see `refit`.
         relative: width of the last bracket of k, over k.
 
     Returns:

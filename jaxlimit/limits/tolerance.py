@@ -75,7 +75,7 @@ def loss_tolerance(
     >>> loss_tolerance(lambda w, x: jnp.mean(w * x), 1.0, losses, batch_size=21)
     Estimate(value=0.5, standard_error=0.0771517, lower=0.369508, upper=0.676575)
 
-    Source: Cramér (1946), Mathematical Methods of Statistics, Section 27.7.
+    Cramér (1946), "Mathematical methods of statistics", section 27.7.
     """
     settings: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
     measured = measure_tolerance(loss, params, batches, *operands, **settings)

@@ -16,7 +16,7 @@ over the examples of the batch. Model state, such as BatchNorm's running statist
 
 `jaxlimit.curvature.hessian_matvec(loss, params, batches, batch_stats)` then is its Hessian. Without
 `train=True` a net is deterministic and BatchNorm uses the running statistics. A net without
-BatchNorm has `params` only, so that its loss is `loss(params, batch)`.
+BatchNorm has `params` only, so its loss is `loss(params, batch)`.
 """
 
 import difflib

@@ -13,7 +13,7 @@ _normal = nn.initializers.normal(0.02)
 class ViT(nn.Module):
     """Patches as tokens beside a class token, learnt positions, blocks with LayerNorm first.
 
-    A patch is flattened and mapped by one dense layer, so that all of the net is matrix products.
+    A patch is flattened and mapped by one dense layer, so all of the net is matrix products.
     LayerNorm's scale and shift are constants to `curvature.is_weight`; the class token and the
     positions are weights under study, as biases are.
 

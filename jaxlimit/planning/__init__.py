@@ -2,7 +2,7 @@
 
 `measure` looks at a loss, its parameters and its data and runs nothing; `plan` says what of it fits
 and where the Lanczos basis goes; `project` says what products and Lanczos steps cost on a machine.
-Everything is plain arithmetic on counts of bytes and operations, so that a network that is nowhere
+Everything is plain arithmetic on counts of bytes and operations, so a network that is nowhere
 at hand can be planned for from its numbers alone.
 """
 

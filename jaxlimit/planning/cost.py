@@ -139,12 +139,12 @@ def product_cost(
         num_examples: examples in all.
         num_steps: Lanczos steps of the run, whose basis is held.
         num_devices: n.
-        mode: as for `product_flops`.
+        mode: see `product_flops`.
         sharded: whether parameters are split over the devices too.
         passes: shares that a device's examples are gone through in, 1 for a linearisation.
         efficiency: share of the matmul peak and of the bandwidth that is reached.
         product_bytes: bytes of a number in the products: 4, or 2 where they are in bfloat16.
-        reorthogonalize: as for `spectrum.spectral_measure`.
+        reorthogonalize: see `spectrum.spectral_measure`.
 
     Raises:
         ValueError: if a count is below 1, or a name is unknown.
@@ -184,9 +184,9 @@ def product_cost(
 def transformer(*, layers: int, width: int, hidden: int, vocabulary: int, context: int) -> Network:
     """Count a decoder of gated blocks (four width², three width·hidden) over one sequence.
 
-    The embedding is a look-up, so that no matrix product is without a tangent at its input. What is
+    The embedding is a look-up, so no matrix product is without a tangent at its input. What is
     kept are the inputs of every product and the attention weights' factors, recomputed inside a
-    block from its input, so that one input a block stays. Scales of norms are left out.
+    block from its input, so one input a block stays. Scales of norms are left out.
 
     Args:
         layers: blocks.

@@ -104,8 +104,8 @@ def measure(
     """Count what the Hessian's product of a loss works on; nothing runs.
 
     Args:
-        loss: as for `curvature.hessian_matvec`.
-        params: as for `curvature.hessian_matvec`.
+        loss: see `curvature.hessian_matvec`.
+        params: see `curvature.hessian_matvec`.
         batches: likewise.
         *operands: likewise.
         where: leaves under study.
@@ -146,8 +146,8 @@ def prepare(
     """Measure what a run works on, on each device, and name the ways that its plan may choose from.
 
     Args:
-        loss: as for `curvature.hessian_matvec`.
-        params: as for `curvature.hessian_matvec`.
+        loss: see `curvature.hessian_matvec`.
+        params: see `curvature.hessian_matvec`.
         batches: likewise.
         *operands: likewise.
         where: leaves under study.
@@ -221,7 +221,7 @@ def plan(
         workload: from `measure`, or filled in by hand.
         num_steps: Lanczos steps.
         num_probes: probes, whose bases are all there at once.
-        reorthogonalize: as for `spectrum.spectral_measure`.
+        reorthogonalize: see `spectrum.spectral_measure`.
         memory: bytes of the device; asked of the device if not given. Nine tenths are planned with.
             A basis in pinned host memory takes of it too where the device asked is a CPU.
         modes: modes of the product to choose from.
@@ -266,7 +266,7 @@ def lanczos_bytes(
         itemsize: bytes of one entry.
         num_steps: Lanczos steps.
         store: where the basis is kept, one of `lanczos.STORES`.
-        reorthogonalize: as for `spectrum.spectral_measure`.
+        reorthogonalize: see `spectrum.spectral_measure`.
 
     Raises:
         ValueError: if `num_steps` is below 1, or a name is unknown.
@@ -286,8 +286,8 @@ def lighter(failed: Plan, workload: Workload, *, num_steps: int, **settings: Any
 
     Args:
         failed: the plan that did not fit after all.
-        workload: as for `plan`.
-        num_steps: as for `plan`.
+        workload: see `plan`.
+        num_steps: see `plan`.
         **settings: further settings of `plan`.
 
     >>> workload = Workload(10**6, 4, 10**8, 10**9, 1000, 100)
@@ -366,7 +366,7 @@ def _basis_bytes(
 ) -> tuple[int, int, int]:
     """Count bytes of a basis kept, of the work on it during a chunk of steps, and on the host.
 
-    A chunk of steps leaves the state that it starts from in place, so that what ends half-way is
+    A chunk of steps leaves the state that it starts from in place, so what ends half-way is
     not lost: the basis is there twice.
     """
     if reorthogonalize == "none":

@@ -49,7 +49,7 @@ def compress(module: Any, params: Any, state: Any = None) -> Compressed:
     folded into the bias (or BatchNorm's mean) of what reads them. Where a reader pads its input
     with zeros the constant is none at the border; of several such channels one is kept, which
     stands for all. Channels of a residual stream go if nothing reads them, or if all that is added
-    to them leaves them 0. Each removal may free others, so that all is repeated until nothing
+    to them leaves them 0. Each removal may free others, so all is repeated until nothing
     changes; every space keeps at least one unit.
 
     Costs some passes over the parameters on the host.

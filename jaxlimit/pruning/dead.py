@@ -51,12 +51,12 @@ def dead_weights(
     Args:
         loss: `loss(params, batch, *operands)`, the mean over the batch's examples.
         params: pytree of real floating arrays.
-        batches: as for `curvature.hessian_matvec`.
+        batches: see `curvature.hessian_matvec`.
         *operands: passed on to `loss`.
         key: random key of ξ.
         tolerance: greatest change of the loss, relative to it, in either direction.
         where: which leaves are under study; the others are never dead.
-        mesh: devices to share the examples, as for `magnitude_sweep`.
+        mesh: devices to share the examples; see `magnitude_sweep`.
 
     Returns:
         A pytree like `params` of booleans, True = dead. Zeros are dead.

@@ -95,7 +95,7 @@ def _remove_all(
     order, rises = np.empty(n, np.int32), np.empty(n)
     place, done, formed, rise = np.full(n, -1), 0, 0, 0.0
     while done < n:
-        # Those removed have an infinite score, so that they are never among the lowest.
+        # Those removed have an infinite score, so they are never among the lowest.
         size = min(block_size, n - done)
         block = np.argpartition(score, size - 1)[:size] if size < n else np.arange(n)
         table, place[block] = columns(block), np.arange(size)

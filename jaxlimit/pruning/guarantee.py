@@ -115,7 +115,7 @@ def hoeffding_bentkus(means: Any, level: float, num_examples: int) -> Float[np.n
     >>> float(hoeffding_bentkus(0.0, 0.1, 50).round(4))
     0.0052
 
-    Hoeffding (1963), Theorem 1; Bentkus (2004), Theorem 1.1.
+    Hoeffding (1963), theorem 1; Bentkus (2004), theorem 1.1.
     """
     means = np.asarray(means, np.float64)
     below = np.minimum(means, level)
@@ -192,7 +192,7 @@ def held_out_losses(
         loss: `loss(params, batch, *operands)`, the mean over the batch's examples.
         params: pytree of real floating arrays.
         masks: pytrees like `params`, True = kept, from dense to sparse.
-        batches: held-out data, as for `curvature.hessian_matvec`.
+        batches: held-out data; see `curvature.hessian_matvec`.
         *operands: passed on to `loss`.
         trained_on: the data of the training and of the masks, if at hand: a warning is given where
             `batches` are the same arrays.

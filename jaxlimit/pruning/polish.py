@@ -32,7 +32,7 @@ def exchange(
 
     A move removes the weight that raises q least, if q stays within `budget`; else it puts back the
     weight that lowers q most and removes the best other one in its place, if q then falls. Each
-    move costs O(n), and q or the number kept falls in each, so that it ends.
+    move costs O(n), and q or the number kept falls in each, so it ends.
 
     Args:
         slope: ∇q at `removed` [n].

@@ -121,7 +121,7 @@ def smallest_mask(
     Of each order the smallest passing count is found to the unit: halving, bisection, and a scan
     below, since a loss is not monotone in the count. The candidates:
 
-    - magnitude, which is always tried, so that the result is never worse;
+    - magnitude, which is always tried, so the result is never worse;
     - live magnitude: dead weights first (`dead_weights`), then magnitude;
     - saliency, signed and absolute: `saliency` with a Gauss-Newton diagonal from probes;
     - relaxed: the z̄ of `limits.certificate`, rounded;
@@ -140,7 +140,7 @@ def smallest_mask(
         loss: `loss(params, batch, *operands)`, the mean over the batch's examples; split, as from
             `curvature.split_loss` or `training.make_loss`, where it can be.
         params: w, pytree of real floating arrays.
-        batches: as for `curvature.hessian_matvec`.
+        batches: see `curvature.hessian_matvec`.
         *operands: passed on to `loss`.
         epsilon: ε, the tolerated rise, at least 0; a number or an `Estimate`.
         key: random key of probes.
@@ -148,7 +148,7 @@ def smallest_mask(
         budget: what the quadratic model may cost: memory, operations, examples.
         where: which leaves are under study; the others stay.
         on_progress: called as `on_progress("smallest mask", methods_done, methods)`.
-        mesh: devices to share the examples, as for `magnitude_sweep`.
+        mesh: devices to share the examples; see `magnitude_sweep`.
 
     Returns:
         A `MaskSearch`.
@@ -169,7 +169,7 @@ def smallest_mask(
     >>> found.mask, found.method
     (Array([False,  True, False], dtype=bool), 'saliency')
 
-    Zhang, Zhang, Sun, Liu (NeurIPS 2024) ask the question; LeCun, Denker, Solla (1990) have the
+    Zhang, Zhang, Sun, Liu (2024) ask the question; LeCun, Denker, Solla (1990) have the
     quadratic.
     """
     epsilon = value_of(epsilon)

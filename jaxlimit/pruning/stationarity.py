@@ -32,7 +32,7 @@ def l1_residual(
 ) -> L1Residual:
     """Measure how well the weights that an l1 penalty keeps satisfy its conditions of optimality.
 
-    At a minimum of L + l1·‖w‖₁ every wᵢ ≠ 0 has gᵢ = -l1·sign(wᵢ), so that |gᵢ|/l1 = 1. Then the
+    At a minimum of L + l1·‖w‖₁ every wᵢ ≠ 0 has gᵢ = -l1·sign(wᵢ), so |gᵢ|/l1 = 1. Then the
     first-order rise of the loss by removing weight i is l1·|wᵢ|: magnitude is the order that the
     first order gives.
 

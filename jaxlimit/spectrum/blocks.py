@@ -42,7 +42,7 @@ def block_measures(
         blocks: for each block, True on its entries; blocks may overlap.
         num_steps: Lanczos steps a probe; a smaller block ends by itself.
         num_probes: independent probes of each block.
-        reorthogonalize: as for `spectral_measure`.
+        reorthogonalize: see `spectral_measure`.
         dtype: floating type of the probes, where the operator does not know it.
         on_progress: called with the blocks done and their number.
 

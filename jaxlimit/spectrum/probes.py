@@ -46,7 +46,7 @@ def spectral_measure(
         store: where the basis is kept, "device", "bfloat16" or "pinned_host", likewise.
         vectorize: run all probes side by side by `vmap` instead of one after the other.
         dtype: floating type of the probes; float32 where `matvec` does not know.
-        mesh: devices that each keep a part of every vector, as for `lanczos.tridiagonalize`; the
+        mesh: devices that each keep a part of every vector; see `lanczos.tridiagonalize`; the
             probes then run one after the other.
 
     Returns:

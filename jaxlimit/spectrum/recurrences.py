@@ -138,7 +138,7 @@ def resume(checkpoints: Checkpoints, states: list[LanczosState], matvec: Any) ->
     if found is None:
         return states
     resumed = [replace(state, **found[str(i)]) for i, state in enumerate(states)]
-    # One step has nothing to be orthogonal to but itself, so that no basis is needed.
+    # One step has nothing to be orthogonal to but itself, so no basis is needed.
     first = lanczos.extend(
         matvec, replace(states[0], basis=None, reorthogonalize="none"), num_steps=1
     )

@@ -55,13 +55,13 @@ def run_probes(
     Costs the same products; memory as `spectral_measure`, for all probes together.
 
     Args:
-        matvec: as for `spectral_measure`.
-        key: as for `spectral_measure`; the same key gives the same measure.
+        matvec: see `spectral_measure`.
+        key: see `spectral_measure`; the same key gives the same measure.
         dim: D; an `Operator` knows it.
         num_steps: steps a probe, at most.
         num_probes: independent probes, carried on in turn.
-        reorthogonalize: as for `spectral_measure`.
-        store: as for `spectral_measure`.
+        reorthogonalize: see `spectral_measure`.
+        store: see `spectral_measure`.
         states: recurrences to go on from, one a probe, those of a `DeviceMemoryError`; they keep
             their own store.
         chunk: steps between two looks.
@@ -70,7 +70,7 @@ def run_probes(
         on_progress: called as `on_progress(stage, steps_done, steps)` after every chunk.
         stage: a name for `on_progress`.
         dtype: floating type of the probes; float32 where `matvec` does not know.
-        mesh: as for `spectral_measure`.
+        mesh: see `spectral_measure`.
         checkpoint_dir: where this run, and no other, keeps its newest checkpoint: a run that is
             asked for again goes on from it, and ends with the same bits on the same machine.
         checkpoint_every: steps a probe between checkpoints, in whole chunks; the last makes one.
@@ -83,7 +83,7 @@ def run_probes(
         ValueError: as `spectral_measure`, or if the checkpoint is that of another run; says what
             differs.
         FloatingPointError: as `spectral_measure`, within a chunk of the failure; the checkpoint is
-            then one from before it, so that the run can go on once the operator is mended.
+            then one from before it, so the run can go on once the operator is mended.
         OSError: if a checkpoint cannot be written; the one before it stays whole.
         MemoryError: as `spectral_measure`; a `DeviceMemoryError` if the device runs out of memory
             on the way, which carries the recurrences as they were before.
@@ -183,14 +183,14 @@ def trace_within(
     Args:
         matvec: H, symmetric: an `Operator` or `Array[D] -> Array[D]`.
         key: random key of the probes.
-        f: as for `trace_bracket`.
+        f: see `trace_bracket`.
         dim: D; an `Operator` knows it.
         tolerance: greatest width of the interval, as a share of the value.
         num_steps: steps a probe, at most.
         num_probes: probes, at most.
-        reorthogonalize: as for `spectral_measure`.
+        reorthogonalize: see `spectral_measure`.
         dtype: floating type of the probes; float32 where `matvec` does not know.
-        mesh: as for `spectral_measure`.
+        mesh: see `spectral_measure`.
 
     Returns:
         A `TraceRun`.

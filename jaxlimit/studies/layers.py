@@ -76,9 +76,9 @@ def layer_limits(
     shares are those of `limits.by_layer`. Costs num_steps · num_probes products a layer.
 
     Args:
-        loss: as for `curvature.hessian_matvec`.
+        loss: see `curvature.hessian_matvec`.
         params: trained weights.
-        batches: as for `curvature.hessian_matvec`.
+        batches: see `curvature.hessian_matvec`.
         *operands: passed on to `loss`.
         epsilon: ε of the whole network, as from `limits.loss_tolerance`.
         key: random key of the probes.

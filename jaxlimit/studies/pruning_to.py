@@ -47,7 +47,7 @@ def prune_to(
         loss: `loss(params, batch, *operands)`, the mean over the batch's examples, in evaluation
             mode; split (`curvature.split_loss`, `training.make_loss`) for a certificate.
         params: w, pytree of real floating arrays.
-        batches: as for `curvature.hessian_matvec`; what the loss is to hold on.
+        batches: see `curvature.hessian_matvec`; what the loss is to hold on.
         *operands: passed on to `loss`.
         epsilon: ε, the tolerated rise, at least 0, as from `limits.loss_tolerance`.
         key: random key of probes.

@@ -123,7 +123,7 @@ def _beside_the_sides(study: Any, predicted: float) -> list[str]:
         return ["ρ* lies below the certificate: within the quadratic model no mask does what it "
                 "promises."]  # fmt: skip
     if predicted > high:
-        return ["ρ* lies above the mask found, so that it is no limit of what a mask can do."]
+        return ["ρ* lies above the mask found, so it is no limit of what a mask can do."]
     return ["ρ* lies between the certificate and the mask found."]
 
 

@@ -22,7 +22,7 @@ def channel_statistics(images: Shaped[np.ndarray, "n h w c"]) -> Normalization:
     """Measure the mean and standard deviation of each channel over all pixels.
 
     Floating images are taken as normalised already: mean 0, deviation 1. A channel that never
-    changes keeps deviation 1, so that it becomes 0 and not NaN.
+    changes keeps deviation 1, so it becomes 0 and not NaN.
 
     >>> import numpy as np
     >>> channel_statistics(np.array([0, 4], np.uint8).reshape(2, 1, 1, 1))

@@ -215,7 +215,7 @@ def distance_from_minimum(
         l1: strength of the l1 penalty; of a reweighted one, what `l1_weights` makes of the weights
             as they were when the last epoch began, or as they are now.
         l2: strength of the l2 penalty.
-        where: which leaves the penalties act on, as for `fit`.
+        where: which leaves the penalties act on; see `fit`.
         normalization: as `fit` returned it.
         batch_size: images at a time, bounds the memory; it need not divide n.
 
@@ -228,7 +228,7 @@ def distance_from_minimum(
             `batch_size` below 1.
 
     References:
-        Beck (2017), First-Order Methods in Optimization, Theorem 10.7: r = 0 characterises
+        Beck (2017), First-Order Methods in Optimization, theorem 10.7: r = 0 characterises
         stationary points.
 
     >>> import numpy as np

@@ -273,7 +273,7 @@ def _check_finite(
     if isinstance(config.seed, tuple):
         seeds = [str(seed) for seed, fine in zip(config.seed, finite, strict=True) if not fine]
         what += f" of seed {', '.join(seeds)}"
-    # A state need not enter the loss, so that it may have gone wrong in any step.
+    # A state need not enter the loss, so it may have gone wrong in any step.
     step = f"step {bad.any(0).argmax() + 1} of {steps}" if bad.any() else "no loss shows which step"
     raise FloatingPointError(
         f"{what} stopped being finite in epoch {epoch}, {step} (learning rate at most "

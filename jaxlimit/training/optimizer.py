@@ -90,7 +90,7 @@ def l1_weights(params: PyTree, delta: Any, *, strength: Any = 1.0) -> PyTree:
     """Weigh the l1 penalty of each weight by how small it is: strength / (|w| + δ).
 
     Σ_i |w_i|/(|v_i| + δ) with v the weights before is the linear majorant of Σ_i log(|w_i| + δ),
-    so that penalties reweighted round by round descend on that sum, which is nearer to the number
+    so penalties reweighted round by round descend on that sum, which is nearer to the number
     of weights that are not 0 than ‖w‖₁ is.
 
     Args:
@@ -134,7 +134,7 @@ def reweighted_l1(
 
     Args:
         strength: of the penalty.
-        delta: δ > 0, as for `l1_weights`.
+        delta: δ > 0; see `l1_weights`.
         every: updates between two reweightings, at least 1; the steps of an epoch, say.
         where: which leaves the penalty acts on.
 

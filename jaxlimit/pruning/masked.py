@@ -17,7 +17,8 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlimit._core import sharding, shares
-from jaxlimit._core.batches import check_scalar, first_batch, leading_size
+from jaxlimit._core.batches import leading_size
+from jaxlimit._core.losses import mean_loss
 from jaxlimit._core.memory import catching_refusals
 from jaxlimit._core.programs import precise_products
 from jaxlimit._core.weights import Where, flatten_weights, selected
@@ -59,7 +60,7 @@ def masked_loss(
     loss: Callable, params: Any, batches: Any, operands: tuple, where: Where, mesh: Mesh | None
 ) -> MaskedLoss:
     """Check a loss and its data, and lay them out for many evaluations."""
-    check_scalar(loss, params, first_batch(batches), *operands)
+    loss, operands = mean_loss(loss, params, batches, operands)
     weights, unflatten = flatten_weights(params, where)
     examples = shares.examples_of(batches, mesh)
     weights, unflatten, operands = sharding.replicate((weights, unflatten, operands), mesh)

@@ -239,6 +239,20 @@ def test_many_batches_are_located_on_fewer():
     assert counts == {masked.smallest_along(problem, order, accept).num_kept}
 
 
+def test_losses_of_examples_with_weights():
+    """Padding rows of weight 0 change nothing, whatever they hold."""
+    w, batches, epsilon = quadratic("plain", 2)
+    w, (x, y) = jnp.asarray(w, jnp.float32), jax.tree.map(jnp.asarray, batches)
+    weighted = lambda w, batch: (0.5 * (batch[0] @ w - batch[1]) ** 2, batch[2])  # noqa: E731
+    padded = jnp.pad(x, ((0, 0), (0, 8), (0, 0)), constant_values=9.0), jnp.pad(y, ((0, 0), (0, 8)))
+    padded = (*padded, jnp.pad(jnp.ones_like(y), ((0, 0), (0, 8))))
+    settings = {"epsilon": epsilon, "key": KEY, "methods": ("live magnitude",)}
+    found = pruning.smallest_mask(weighted, w, padded, **settings)
+    expected = pruning.smallest_mask(LINEAR, w, (x, y), **settings)
+    np.testing.assert_array_equal(found.mask, expected.mask)
+    np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-5)
+
+
 def test_a_sum_is_refused():
     w, batches, _ = quadratic("plain", 0)
     total = curvature.split_loss(

@@ -79,9 +79,8 @@ def predicted_ratio(
     radii = np.round(radii) if reading.rounded else radii
     enough = np.asarray(demand(measure, radii, epsilon, reading)) <= ratios
     short = np.flatnonzero(~enough)
-    return float(
-        round(ratios[min(short[-1] + 1, len(ratios) - 1)] if len(short) else ratios[0], 12)
-    )
+    found = ratios[min(short[-1] + 1, len(ratios) - 1)] if len(short) else ratios[0]
+    return round(float(found), 12)
 
 
 def demand(

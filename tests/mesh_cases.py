@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -212,6 +213,77 @@ def test_an_operator_knows_its_mesh(three_operators):
     with pytest.raises(ValueError, match="mesh must be that of matvec"):
         spectrum.spectral_measure(split, KEY, num_steps=2, mesh=MESHES["three devices"])
     assert curvature.check(split, KEY).problems == ()
+
+
+def laid_out(params, mesh):
+    """Split each leaf along its first axis that eight divides, as `fit(shard_params=True)` does."""
+
+    def put(leaf):
+        axes = [axis for axis, size in enumerate(leaf.shape) if size % 8 == 0]
+        spec = P(*[None] * axes[0], "data") if axes else P()
+        return jax.device_put(leaf, NamedSharding(mesh, spec))
+
+    return jax.tree.map(put, params)
+
+
+@pytest.mark.parametrize("mesh", ["auto", "explicit"])
+def test_the_mesh_is_that_of_the_arrays(mesh):
+    params, batch = problem(hidden=16)
+    split, batches = laid_out(params, MESHES[mesh]), ragged(batch, 20)
+    operator = curvature.hessian_matvec(loss, split, batches)
+    assert operator.mesh == AUTO
+    vector = jax.random.normal(KEY, (operator.dim,))
+    close(operator(vector), curvature.hessian_matvec(loss, params, batches)(vector))
+    for run in (
+        lambda p: curvature.mean_gradient(loss, p, batches),
+        lambda p: jnp.ravel(limits.loss_tolerance(loss, p, batches).value),
+        lambda p: pruning.magnitude_sweep(loss, p, batches, [0.1, 0.5]).losses,
+        lambda p: pruning.support_fraction(p)[None],
+        lambda p: pruning.removed_norm(p, 0.3)[None],
+        lambda p: jaxlimit.flatten_weights(p)[0],
+    ):
+        close(run(split), run(params), 1e-5)
+    settings = {"key": KEY, "num_steps": 8, "num_gap_steps": 4}
+    wanted = jaxlimit.estimate_limit(loss, params, batches, **settings).prediction.ratio
+    result = jaxlimit.estimate_limit(loss, split, batches, **settings).prediction.ratio
+    close(result + jnp.zeros(1), wanted, 2e-2)  # a count of some weights, at least
+
+
+@pytest.mark.parametrize("mesh", ["auto", "explicit"])
+def test_a_mask_lies_as_its_parameters(mesh):
+    params, _ = problem(hidden=16)
+    split = laid_out(params, MESHES[mesh])
+    wanted = pruning.magnitude_mask(params, 0.4)
+    mask = pruning.magnitude_mask(split, 0.4)
+    pruned = pruning.apply_mask(split, mask)
+    by_hand = jax.tree.map(lambda w, keep: w * keep, split, mask)
+    for name in ("Dense_0", "Dense_1"):
+        kernel = wanted[name]["kernel"]
+        np.testing.assert_array_equal(mask[name]["kernel"], kernel)
+        assert mask[name]["kernel"].sharding == split[name]["kernel"].sharding
+        for tree in (pruned, by_hand):
+            np.testing.assert_array_equal(tree[name]["kernel"], params[name]["kernel"] * kernel)
+
+
+def weighted(params, batch):
+    outputs = logits(params, batch)
+    losses = optax.softmax_cross_entropy_with_integer_labels(outputs, batch[1])
+    return losses, jnp.where(batch[1] == 0, 20.0, batch[1] / 3)
+
+
+def test_weights_of_examples_on_a_mesh():
+    """However they are dealt out: the loss is one ratio over all of them."""
+    params, batch = problem()
+    vector = jax.random.normal(KEY, (103,))
+    for make in (curvature.hessian_matvec, curvature.mean_gradient):
+        one = make(weighted, params, [batch])
+        for mesh in ("explicit", "three devices"):
+            many = make(weighted, params, ragged(batch, 20, 51), mesh=MESHES[mesh])
+            close(*(x(vector) if callable(x) else x for x in (many, one)), 1e-5)
+    read = lambda: ragged(batch, 20, 51)  # noqa: E731
+    one = curvature.hessian_matvec(weighted, params, [batch])
+    over = curvature.hessian_matvec_over(weighted, params, read, mesh=AUTO)
+    close(over(vector), one(vector), 1e-5)
 
 
 def lowered(matvec, size):

@@ -38,8 +38,8 @@ DOORS = {("jaxlimit.studies.result", "jaxlimit.reports")}
 # The floors of the frame, from the ground up: a module imports from lower floors alone.
 FLOORS = (
     {"checks", "memory", "files", "scale", "summaries", "extras", "moved"},
-    {"estimate", "weights", "programs", "magnitudes", "locks", "sharding", "functions"},
-    {"batches", "mesh_product", "checkpoints"},
+    {"estimate", "programs", "magnitudes", "locks", "sharding", "functions"},
+    {"batches", "weights", "mesh_product", "checkpoints"},
     {"shares", "operator", "losses"},
     {"projection"},
 )

@@ -241,10 +241,28 @@ def _bind(equation: core.JaxprEqn, inputs: list, change: Change) -> list:
     if name in PRODUCTS and all(jnp.issubdtype(x.dtype, jnp.floating) for x in inputs):
         params = params | {"preferred_element_type": _dtype(equation.outvars[0])}
         return [change(equation.primitive.bind, inputs, params)]
+    if name == "shard_map":
+        return _bind_shard_map(params, inputs, change)
     if core.jaxprs_in_params(params):
         params = {key: _change_nested(value, change) for key, value in params.items()}
     result = equation.primitive.bind(*inputs, **params)
     return list(result) if equation.primitive.multiple_results else [result]
+
+
+def _bind_shard_map(params: dict, inputs: list, change: Change) -> list:
+    """Map anew, since the program inside can be traced only where its mesh has names."""
+
+    def of_device(*arguments):
+        return tuple(_evaluate(params["jaxpr"], (), arguments, change))
+
+    mapped = jax.shard_map(
+        of_device,
+        mesh=params["mesh"],
+        in_specs=tuple(params["in_specs"]),
+        out_specs=tuple(params["out_specs"]),
+        check_vma=params["check_vma"],
+    )
+    return list(mapped(*inputs))
 
 
 def _change_nested(value: Any, change: Change) -> Any:

@@ -39,23 +39,62 @@ def check_mesh(mesh: Any) -> Mesh:
 
 
 def takes_mesh(function: Callable[Params, Result]) -> Callable[Params, Result]:
-    """Let a function that has a keyword `mesh` meet axes of any type.
+    """Let a function that has a keyword `mesh` meet axes of any type, and take it from its arrays.
 
     The types of arrays on Explicit axes name their sharding, which the programs here choose
     themselves: such arguments are moved to axes of type Auto, and the mesh of a caller's
-    `jax.set_mesh` is set aside. Without a mesh nothing is done.
+    `jax.set_mesh` is set aside. Where `mesh` is not given it is that of the arguments, if one of
+    them lies on several devices.
     """
 
     @wraps(function)
     def wrapper(*args: Params.args, **kwargs: Params.kwargs) -> Result:
-        if kwargs.get("mesh") is None:
+        given = kwargs.pop("mesh", None)
+        given = common_mesh((args, kwargs)) if given is None else given
+        if given is None:
             return function(*args, **kwargs)
-        mesh = check_mesh(kwargs.pop("mesh"))
+        mesh = check_mesh(given)
         with on(mesh):
             moved, named = jax.tree.map(_to_auto, (args, kwargs))
             return cast(Callable, function)(*moved, **named, mesh=mesh)
 
     return wrapper
+
+
+def common_mesh(tree: Any) -> Mesh | None:
+    """Return the mesh of several devices that an array of a pytree lies on, if one does."""
+    for leaf in jax.tree.leaves(tree):
+        mesh = mesh_of(leaf)
+        if mesh is not None and mesh.size > 1:
+            return mesh
+    return None
+
+
+def auto(function: Callable[Params, Result]) -> Callable[Params, Result]:
+    """Let a function of arrays, without a keyword `mesh`, take such as lie on Explicit axes.
+
+    A result that is a pytree like the first argument lies as that does.
+    """
+
+    @wraps(function)
+    def wrapper(*args: Params.args, **kwargs: Params.kwargs) -> Result:
+        mesh = common_mesh((args, kwargs))
+        if mesh is None:
+            return function(*args, **kwargs)
+        with on(check_mesh(mesh)):
+            moved, named = jax.tree.map(_to_auto, (args, kwargs))
+            result = cast(Callable, function)(*moved, **named)
+        like = args[0] if args else None
+        if jax.tree.structure(result) == jax.tree.structure(like):
+            return jax.tree.map(_lay_like, result, like)
+        return result
+
+    return wrapper
+
+
+def _lay_like(leaf: Any, like: Any) -> Any:
+    same = is_concrete(leaf, like) and jnp.shape(leaf) == jnp.shape(like)
+    return jax.device_put(leaf, like.sharding) if same and mesh_of(like) is not None else leaf
 
 
 def _to_auto(leaf: Any) -> Any:

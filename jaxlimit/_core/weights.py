@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jaxlimit._core.checks import check_floating_tree
+from jaxlimit._core.sharding import auto
 
 Where = Callable[[str, Any], bool]
 
@@ -143,6 +144,7 @@ class _Unflatten:
         return jax.tree.unflatten(self.treedef, leaves)
 
 
+@auto
 def flatten_weights(
     params: Any, where: Where = is_weight, *, name: str = "params"
 ) -> tuple[Float[Array, "D"], Partial]:

@@ -13,9 +13,11 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxlimit._core import magnitudes, scale
 from jaxlimit._core.batches import check_like
 from jaxlimit._core.checks import check_floating_tree, check_range, check_real, is_concrete
+from jaxlimit._core.sharding import auto
 from jaxlimit._core.weights import Where, flatten_weights, is_weight, selected
 
 
+@auto
 def magnitude_mask(params: Any, ratio: Any, *, where: Where = is_weight) -> Any:
     """Mark the weights of greatest magnitude.
 
@@ -77,6 +79,7 @@ def flat_magnitude_mask(weights: Float[Array, "D"], num_kept: Any) -> Bool[Array
     return magnitudes.keep_largest(weights, jnp.asarray(num_kept, jnp.int32))
 
 
+@auto
 def apply_mask(params: Any, mask: Any) -> Any:
     """Set to zero what the mask leaves out.
 
@@ -112,6 +115,7 @@ def _apply_mask(path: Any, leaf: Any, keep: Any) -> Array:
     return jnp.where(is_mark, jnp.where(keep == 1, leaf, 0), jnp.nan)
 
 
+@auto
 def removed_norm(params: Any, ratio: Any, *, where: Where = is_weight) -> Float[Array, ""]:
     """Norm of the weights that magnitude pruning removes: R(ρ) = ‖w* - w^k‖₂, k = ⌊ρD + ½⌋.
 
@@ -176,6 +180,7 @@ def _product(a: Array, b: Array) -> tuple[Array, Array]:
     return high, (other << 16) | (lowest & 0xFFFF)
 
 
+@auto
 def support_fraction(
     params: Any, *, relative_norm: float = 1e-3, where: Where = is_weight
 ) -> Float[Array, ""]:

@@ -142,3 +142,24 @@ def test_zero_and_one_dimension_pass_the_preflight():
 def test_bad_input_of_the_preflight_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e20, 1e30])
+def test_what_is_wrong_is_free_of_scale(scale):
+    """Squares of such entries underflow or overflow in float32."""
+    rng = np.random.default_rng(3)
+    matrix = rng.normal(size=(30, 30))
+    symmetric, nilpotent = matrix + matrix.T, np.triu(matrix, 1)
+    found = [
+        curvature.check(
+            Partial(jnp.matmul, jnp.asarray(scale * a, jnp.float32)), jax.random.key(0), dim=30
+        )
+        for a in (symmetric, nilpotent)
+    ]
+    assert found[0].problems == ()
+    assert [problem[:23] for problem in found[1].problems] == ["matvec is not symmetric"]
+    np.testing.assert_allclose(
+        found[1].symmetry_error,
+        np.linalg.norm(nilpotent - nilpotent.T) / np.linalg.norm(nilpotent),
+        rtol=0.5,
+    )

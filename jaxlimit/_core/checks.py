@@ -44,6 +44,30 @@ def check_keywords(function: str, given: Any, known: Any) -> None:
             raise TypeError(f"{function} has no argument {name!r}: {hint}")
 
 
+def check_type(name: str, value: Any, kind: type) -> None:
+    """Raise `TypeError` unless `value` is of a kind of this package."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {_shown(value)}")
+
+
+def as_array(name: str, value: Any) -> jax.Array:
+    """Return what can be an array of real numbers as one, or raise `TypeError`.
+
+    >>> as_array("grid", ["x"])
+    Traceback (most recent call last):
+    TypeError: grid must be real numbers, got list ['x']
+    """
+    try:
+        array = None if value is None else jnp.asarray(value)
+    except (TypeError, ValueError):
+        array = None
+    if array is None:
+        raise TypeError(f"{name} must be real numbers, got {_shown(value)}")
+    if jnp.iscomplexobj(array):
+        raise TypeError(f"{name} must be real, got dtype {array.dtype}")
+    return array
+
+
 def is_concrete(*values: Any) -> bool:
     """Whether every leaf is a known value, whose contents can be checked now."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxlimit._core import scale, sharding
-from jaxlimit._core.checks import check_choice, check_count, is_concrete
+from jaxlimit._core.checks import check_choice, check_count, check_real, is_concrete
 from jaxlimit._core.memory import check_memory
 from jaxlimit._core.operator import (
     ALL_FINITE,
@@ -120,8 +120,10 @@ def extremal_eigenpairs(
     check_count("max_products", max_products, basis_size + num_pairs)
     if tolerance is None:
         tolerance = float(jnp.finfo(dtype).eps) ** (2 / 3)
-    elif is_concrete(tolerance) and not float(tolerance) > 0:
-        raise ValueError(f"tolerance must be positive, got {tolerance}")
+    else:
+        check_real("tolerance", tolerance)
+        if is_concrete(tolerance) and not float(tolerance) > 0:
+            raise ValueError(f"tolerance must be positive, got {tolerance}")
     settings = _Settings(dim, num_pairs, which, basis_size, dtype, mesh)
     limits = jnp.asarray(tolerance, dtype), jnp.int32(min(max_products, jnp.iinfo(jnp.int32).max))
     key, limits = sharding.replicate((key, limits), mesh)

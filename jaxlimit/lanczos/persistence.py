@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlimit._core import files
-from jaxlimit._core.checks import check_count, is_concrete
+from jaxlimit._core.checks import check_count, check_type, is_concrete
 from jaxlimit.lanczos import _basis
 from jaxlimit.lanczos.recurrence import check_mode
 from jaxlimit.lanczos.state import ARRAYS, LanczosState
@@ -78,6 +78,7 @@ def save(path: Any, state: LanczosState) -> None:
     ...     load(path).step
     Array(1, dtype=int32)
     """
+    check_type("state", state, LanczosState)
     arrays = {name: getattr(state, name) for name in ARRAYS}
     fields: dict[str, Any] = {name: value for name, value in arrays.items() if value is not None}
     settings = {"reorthogonalize": state.reorthogonalize, "store": state.store}

@@ -11,7 +11,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxlimit._core import sharding
-from jaxlimit._core.checks import check_choice, check_count, is_concrete, is_finite
+from jaxlimit._core.checks import (
+    as_array,
+    check_choice,
+    check_count,
+    check_type,
+    is_concrete,
+    is_finite,
+)
 from jaxlimit._core.operator import Operator, prepare, takes_operator
 from jaxlimit._core.scale import norm, wide_type
 from jaxlimit._core.sharding import takes_mesh
@@ -120,6 +127,8 @@ def start(
     (dim,) = start_vector.shape
     num_steps = min(check_count("num_steps", num_steps), dim)
     rows = num_rows(num_steps, reorthogonalize)
+    if not isinstance(keep_basis, bool | None):
+        raise TypeError(f"keep_basis must be True, False or None, got {keep_basis!r}")
     refused = {"full": False, "selective": True}.get(reorthogonalize)
     if keep_basis is not None and keep_basis == refused:
         raise ValueError(
@@ -193,7 +202,8 @@ def extend(
 
 
 def check_mode(state: LanczosState, reorthogonalize: str | None) -> None:
-    """Raise `ValueError` unless a mode that is named is that of the state."""
+    """Raise unless this is a state, and a mode that is named is its own."""
+    check_type("state", state, LanczosState)
     if reorthogonalize not in (None, state.reorthogonalize):
         raise ValueError(
             f"reorthogonalize must be that of the state, {state.reorthogonalize!r}, "
@@ -215,6 +225,7 @@ def finish(state: LanczosState) -> Tridiagonalization:
     >>> finish(state).num_valid  # all of space is an eigenvector
     Array(1, dtype=int32)
     """
+    check_type("state", state, LanczosState)
     last = jnp.maximum(state.num_valid - 1, 0)
     basis = None if state.reorthogonalize == "selective" else state.basis
     return Tridiagonalization(
@@ -241,7 +252,7 @@ def _advance(product: Array, state: LanczosState) -> LanczosState:
 
 
 def _check_start(start_vector: Any) -> Array:
-    start_vector = jnp.asarray(start_vector)
+    start_vector = as_array("start_vector", start_vector)
     if start_vector.ndim != 1 or start_vector.size == 0:
         raise ValueError(f"start_vector must be a vector [D], got shape {start_vector.shape}")
     if not jnp.issubdtype(start_vector.dtype, jnp.floating):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlimit._core.checks import check_range, is_concrete
+from jaxlimit._core.checks import as_array, check_range, check_type, is_concrete
 from jaxlimit.spectrum.measure import SpectralMeasure
 
 
@@ -38,10 +38,11 @@ def density(measure: SpectralMeasure, grid: Float[Array, "g"], *, width: Any) ->
     >>> jnp.trapezoid(values, grid).round(5)
     Array(1., dtype=float32)
     """
+    check_type("measure", measure, SpectralMeasure)
     grid = _floating(grid)
     if grid.ndim != 1 or grid.size < 2:
         raise ValueError(f"grid must be a vector of at least 2 points, got shape {grid.shape}")
-    width = jnp.broadcast_to(jnp.asarray(width, grid.dtype), grid.shape)
+    width = jnp.broadcast_to(as_array("width", width).astype(grid.dtype), grid.shape)
     if is_concrete(grid, width):
         spacing = np.diff(np.asarray(grid))
         if not (spacing > 0).all():
@@ -67,7 +68,7 @@ def density(measure: SpectralMeasure, grid: Float[Array, "g"], *, width: Any) ->
 
 
 def _floating(grid):
-    grid = jnp.asarray(grid)
+    grid = as_array("grid", grid)
     return grid if jnp.issubdtype(grid.dtype, jnp.floating) else grid.astype(float)
 
 
@@ -99,7 +100,8 @@ def log_density(
     >>> jnp.trapezoid(values, jnp.log10(grid)).round(5)
     Array(0.5, dtype=float32)
     """
-    if sign not in (1, -1):
+    check_type("measure", measure, SpectralMeasure)
+    if isinstance(sign, bool) or sign not in (1, -1):
         raise ValueError(f"sign must be 1 or -1, got {sign}")
     grid = _floating(grid)
     check_range("grid", grid, 0, open_low=True)

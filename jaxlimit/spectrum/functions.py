@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxlimit._core.checks import is_concrete
+from jaxlimit._core.checks import check_type, is_concrete
 from jaxlimit._core.estimate import NORMAL_QUANTILE, Estimate, exact_estimate
 from jaxlimit._core.scale import magnitude
 from jaxlimit.spectrum.measure import SpectralMeasure
@@ -53,18 +52,12 @@ def trace_function(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Est
     >>> trace_function(exact_measure(jnp.array([1.0, 3.0])), jnp.exp).value.round(3)
     Array(11.402, dtype=float32)
     """
-    check_measure(measure)
+    check_type("measure", measure, SpectralMeasure)
     values = _values(f, measure.nodes, measure.weights)
     value = jnp.sum(measure.weights * values, axis=-1).mean(0)
     if measure.exact:
         return exact_estimate(value)
     return _normal(value, _sphere_error(measure.dim, measure.nodes, measure.weights, values))
-
-
-def check_measure(measure: Any) -> None:
-    """Raise `TypeError` unless `measure` is a `SpectralMeasure`."""
-    if not isinstance(measure, SpectralMeasure):
-        raise TypeError(f"measure must be a SpectralMeasure, got {type(measure).__name__}")
 
 
 def _values(f, nodes, weights=None):
@@ -174,7 +167,7 @@ def trace_bracket(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Esti
     Golub, Meurant (2010), chapter 6, for Gauss-Radau; Krein, Nudelman (1977), chapter III, for the
     extremal measures of a truncated moment problem.
     """
-    check_measure(measure)
+    check_type("measure", measure, SpectralMeasure)
     if measure.rules is None:
         return trace_function(measure, f)
     rules = measure.rules
@@ -251,7 +244,7 @@ def psd_bracket(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Estima
 
     Golub, Meurant (2010), sections 6.2 and 6.3.
     """
-    check_measure(measure)
+    check_type("measure", measure, SpectralMeasure)
     if is_concrete(measure.nodes):
         nodes = np.asarray(measure.nodes)
         if nodes.min() < -PSD_TOLERANCE * np.abs(nodes).max():

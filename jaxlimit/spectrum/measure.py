@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlimit._core.checks import check_count, is_concrete, is_finite
+from jaxlimit._core.checks import as_array, check_count, check_type, is_concrete, is_finite
 from jaxlimit.lanczos import Tridiagonalization
 from jaxlimit.spectrum import _quadrature
 
@@ -98,12 +98,7 @@ class SpectralMeasure:
 
 def _rows_of(name: str, values: Any) -> Array:
     """Return real, finite numbers as floating rows [p, m]."""
-    try:
-        array = jnp.asarray(values)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be real numbers, got {values!r}") from None
-    if jnp.iscomplexobj(array):
-        raise TypeError(f"{name} must be real, got dtype {array.dtype}")
+    array = as_array(name, values)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(jnp.result_type(float))
     if array.ndim not in (1, 2) or array.size == 0:
@@ -129,6 +124,7 @@ def measure_from(tridiagonal: Tridiagonalization, *, dim: int) -> SpectralMeasur
         FloatingPointError: if a product was not finite; names the probe and the step.
 
     >>> import jax.numpy as jnp
+    >>> from jaxlimit import lanczos
     >>> result = lanczos.tridiagonalize(lambda v: jnp.arange(3.0) * v, jnp.ones(3), num_steps=3)
     >>> measure_from(result, dim=3).nodes.round(3) + 0.0
     Array([[0., 1., 2.]], dtype=float32)
@@ -147,6 +143,7 @@ def measure_from(tridiagonal: Tridiagonalization, *, dim: int) -> SpectralMeasur
 
 def _stacked(tridiagonal: Tridiagonalization) -> Tridiagonalization:
     """Return recurrences along a first axis, without their bases."""
+    check_type("tridiagonal", tridiagonal, Tridiagonalization)
     t = jax.tree.map(jnp.asarray, tridiagonal._replace(basis=None))
     return jax.tree.map(lambda x: x[None], t) if t.diagonal.ndim == 1 else t
 
@@ -234,6 +231,7 @@ def pinned_measure(
         ValueError: if `node` is not finite, `dim` is missing, or the measure is not of Lanczos.
 
     >>> import jax.numpy as jnp
+    >>> from jaxlimit import lanczos
     >>> result = lanczos.tridiagonalize(lambda v: jnp.arange(4.0) * v, jnp.ones(4), num_steps=2)
     >>> jnp.abs(pinned_measure(result, 0.0).nodes).min()
     Array(0., dtype=float32)
@@ -250,7 +248,7 @@ def pinned_measure(
             "tridiagonal must be a Tridiagonalization or a SpectralMeasure, "
             f"got {type(tridiagonal).__name__}"
         )
-    if not isinstance(node, int | float | np.number):
+    if isinstance(node, bool) or not isinstance(node, int | float | np.number):
         raise TypeError(f"node must be a static real number, got {node!r}")
     if not np.isfinite(node):
         raise ValueError(f"node must be finite, got {node}")
@@ -279,6 +277,7 @@ class _Pinned:
 
 def recurrence_of(name: str, measure: SpectralMeasure) -> Tridiagonalization:
     """Return the recurrence of a measure, or raise where it has none."""
+    check_type(name, measure, SpectralMeasure)
     if measure.recurrence is None:
         what = "an exact measure" if measure.exact else "one made of nodes"
         raise ValueError(f"{name} must come from Lanczos, got {what}")

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlimit._core import files
+from jaxlimit._core.checks import check_type
 from jaxlimit.lanczos import Tridiagonalization
 from jaxlimit.spectrum.measure import SpectralMeasure, exact_measure, measure_from
 
@@ -33,6 +34,7 @@ def save(path: Any, measure: SpectralMeasure, *, identity: dict | None = None) -
     ...     load(path).nodes
     Array([[1., 3.]], dtype=float32)
     """
+    check_type("measure", measure, SpectralMeasure)
     nodes, weights = measure.nodes, measure.weights
     if measure.recurrence is not None:
         fields = {name: getattr(measure.recurrence, name) for name in _RECURRENCE}

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxlimit import lanczos
 from jaxlimit._core import sharding
 from jaxlimit._core.checkpoints import Checkpoints
-from jaxlimit._core.checks import check_count
+from jaxlimit._core.checks import check_choice, check_count
 from jaxlimit._core.operator import Operator, prepare
 from jaxlimit._core.scale import norm
 from jaxlimit.lanczos import LanczosState, storage
@@ -35,7 +35,7 @@ def probe(key: PRNGKeyArray, dim: int, dtype: Any = jnp.float32) -> Float[Array,
     >>> jnp.linalg.norm(probe(jax.random.key(0), 100)).round(4)
     Array(1., dtype=float32)
     """
-    vector = jax.random.normal(key, (dim,), dtype)
+    vector = jax.random.normal(key, (check_count("dim", dim),), dtype)
     return vector / norm(vector).astype(dtype)
 
 
@@ -70,6 +70,7 @@ def plan_run(
     operator = prepare(matvec, dim, dtype, mesh)
     num_steps = min(check_count("num_steps", num_steps), operator.dim)
     mode = storage.choose(reorthogonalize, num_steps)
+    check_choice("store", store, lanczos.STORES)
     rows = (num_probes if at_once is None else at_once) * storage.num_rows(num_steps, mode)
     shard = sharding.shard_size(operator.dim, mesh)
     storage.check_basis(rows, shard, operator.dtype or jnp.dtype(jnp.float32), store)

@@ -9,7 +9,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from jaxlimit import lanczos
 from jaxlimit._core.checkpoints import Checkpoints, check_directory
-from jaxlimit._core.checks import check_count, check_range
+from jaxlimit._core.checks import check_count, check_range, check_type
 from jaxlimit._core.estimate import NORMAL_QUANTILE, Estimate
 from jaxlimit._core.memory import catching_refusals
 from jaxlimit._core.operator import takes_operator
@@ -103,6 +103,8 @@ def run_probes(
     asked = {"num_steps": num_steps, "num_probes": num_probes, "reorthogonalize": reorthogonalize}
     operator, num_steps, mode = plan_run(matvec, dim, dtype, mesh, store=store, **asked)
     dim, dtype = operator.dim, operator.dtype
+    for state in states:
+        check_type("states", state, LanczosState)
     kept: dict[str, Any] = {"reorthogonalize": mode, "store": store, "mesh": mesh}
     recurrences = list(states) or [
         lanczos.start(probe(k, dim, dtype), num_steps=num_steps, **kept)

@@ -230,7 +230,7 @@ def test_a_quadrature_from_elsewhere_has_the_error_of_its_probes():
         ({"weights": [0.5, 0.4]}, ValueError, "weights must sum to 1 in each row"),
         ({"nodes": [0.0, np.nan]}, ValueError, "nodes must be finite"),
         ({"nodes": [0.0, 1j]}, TypeError, "nodes must be real, got dtype complex64"),
-        ({"nodes": None}, TypeError, "nodes must be real numbers, got None"),
+        ({"nodes": None}, TypeError, "nodes must be real numbers, got NoneType None"),
         ({"nodes": ["x", "y"]}, TypeError, "nodes must be real numbers, got"),
         ({"nodes": []}, ValueError, "nodes must be a vector"),
         ({"dim": 2.5}, TypeError, r"dim must be a static int, got 2\.5"),
@@ -252,7 +252,7 @@ def test_what_is_no_spectrum_is_named(eigenvalues):
 def test_what_is_no_measure_or_function_is_named():
     measure = spectrum.exact_measure(jnp.array([0.0, 1.0]))
     for trace in (spectrum.trace_function, spectrum.trace_bracket, spectrum.psd_bracket):
-        with pytest.raises(TypeError, match="measure must be a SpectralMeasure, got NoneType"):
+        with pytest.raises(TypeError, match="measure must be a SpectralMeasure, got NoneType None"):
             trace(None, jnp.exp)
         with pytest.raises(TypeError, match="f must be a function of eigenvalues, got str"):
             trace(measure, "exp")

@@ -7,7 +7,12 @@ weights under study over all layers at once; among equals the lower flat index i
 prunes in rounds with training between them.
 """
 
-from jaxlimit.pruning.budgets import erdos_renyi_kernel, lamp_scores, mask_by_leaf
+from jaxlimit.pruning.budgets import (
+    erdos_renyi_kernel,
+    lamp_scores,
+    mask_by_leaf,
+    order_by_counts,
+)
 from jaxlimit.pruning.candidates import Budget
 from jaxlimit.pruning.compression import Compressed, compress, compress_dense
 from jaxlimit.pruning.dead import dead_weights
@@ -26,6 +31,7 @@ from jaxlimit.pruning.magnitude import (
     removed_norm,
     support_fraction,
 )
+from jaxlimit.pruning.ordered import SmallestOfOrder, smallest_of_order
 from jaxlimit.pruning.saliency import order_by, order_by_relaxed, saliency
 from jaxlimit.pruning.search import METHODS, Candidate, MaskSearch, smallest_mask
 from jaxlimit.pruning.stationarity import (
@@ -49,6 +55,7 @@ __all__ = [
     "L1Residual",
     "MaskSearch",
     "Removal",
+    "SmallestOfOrder",
     "SweepResult",
     "apply_mask",
     "compress",
@@ -70,10 +77,12 @@ __all__ = [
     "mask_by_leaf",
     "num_kept",
     "order_by",
+    "order_by_counts",
     "order_by_relaxed",
     "removed_norm",
     "saliency",
     "smallest_mask",
+    "smallest_of_order",
     "support_fraction",
     "taylor_forecast",
 ]

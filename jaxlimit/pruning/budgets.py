@@ -1,12 +1,12 @@
 """How many weights each layer keeps: the rules in common use, beside `limits.by_layer`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlimit._core import magnitudes
 from jaxlimit._core.checks import check_range
@@ -119,6 +119,56 @@ def lamp_scores(params: Any, *, where: Where = is_weight) -> Float[Array, "D"]:
     leaves = zip(jax.tree.leaves(params), selected(params, where), strict=True)
     scores = [_lamp(jnp.ravel(jnp.asarray(leaf))) for leaf, studied in leaves if studied]
     return jnp.concatenate(scores)
+
+
+def order_by_counts(
+    weights: Float[Array, "D"],
+    layers: Mapping[str, Bool[np.ndarray, "D"]],
+    counts: Sequence[Mapping[str, int]],
+) -> Int[Array, "D"]:
+    """Make one order of removal of budgets by layer, from the sparsest to the densest.
+
+    Inside a layer magnitude decides. Between two budgets the layers give their weights up in
+    proportion. So `smallest_of_order` finds how far a rule of budgets goes, as it does any score.
+
+    Args:
+        weights: w, flat.
+        layers: for each layer, True on its weights; every weight is of one layer.
+        counts: for each budget, how many weights each layer keeps.
+
+    Returns:
+        Places [D]: the mask that keeps k weights keeps the places below k.
+
+    Raises:
+        ValueError: if the layers do not cover every weight once, a budget has other layers, or a
+            layer keeps fewer in a denser budget.
+
+    >>> import numpy as np
+    >>> halves = {"a": np.array([True, True, False]), "b": np.array([False, False, True])}
+    >>> budgets = [{"a": 0, "b": 1}, {"a": 1, "b": 1}]
+    >>> order_by_counts(np.array([1.0, -2.0, 0.1]), halves, budgets)
+    Array([2, 1, 0], dtype=int32)
+    """
+    weights = np.asarray(weights)
+    covered = sum(np.asarray(mask, int) for mask in layers.values())
+    if np.shape(covered) != weights.shape or not np.all(covered == 1):
+        raise ValueError(f"layers must cover each of the {weights.size} weights once")
+    stage, within = np.zeros(weights.size), np.zeros(weights.size)
+    for name, mask in layers.items():
+        if any(set(budget) != set(layers) for budget in counts):
+            raise ValueError(f"counts must be of the layers {sorted(layers)}")
+        kept = np.array([budget[name] for budget in counts])
+        if np.any(np.diff(kept) < 0):
+            raise ValueError(f"counts of {name!r} must not fall from sparse to dense, got {kept}")
+        ranks = np.asarray(magnitudes.ranks(jnp.asarray(weights[mask])))
+        # The first budget that keeps a weight, and how far into what that budget adds it stands.
+        first = np.searchsorted(kept, ranks, side="right")
+        ends = np.concatenate([[0], kept, [mask.sum()]])
+        stage[mask] = first
+        within[mask] = (ranks - ends[first] + 1) / np.maximum(ends[first + 1] - ends[first], 1)
+    places = np.empty(weights.size, np.int32)
+    places[np.lexsort((within, stage))] = np.arange(weights.size)
+    return jnp.asarray(places)
 
 
 @jax.jit

@@ -69,3 +69,41 @@ def test_lamp_is_its_definition_leaf_by_leaf(params, scale):
 def test_lamp_of_zeros_and_half_precision():
     scores = pruning.lamp_scores({"a": jnp.zeros(3), "b": jnp.array([1e-4, 2e-4], jnp.float16)})
     np.testing.assert_allclose(scores, [0, 0, 0, 0.2, 1], rtol=2e-3)
+
+
+def test_an_order_of_budgets_passes_through_each_of_them():
+    rng = np.random.default_rng(1)
+    weights = rng.normal(size=30)
+    layers = {"a": np.arange(30) < 12, "b": np.arange(30) >= 12}
+    counts = [{"a": 1, "b": 4}, {"a": 5, "b": 4}, {"a": 9, "b": 10}]
+    order = np.asarray(pruning.order_by_counts(weights, layers, counts))
+    assert sorted(order) == list(range(30))
+    for budget in counts:
+        kept = order < sum(budget.values())
+        for name, mask in layers.items():
+            assert kept[mask].sum() == budget[name]
+            inside = np.abs(weights[mask])
+            assert inside[kept[mask]].min() >= inside[~kept[mask]].max()
+    with pytest.raises(ValueError, match="must not fall"):
+        pruning.order_by_counts(weights, layers, counts[::-1])
+    with pytest.raises(ValueError, match="once"):
+        pruning.order_by_counts(weights, {"a": layers["a"]}, counts)
+    with pytest.raises(ValueError, match="layers"):
+        pruning.order_by_counts(weights, layers, [{"a": 1}])
+
+
+def test_the_smallest_of_an_order_is_that_of_a_count_by_count_search():
+    rng = np.random.default_rng(2)
+    x = jnp.asarray(rng.normal(size=(3, 8, 20)), jnp.float32)
+    w = jnp.asarray(rng.laplace(size=20), jnp.float32)
+    loss = lambda v, batch: jnp.mean((batch @ (v - w)) ** 2)  # noqa: E731
+    order = jnp.asarray(rng.permutation(20))
+    found = pruning.smallest_of_order(loss, w, x, order=order, epsilon=2.0)
+    losses = [float(jnp.mean((x @ (jnp.where(order < k, w, 0) - w)) ** 2)) for k in range(21)]
+    assert found.num_kept == min(k for k in range(21) if losses[k] <= 2.0)
+    np.testing.assert_allclose(found.loss, losses[found.num_kept], rtol=1e-5)
+    assert np.array_equal(found.mask, order < found.num_kept)
+    with pytest.raises(ValueError, match="order"):
+        pruning.smallest_of_order(loss, w, x, order=jnp.zeros(20, int), epsilon=2.0)
+    with pytest.raises(ValueError, match="epsilon"):
+        pruning.smallest_of_order(loss, w, x, order=order, epsilon=-1.0)

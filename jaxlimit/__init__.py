@@ -46,8 +46,6 @@ if TYPE_CHECKING:
         study,
     )
 
-__version__ = "0.1.0"
-
 __all__ = [
     "Estimate",
     "LimitEstimate",
@@ -107,7 +105,14 @@ sys.meta_path.append(MovedModules(_MOVED))
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
+    if name == "__version__":
+        from importlib import metadata
+
+        try:
+            value = metadata.version("jaxlimit")
+        except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+            value = "unknown"
+    elif name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
     elif name in __all__ or f"jaxlimit.{name}" in _MOVED:
         value = importlib.import_module(f"jaxlimit.{name}")

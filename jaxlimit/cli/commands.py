@@ -149,7 +149,7 @@ def _do(options: object) -> int:
 
 
 def _version() -> int:
-    from importlib.metadata import version
+    import jaxlimit
 
-    print(f"jaxlimit {version('jaxlimit')}")
+    print(f"jaxlimit {jaxlimit.__version__}")
     return 0

@@ -68,6 +68,9 @@ def _dispatch(arguments: list[str]) -> int:
         from jaxlimit.cli.errors import near
 
         raise UsageError(f"there is no command {arguments[0]!r}; {near(arguments[0], COMMANDS)}")
+    from jaxlimit._core.extras import require
+
+    require("tyro", "study", "the command")
     from jaxlimit.cli import commands
 
     return commands.parse(arguments or ["--help"])()

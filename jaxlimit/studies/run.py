@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+import jaxlimit
 from jaxlimit import curvature, spectrum
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
 from jaxlimit.studies import stages
@@ -272,7 +273,7 @@ def about(task: Task, command: str | None = None) -> dict[str, Any]:
     weights = np.asarray(flatten_weights(task.params, task.where)[0])
     device = jax.devices()[0]
     return {
-        "version": _version(),
+        "version": jaxlimit.__version__,
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": command or " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -285,14 +286,6 @@ def about(task: Task, command: str | None = None) -> dict[str, Any]:
         "checkpoint": None if task.checkpoint is None else str(task.checkpoint.path),
         "zero_weights": float(np.mean(weights == 0)),
     }
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    with contextlib.suppress(PackageNotFoundError):
-        return version("jaxlimit")
-    return "unknown"
 
 
 def _commit() -> str | None:

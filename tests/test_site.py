@@ -1,0 +1,59 @@
+"""The site: every public name has its entry, every page its place, and tutorials are current."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+import jaxlimit
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.fixture(scope="module")
+def api_pages():
+    spec = importlib.util.spec_from_file_location("api_pages", DOCS / "api_pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_public_name_has_an_entry(api_pages, tmp_path):
+    api_pages.write(tmp_path)
+    listed = (tmp_path / "index.md").read_text()
+    for module in api_pages.modules():
+        assert f"\n{module}\n" in listed
+        text = (tmp_path / f"{module}.md").read_text()
+        headings = re.findall(r"^## (\w+)$", text, re.MULTILINE)
+        loaded = importlib.import_module(module)
+        if hasattr(loaded, "__all__"):
+            modules = {name for name in loaded.__all__ if f"jaxlimit.{name}" in api_pages.modules()}
+            wanted = set(loaded.__all__) - (modules if module == "jaxlimit" else set())
+            assert set(headings) == wanted, module
+        assert len(headings) == len(set(headings))
+    assert "jaxlimit.studies" in api_pages.modules()
+    assert set(jaxlimit.__all__) >= {"study", "compare", "Task"}
+
+
+def test_every_page_has_a_place():
+    listed = set()
+    for page in DOCS.rglob("*.md"):
+        for block in re.findall(r"```\{toctree\}\n(.*?)```", page.read_text(), re.DOTALL):
+            lines = [line for line in block.splitlines() if line and not line.startswith(":")]
+            listed |= {str((page.parent / line).relative_to(DOCS)) for line in lines}
+    pages = {str(page.relative_to(DOCS).with_suffix("")) for page in DOCS.rglob("*.md")
+             if "api" not in page.relative_to(DOCS).parts and "jupyter_execute" not in page.parts}  # fmt: skip
+    assert pages - listed == {"index"}
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "tutorials").glob("*.md")), ids=lambda p: p.stem)
+def test_tutorials_compile_and_call_what_is_there(page):
+    cells = re.findall(r"```\{code-cell\} python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(cells) >= 3
+    code = "\n".join(cells)
+    compile(code, page.name, "exec")
+    for module, names in re.findall(r"^from (jaxlimit[\w.]*) import (.+)$", code, re.MULTILINE):
+        loaded = importlib.import_module(module)
+        for name in names.split(","):
+            assert hasattr(loaded, name.strip()), name

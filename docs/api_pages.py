@@ -22,8 +22,11 @@ def names(module: str) -> list[str]:
     loaded = importlib.import_module(module)
     public = getattr(loaded, "__all__", None)
     if public is None:
-        public = [name for name, value in vars(loaded).items()
-                  if not name.startswith("_") and getattr(value, "__module__", "") == module]  # fmt: skip
+        public = [
+            name
+            for name, value in vars(loaded).items()
+            if not name.startswith("_") and getattr(value, "__module__", "") == module
+        ]
     return sorted(
         (name for name in public if not inspect.ismodule(getattr(loaded, name))), key=str.lower
     )

@@ -42,8 +42,8 @@ def test_every_page_has_a_place():
         for block in re.findall(r"```\{toctree\}\n(.*?)```", page.read_text(), re.DOTALL):
             lines = [line for line in block.splitlines() if line and not line.startswith(":")]
             listed |= {str((page.parent / line).relative_to(DOCS)) for line in lines}
-    pages = {str(page.relative_to(DOCS).with_suffix("")) for page in DOCS.rglob("*.md")
-             if "api" not in page.relative_to(DOCS).parts and "jupyter_execute" not in page.parts}  # fmt: skip
+    names = (page.relative_to(DOCS).with_suffix("") for page in DOCS.rglob("*.md"))
+    pages = {str(name) for name in names if not {"api", "jupyter_execute"} & set(name.parts)}
     assert pages - listed == {"index"}
 
 

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
+from jaxlimit._core.files import replacing
+
 PREDICTED, MEASURED, NEUTRAL = "#c2410c", "#1d4ed8", "#57534e"
 DPI = 150
 
@@ -72,10 +74,11 @@ def svg(figure: Figure) -> str:
 
 
 def save(figure: Figure, path: Any) -> None:
-    """Write a figure as PNG or SVG, whichever the name of `path` ends in."""
+    """Write a figure as PNG or SVG, whichever the name of `path` ends in, whole or not at all."""
     path = Path(path)
     if path.suffix not in (".png", ".svg"):
         raise ValueError(f"path must end in .png or .svg, got {path}")
     content = svg(figure).encode() if path.suffix == ".svg" else png(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    with replacing(path) as file:
+        file.write(content)

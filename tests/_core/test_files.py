@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -232,3 +233,22 @@ def test_damaged_archives_name_their_file_before_their_arrays_are_read(
     monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("it was believed"))
     with pytest.raises(ValueError, match=r"a\.npz must be a thing of format 1, got a file that"):
         files.load(path, "a thing", 1, {"x"})
+
+
+def test_all_is_on_disk_before_the_name_and_the_name_after(tmp_path, monkeypatch):
+    path, done = tmp_path / "a.txt", []
+    sync, replace = os.fsync, os.replace
+
+    def record_sync(descriptor):
+        found = os.fstat(descriptor)
+        done.append("folder" if stat.S_ISDIR(found.st_mode) else found.st_size)
+        sync(descriptor)
+
+    def record_replace(source, target):
+        done.append("replaced")
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "fsync", record_sync)
+    monkeypatch.setattr(files.os, "replace", record_replace)
+    files.write_text(path, "twelve bytes")
+    assert done == [12, "replaced", "folder"]

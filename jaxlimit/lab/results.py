@@ -251,7 +251,7 @@ def known_result(folder: Path, config: RunConfig) -> RunResult | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(f"{error}; remove it to measure again") from error
+        raise ValueError(f"{error}; move it away to measure again") from error
     try:
         result = parse(content, str(folder / FILE))
     except ValueError:
@@ -280,4 +280,4 @@ def kept_spectrum(path: Path, identity: dict[str, Any]) -> spectrum.SpectralMeas
     except (FileNotFoundError, OtherRunError):
         return None
     except ValueError as error:
-        raise ValueError(f"{error}; remove it to measure again") from error
+        raise ValueError(f"{error}; move it away to measure again") from error

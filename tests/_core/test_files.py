@@ -172,6 +172,8 @@ def test_json_takes_no_content_that_it_could_not_give_back(tmp_path):
 
 def test_the_layout_of_a_file_does_not_enter_its_digest(tmp_path):
     path = tmp_path / "a.json"
+    files.write_json(path, {"numbers": {2: "b", 10: "a"}})  # as names, in another order
+    assert files.read_json(path) == {"numbers": {"2": "b", "10": "a"}}
     files.write_json(path, {"a": (1, 2), "b": {"d": 1, "c": 2}})
     content = json.loads(path.read_text())
     content["b"] = {"c": 2, "d": 1}
@@ -193,8 +195,28 @@ def test_arrays_know_what_made_them(tmp_path):
     files.save(path, 1, x=np.arange(3))
     with pytest.raises(files.OtherRunError, match="images: it has None"):
         files.load(path, "a thing", 1, {"x"}, identity=made)
+    with pytest.raises(files.OtherRunError, match=r"a\.npz was made by another run"):
+        files.load(path, "a thing", 1, {"x"}, identity={})  # none is not an empty one
+    files.save(path, 1, x=np.arange(3), identity={})
+    assert "x" in files.load(path, "a thing", 1, {"x"}, identity={})
+    files.save(path, 1, x=np.arange(3), identity={"images": 64})
+    with pytest.raises(files.OtherRunError, match="images: it has 64, asked for was None"):
+        files.load(path, "a thing", 1, {"x"}, identity={})
     files.save(path, 1, x=np.arange(3), identity=None)
     assert files.load(path, "a thing", 1, {"x"}, identity=None)["x"].tolist() == [0, 1, 2]
+
+
+def test_versions_and_kinds_are_told_apart(tmp_path):
+    path = tmp_path / "a.npz"
+    files.save(path, 2, x=np.arange(3), y=np.ones(1))
+    assert files.load(path, "a thing", 2, {"z"}, {"x", "y"}).keys() == {"version", "x", "y"}
+    with pytest.raises(ValueError, match=r"a\.npz must be a thing of format 1, got 2"):
+        files.load(path, "a thing", 1, {"x"})
+    with pytest.raises(ValueError, match=r"of format 2, got a file without z"):
+        files.load(path, "a thing", 2, {"v", "w", "x"}, {"y", "z"})
+    np.savez(path, x=np.arange(3))
+    with pytest.raises(ValueError, match=r"of format 2, got none"):
+        files.load(path, "a thing", 2, {"x"})
 
 
 def encrypted(path):
@@ -205,12 +227,20 @@ def encrypted(path):
     path.write_bytes(content)
 
 
-def of_1e11(path):
-    """Announce an array of 10¹¹ numbers."""
-    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (100000000000,), }"
+def announce(path, length, data=b""):
+    """Announce an array of so many bytes."""
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({length},), }}".encode()
     header += b" " * (117 - len(header)) + b"\n"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("x.npy", b"\x93NUMPY\x01\x00\x76\x00" + header)
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00\x76\x00" + header + data)
+
+
+def of_1e11(path):
+    announce(path, 10**11)
+
+
+def twice_as_long(path):
+    announce(path, 2000, bytes(1000))
 
 
 def of_zeros(path):
@@ -223,7 +253,7 @@ def of_another_kind(path):
         archive.writestr("x.npy", b"\x93NUMPY\x07\x00")
 
 
-@pytest.mark.parametrize("damage", [encrypted, of_1e11, of_zeros, of_another_kind])
+@pytest.mark.parametrize("damage", [encrypted, of_1e11, twice_as_long, of_zeros, of_another_kind])
 def test_damaged_archives_name_their_file_before_their_arrays_are_read(
     tmp_path, monkeypatch, damage
 ):

@@ -170,9 +170,7 @@ def test_a_result_is_known_by_what_made_it(tmp_path):
     for other in ({"momentum": 0.5}, {"num_steps": 8}):
         assert results.known_result(tmp_path, config.replace(**other)) is None
     (tmp_path / "result.json").write_text('{"config": ')
-    with pytest.raises(
-        ValueError, match=r"result\.json cannot be read as JSON: .*remove it to measure again"
-    ):
+    with pytest.raises(ValueError, match=r"result\.json cannot be read as JSON: .*move it away"):
         results.known_result(tmp_path, config)
 
 
@@ -256,7 +254,7 @@ def test_a_cut_spectrum_names_its_file(tmp_path):
     measure = runs.spectrum.exact_measure(jnp.arange(4.0))
     runs.spectrum.save(path, measure, identity={"seed": 0})
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ValueError, match=r"spectrum\.npz must be .*; remove it to measure again"):
+    with pytest.raises(ValueError, match=r"spectrum\.npz must be .*; move it away"):
         results.kept_spectrum(path, {"seed": 0})
     assert results.kept_spectrum(tmp_path / "none.npz", {}) is None
 

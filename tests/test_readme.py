@@ -65,8 +65,7 @@ def test_the_mask_that_readme_finds_is_within_the_tolerance(readme):
     assert loss(pruned) <= loss(dense) + float(readme["epsilon"]) + 1e-6
     kept = np.count_nonzero(pruned)
     assert 0 < kept <= 2
-    if readme["pruned"].certificate is not None:
-        assert float(readme["pruned"].certificate.ratio) <= kept / 40
+    assert float(readme["pruned"].certificate.ratio) <= kept / 40
     assert 0 < readme["estimate"].prediction.ratio < 1
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import pytest
 from lab_results import made_up
 
-from jaxlimit import datasets, limits, models, planning, training
+from jaxlimit import datasets, models, planning, training
 from jaxlimit.lab import main_job, report, results, runs
 from jaxlimit.lab.console import Stages
 from jaxlimit.lab.content import read_json
@@ -236,9 +236,7 @@ def test_both_sides_stand_in_the_result(tmp_path, capsys, monkeypatch):
     config = config.replace(epochs=20, l1=1e-3)
     result = runs.run(config, 0, tmp_path)
     sides = result.two_sides
-    if hasattr(limits, "certificate"):
-        assert 0 < sides.certificate <= sides.found
-    assert sides.found <= sides.candidates["magnitude"]
+    assert 0 < sides.certificate <= sides.found <= sides.candidates["magnitude"]
     assert sides.found == min(sides.candidates.values())
     # The sweep tries few ratios; the search finds magnitude's limit to the unit.
     assert sides.candidates["magnitude"] <= result.measured.by_loss + 1e-6

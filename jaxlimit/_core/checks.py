@@ -81,7 +81,7 @@ def check_real(name: str, value: Any) -> jnp.dtype:
             isinstance(value, tuple) and not hasattr(value, "__jax_array__")
         ):
             raise TypeError
-        dtype = jnp.result_type(value.value if hasattr(value, "standard_error") else value)
+        dtype = jnp.result_type(getattr(value, "value", value))
     except (TypeError, ValueError):
         raise TypeError(
             f"{name} must be a real number or array, got {_shown(value)}"

@@ -1,6 +1,5 @@
 """Short texts of results: their numbers, and of arrays no more than fits on a line."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import jax.core
@@ -29,7 +28,7 @@ def _entries(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def short_repr(result: Any, fields: Iterable[str] | None = None) -> str:
+def short_repr(self: Any) -> str:
     """Write a result's fields with their numbers; for `__repr__`.
 
     >>> from typing import NamedTuple
@@ -40,6 +39,5 @@ def short_repr(result: Any, fields: Iterable[str] | None = None) -> str:
     >>> Point(np.float32(0.1), np.float32(2))
     Point(x=0.1, y=2)
     """
-    names = result._fields if fields is None else fields
-    texts = (f"{name}={short_text(getattr(result, name))}" for name in names)
-    return f"{type(result).__name__}({', '.join(texts)})"
+    texts = (f"{name}={short_text(getattr(self, name))}" for name in self._fields)
+    return f"{type(self).__name__}({', '.join(texts)})"

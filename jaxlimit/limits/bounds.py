@@ -155,7 +155,8 @@ def _lower_bounds(
     measure: SpectralMeasure, radius: Array, epsilon: Array, negative: str
 ) -> Estimate:
     unit = eigenvalue_unit(measure)
-    thresholds = relative_ridge(*jnp.broadcast_arrays(radius, epsilon), unit)
+    radius, epsilon = jnp.broadcast_arrays(radius, epsilon)
+    thresholds = relative_ridge(radius, epsilon, unit)
 
     def at(c):
         share = trace_bracket(measure, lambda x: curvature_share(x / unit, c, negative=negative))

@@ -108,7 +108,7 @@ def measure_tolerance(
         raise FloatingPointError("loss must be finite at every example, got NaN or infinity")
     doubt = _examples.why_no_mean(losses, loss, params, batch, operands)
     if losses.singles is not None and doubt is None:
-        return MeasuredTolerance(_spread(losses, batch_size), None)
+        return MeasuredTolerance(_spread(losses.singles, losses.weights, batch_size), None)
     if doubt is None:
         doubt = "the loss of single examples cannot be had (no batch of one, or no vmap)"
     if mesh is not None:
@@ -146,9 +146,10 @@ def _measured_from(losses: ExampleLosses) -> str:
     )
 
 
-def _spread(losses: ExampleLosses, batch_size: int) -> Estimate:
+def _spread(
+    singles: Float[Array, "n"], weights: Float[Array, "n"] | None, batch_size: int
+) -> Estimate:
     """Return the standard deviation of the loss of `batch_size` examples."""
-    singles, weights = losses.singles, losses.weights
     if weights is None:
         deviations = singles - singles.mean()
         return _root_mean_square(deviations - deviations.mean(), singles.size, batch_size)

@@ -844,3 +844,20 @@ def test_the_band_of_theorem_1_is_that_of_the_paper():
         half_width = math.sqrt(8 * math.log(4 / (1 - confidence)) * dim)
         low, high = geometry.kinematic_band(delta, dim, confidence, method="theorem-1")
         np.testing.assert_allclose([low, high], [7_000 - half_width, 7_000 + half_width], rtol=1e-5)
+
+
+@pytest.mark.parametrize("confidence", [0.6, 0.99])
+@pytest.mark.parametrize("share", [0.002, 0.1, 0.5, 0.9, 0.998])
+def test_the_refined_band_is_its_formula(share, confidence):
+    dim, ell = 2_000, math.log(1 / (1 - confidence))
+    delta = share * dim
+    polar = dim - delta
+
+    def bernstein(mean):
+        return 2 / 3 * ell + math.sqrt((2 / 3 * ell) ** 2 + 4 * mean * ell)
+
+    below = min(bernstein(delta), 2 * math.sqrt(polar * ell))
+    above = min(bernstein(polar), 2 * math.sqrt(delta * ell))
+    expected = [max(polar - below, 0), min(polar + above, dim)]
+    found = geometry.kinematic_band(delta, dim, confidence)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-2)

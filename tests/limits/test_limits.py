@@ -469,6 +469,69 @@ def test_standard_error_is_the_spread_over_probes(many_probes):
     np.testing.assert_allclose((known.lower, known.upper), (limit.lower, limit.upper), rtol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def measured():
+    """A measure with errors of its own, weights, and an ε at which ρ* is in the middle."""
+    rng = np.random.default_rng(11)
+    eigenvalues = jnp.asarray(rng.exponential(size=200) * (rng.random(200) < 0.5), jnp.float32)
+    measure = spectrum.spectral_measure(
+        lambda v: eigenvalues * v, KEY, dim=200, num_steps=8, num_probes=2
+    )
+    return measure, jnp.asarray(rng.standard_normal(200), jnp.float32), 5.0
+
+
+def test_the_error_of_epsilon_is_added_once_to_that_of_the_probes(measured):
+    measure, weights, epsilon = measured
+    plain = limits.pruning_limit(measure, weights, epsilon)
+    assert plain.standard_error > 0
+    joint = limits.pruning_limit(measure, weights, Estimate(epsilon, 2.0, 1.0, 9.0))
+    by_epsilon = 2 * abs(float(limits.sensitivity(measure, plain, epsilon).epsilon))
+    assert by_epsilon > float(plain.standard_error) / 3
+    both = np.hypot(float(plain.standard_error), by_epsilon)
+    assert joint.standard_error == pytest.approx(both, rel=1e-4)
+    added = 1.96 * (both - float(plain.standard_error))
+    assert joint.upper - plain.upper == pytest.approx(added, rel=1e-3)
+    assert plain.lower - joint.lower == pytest.approx(added, rel=1e-3)
+
+
+def test_the_ends_of_intervals_are_ratios(measured):
+    measure, weights, epsilon = measured
+    vague = Estimate(epsilon, 100.0, 0.0, 200.0)
+    limit = limits.pruning_limit(measure, weights, vague)
+    assert (limit.lower, limit.upper) == (0, 1)
+    share = lambda x: jnp.abs(x) / (jnp.abs(x) + 1e-3)  # noqa: E731
+    for num_flat, end, beyond in ((7, "lower", -0.01), (1, "upper", 1.01)):
+        values = jnp.where(jnp.arange(8) < num_flat, 0.0, 1.0)
+        measure = spectrum.spectral_measure(lambda v, x=values: x * v, KEY, dim=8, num_steps=2)
+        raw = float(getattr(spectrum.trace_bracket(measure, share), end))
+        assert raw < beyond if num_flat == 7 else raw > beyond  # else this would test nothing
+        found = limits.lower_bound(measure, 1.0, 5e-4)
+        assert getattr(found, end) == (0 if num_flat == 7 else 1)
+
+
+def test_slopes_at_no_tolerance_at_all():
+    """At ε = 0, ρ = (1/D) Σ [λ > 0] is passed at a slope in ε; the error of ε is carried by it."""
+    eigenvalues = jnp.array([1.0, 2.0, 4.0, 0.0])
+    weights = jnp.array([4.0, 3.0, 2.0, 1.0])
+    measure = exact_measure(eigenvalues)
+    limit = limits.pruning_limit(measure, weights, 0.0)
+    assert limit.num_kept == 3
+    # E = ¼ Σ λ/(λ+c) - ρ, c = 2ε/R² with R = 1: dE/dε = -½ Σ 1/λ, dE/dρ = -1 at R as it is.
+    by_epsilon = -0.5 * (1 + 1 / 2 + 1 / 4)
+    rates = limits.sensitivity(measure, limit, 0.0)
+    assert rates.epsilon == pytest.approx(by_epsilon, rel=1e-5)
+    error = limits.pruning_limit(measure, weights, Estimate(0.0, 1e-3, 0.0, 2e-3)).standard_error
+    assert error == pytest.approx(-by_epsilon * 1e-3, rel=1e-5)
+
+
+@pytest.mark.parametrize("offset", limits.prediction.OFFSETS)
+def test_one_very_sharp_direction_keeps_a_weight(offset):
+    measure = exact_measure(jnp.array([1.0, 0.0, 0.0, 0.0]))
+    for epsilon in (0.0, 1e-30, 1e-6):
+        limit = limits.random_subspace_threshold(measure, jnp.ones(4), epsilon, offset=offset)
+        assert limit.num_kept == 1
+
+
 def test_loss_tolerance_is_that_of_numpy():
     rng = np.random.default_rng(5)
     x, y = rng.standard_normal((30, 4)).astype(np.float32), rng.standard_normal(30)

@@ -28,7 +28,7 @@ _NUM_PROBES = 32
 _NUM_PRODUCTS = 200
 # On the live weights alone, by their matrix; and of the whole operator, to prove what was found.
 _NUM_INNER_PRODUCTS = 400
-_NUM_PROVING_PRODUCTS = 8
+_NUM_PROVING_PRODUCTS = 16
 # The greedy search has use for so many weights for each that the best mask so far keeps.
 _SPARE = 3
 
@@ -107,7 +107,15 @@ class Network:
 
     @cached_property
     def diagonal(self) -> Float[Array, "D"]:
-        """The diagonal of the curvature, by probes."""
+        """The diagonal of the curvature: by probes, or exact where there is A on all live weights.
+
+        That one is 0 at dead weights, which it takes for costing nothing.
+        """
+        if self._is_affordable:
+            chosen, _, matrix, _ = self.support
+            found = np.zeros(chosen.shape, matrix.dtype)
+            found[chosen] = np.diagonal(matrix) / np.asarray(self.problem.weights)[chosen] ** 2
+            return jnp.asarray(found)
         settings = self._settings | {"matrix": self.matrix, "num_probes": _NUM_PROBES}
         return self._curved(curvature.diagonal, key=jax.random.fold_in(self.key, 1), **settings)
 
@@ -141,16 +149,14 @@ class Network:
         )
         relaxed = np.ones(self.problem.weights.shape, matrix.dtype)
         relaxed[chosen] = inner.relaxed
-        proving = {"num_products": _NUM_PROVING_PRODUCTS, "diagonal": self.diagonal}
-        return limits.certificate(*at, start=relaxed, **proving)
+        return limits.certificate(*at, num_products=_NUM_PROVING_PRODUCTS, start=relaxed)
 
     @cached_property
     def support(self) -> Support | None:
         """The quadratic on the live weights, or on the most salient of them that fit the budget."""
         live, weights = np.asarray(self.live.live), self.problem.weights
-        num_rows, most = self._num_rows(), int((self.budget.memory / weights.dtype.itemsize) ** 0.5)
-        affordable = int((self.budget.flops / num_rows) ** 0.5)
-        most = min(most, max(affordable, _SPARE * self.best_kept))
+        fits, affordable = self._sizes
+        most = min(fits, max(affordable, _SPARE * self.best_kept))
         if most < 1 or not live.any():
             return None
         chosen = live
@@ -175,6 +181,17 @@ class Network:
     @property
     def _settings(self) -> dict[str, Any]:
         return {"where": self.where, "mesh": self.problem.mesh}
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        """How many weights' matrix the memory holds, and of how many all rows are affordable."""
+        itemsize = self.problem.weights.dtype.itemsize
+        fits = int((self.budget.memory / itemsize) ** 0.5)
+        return fits, int((self.budget.flops / self._num_rows()) ** 0.5)
+
+    @property
+    def _is_affordable(self) -> bool:
+        return 0 < int(self.live.live.sum()) <= min(self._sizes)
 
     def _num_rows(self) -> int:
         """Count the rows of the factor: an output an example."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxlimit._core.checks import check_choice, check_count, check_range
-from jaxlimit._core.estimate import Estimate
+from jaxlimit._core.estimate import Estimate, value_of
 from jaxlimit.limits.bounds import NEGATIVE, check_measure, lower_bound
 from jaxlimit.limits.prediction import PruningLimit, pruning_limit
 from jaxlimit.spectrum import SpectralMeasure, trace_bracket
@@ -47,7 +47,7 @@ def by_layer(
     measures: Mapping[str, SpectralMeasure],
     weights: Mapping[str, Float[Array, "_"]],
     *,
-    epsilon: float | None = None,
+    epsilon: Any = None,
     ratio: float | None = None,
     negative: str = "abs",
     num_points: int = 256,
@@ -63,7 +63,8 @@ def by_layer(
     Args:
         measures: for each layer, the spectrum of its block H_ll.
         weights: for each layer, its weights, flat [D_l].
-        epsilon: ε, tolerance of the whole network; or leave it out and give `ratio`.
+        epsilon: ε, tolerance of the whole network, a number or an `Estimate`, whose value is
+            taken; or leave it out and give `ratio`.
         ratio: fraction of all weights to keep; the ε that it takes is then found.
         negative: "abs" or "clip"; see `pruning_limit`.
         num_points: counts, evenly spaced in the logarithm, at which each layer's curve is known.
@@ -90,7 +91,9 @@ def by_layer(
     _check_layers(measures, weights)
     if (epsilon is None) == (ratio is None):
         raise ValueError(f"give epsilon or ratio, not both: got {epsilon} and {ratio}")
-    check_range("epsilon", 0.0 if epsilon is None else epsilon, 0, float(np.finfo(np.float32).max))
+    if epsilon is not None:
+        epsilon = float(value_of(epsilon))
+        check_range("epsilon", epsilon, 0, float(np.finfo(np.float32).max))
     check_range("ratio", 0.0 if ratio is None else ratio, 0, 1)
     curves = {
         name: _hull(*_curve(measure, np.asarray(weights[name]), negative, num_points))

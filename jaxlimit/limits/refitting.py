@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlimit._core import magnitudes
 from jaxlimit._core.checks import check_count, check_range, is_finite
+from jaxlimit._core.estimate import value_of
 from jaxlimit._core.operator import Operator, prepare, returns_local
 
 
@@ -176,7 +177,7 @@ def refitted_limit(
     matvec: Any,
     gradient: Float[Array, "D"],
     weights: Float[Array, "D"],
-    epsilon: float,
+    epsilon: Any,
     *,
     ranks: Int[Array, "D"] | None = None,
     damping: float = 0.0,
@@ -193,7 +194,7 @@ def refitted_limit(
         matvec: see `refit`.
         gradient: see `refit`.
         weights: w*.
-        epsilon: ε ≥ 0.
+        epsilon: ε ≥ 0, a number or an `Estimate`, whose value is taken.
         ranks: see `refitted`.
         damping: see `refit`.
         num_steps: see `refit`.
@@ -213,6 +214,7 @@ def refitted_limit(
     >>> refitted_limit(lambda v: H @ v, jnp.zeros(2), jnp.array([3.0, 1.0]), 0.8).num_kept
     1
     """
+    epsilon = float(value_of(epsilon))
     check_range("epsilon", epsilon, 0, float(np.finfo(np.float32).max))
     check_range("relative", relative, 0, open_low=True)
     ranks = magnitudes.ranks(weights) if ranks is None else ranks

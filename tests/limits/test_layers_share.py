@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlimit._core.estimate import exact_estimate
 from jaxlimit.limits import by_layer, coupling, pruning_limit
 from jaxlimit.spectrum import exact_measure
 
@@ -45,7 +46,7 @@ def test_no_other_way_to_share_keeps_fewer(seed):
 
 def test_each_layer_is_as_by_its_own_limit():
     spectra, weights = layers(1)
-    found = by_layer(spectra, weights, epsilon=2.0)
+    found = by_layer(spectra, weights, epsilon=exact_estimate(jnp.asarray(2.0)))
     for name, limit in found.limits.items():
         alone = pruning_limit(spectra[name], weights[name], found.epsilons[name])
         assert limit.num_kept == alone.num_kept

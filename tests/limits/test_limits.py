@@ -460,6 +460,13 @@ def test_standard_error_is_the_spread_over_probes(many_probes):
     limit = jax.tree.map(lambda x: x[0], found)
     by_epsilon = limits.sensitivity(measure, limit, epsilon).epsilon * error
     assert joint.standard_error == pytest.approx(float(jnp.hypot(by_probes, by_epsilon)), rel=1e-4)
+    # Without an error of ε the ends are where the ends of the bound meet the ratio.
+    squares = np.sort(np.asarray(weights, np.float64) ** 2)
+    for end in ("lower", "upper"):
+        ratio = float(getattr(limit, end))
+        radius = np.sum(squares[: 2000 - round(ratio * 2000)]) ** 0.5
+        bound = float(getattr(limits.lower_bound(measure, radius, epsilon), end))
+        assert bound == pytest.approx(ratio, abs=0.1 * 1.96 * float(by_probes))
     # The interval of the probes stays, and gets wider by what ε adds to their error alone.
     added = 1.96 * float(joint.standard_error - by_probes)
     assert added > 0.01 * float(limit.upper - limit.lower)

@@ -95,6 +95,15 @@ def test_checkpoints_of_others_are_refused_and_left_alone(tmp_path, save):
     assert contents(folder) == before
 
 
+def test_what_a_killed_save_of_ours_left_is_no_one_elses(tmp_path):
+    open_in(tmp_path).close()
+    half_saved(tmp_path)
+    with open_in(tmp_path) as kept:
+        assert kept.restore(lambda _: TREE) is None
+        kept.save(7, TREE, last=True)
+    assert sorted(path.name for path in tmp_path.glob("[0-9]*")) == ["7"]
+
+
 def test_other_files_may_lie_beside_ours(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("{}")
     with open_in(tmp_path) as kept:

@@ -6,7 +6,7 @@ is the example's loss and Sₙ = 1. So entry i is the mean of the squares of col
 whose rows are backward passes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,8 +23,9 @@ from jaxlimit._core.batches import check_scalar, first_batch, leading_size
 from jaxlimit._core.checks import check_choice, check_count, check_range, is_concrete
 from jaxlimit._core.programs import precise_products
 from jaxlimit._core.sharding import takes_mesh
-from jaxlimit._core.weights import Where, flatten_weights, is_weight
+from jaxlimit._core.weights import Where, flatten_weights, is_weight, selected
 from jaxlimit.curvature._operator import flat_mask
+from jaxlimit.curvature._squares import Dense
 from jaxlimit.curvature.split import Split, check_split
 
 DIAGONAL_MATRICES = ("gauss-newton", "fisher")
@@ -56,8 +57,9 @@ def diagonal(
     of per-example losses lₙ, (1/N) Σₙ (∇lₙ)²ᵢ. The Hessian's diagonal, which is no sum of squares,
     is estimated by `traces.diagonal(hessian_matvec(...), ...)`.
 
-    Exact, it costs a forward pass an example and a backward pass an output of it, with the gradient
-    of each example formed apart. Estimated, the squares of one backward pass of Σₙ Sₙ ξₙ over a
+    Exact, it costs a backward pass over the data for each output of an example. For the weights of
+    dense layers that is all; for others, such as convolutions, the gradient of each example is
+    formed apart. Estimated, the squares of one backward pass of Σₙ Sₙ ξₙ over a
     batch of n examples, ξₙ independent random signs, over n: never negative, and unbiased, since
     E (Σₙ uₙ)² = Σₙ E uₙ² for independent uₙ of mean zero. A probe is one backward pass over the
     data, two thirds of a gradient. Its relative error is about √2 / √(num_probes · batches), so
@@ -208,23 +210,63 @@ def _diagonal(settings, examples, params, operands, key):
 
 
 def _squares(settings: _Settings, batch: Any, params: Any, operands: tuple) -> Any:
-    """Sum the squares of all rows of a batch, as many at once as the budget holds."""
-    kind = settings.kind
-    roots = jax.eval_shape(
-        lambda: kind.roots(params, batch, operands, kind.outputs(params, batch, operands))
-    )
-    row = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    """Sum the squares of all rows of a batch: at once for dense layers, row by row for others."""
+    kind, where = settings.kind, settings.where
+    leaves, treedef = jax.tree.flatten(params)
+
+    def outputs(leaves, batch):
+        return kind.outputs(jax.tree.unflatten(treedef, leaves), batch, operands)
+
+    def backward(cotangent, leaves, batch):
+        return jax.vjp(partial(outputs, batch=batch), leaves)[1](cotangent)[0]
+
+    at = outputs(leaves, batch)
+    columns = jnp.moveaxis(kind.roots(params, batch, operands, at), -1, 0)
+    dense = Dense(backward, columns[0], leaves, batch)
+    at_once = settings.memory_budget // max(dense.num_bytes(), 1)
+    squares = dense.squares(lambda function: _sum_over(function, columns, at_once))
+    rest = [
+        studied and found is None
+        for studied, found in zip(selected(params, where), squares, strict=True)
+    ]
+    slow = _squares_by_row(outputs, leaves, rest, batch, columns, settings.memory_budget)
+    squares = [
+        next(slow) if by_row else jnp.zeros_like(leaf) if found is None else found
+        for found, by_row, leaf in zip(squares, rest, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, squares)
+
+
+def _squares_by_row(
+    outputs: Callable,
+    leaves: list,
+    chosen: list[bool],
+    batch: Any,
+    columns: Float[Array, "c n m"],
+    memory_budget: int,
+) -> Iterator[Array]:
+    """Sum the squares of all rows of a batch at the chosen leaves, as many at once as fit."""
+    studied = [leaf for leaf, is_chosen in zip(leaves, chosen, strict=True) if is_chosen]
+    if not studied:
+        return iter(())
     # A row and its square.
-    num_rows = max(1, settings.memory_budget // (2 * row))
-    num_columns = roots.shape[-1]
+    row = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in studied)
+    num_rows = max(1, memory_budget // row)
 
     def of_example(example):
+        example, own = example
         alone = jax.tree.map(lambda leaf: leaf[None], example)
-        outputs, pull = jax.vjp(lambda p: kind.outputs(p, alone, operands), params)
-        root = kind.roots(params, alone, operands, outputs)[0]
-        return _sum_over(lambda s: _square(pull(s[None])[0]), root.T, num_rows)
 
-    return _sum_over(of_example, batch, num_rows // num_columns)
+        def at(studied):
+            known = iter(studied)
+            both = zip(leaves, chosen, strict=True)
+            return outputs([next(known) if is_chosen else x for x, is_chosen in both], alone)
+
+        pull = jax.vjp(at, studied)[1]
+        return _sum_over(lambda column: _square(pull(column[None])[0]), own, num_rows)
+
+    examples = batch, jnp.moveaxis(columns, 0, 1)
+    return iter(_sum_over(of_example, examples, num_rows // len(columns)))
 
 
 def _probed_squares(

@@ -26,6 +26,7 @@ from curvature_problems import (
 )
 
 from jaxlimit import curvature, training
+from jaxlimit.curvature._squares import Dense
 
 LOSS = curvature.split_loss(mlp_logits, output_loss)
 GRADIENTS = np.einsum("na,nai->ni", OUTPUT_GRADIENT, JACOBIAN)
@@ -165,3 +166,31 @@ def test_bad_input():
     concave = curvature.split_loss(mlp_logits, lambda y, b: -jnp.mean(y**2))
     with pytest.raises(FloatingPointError, match="convex"):
         run(concave, MLP, BATCHES, SCALE)
+
+
+def test_which_leaves_need_no_gradient_of_each_example():
+    """Dense kernels and biases; not convolutions, products over more than examples, shared ones."""
+    rng = np.random.default_rng(1)
+    shapes = {"dense": (4, 3), "bias": (3,), "tied": (3, 3), "mixed": (4, 2), "scale": ()}
+    params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    x = rng.normal(size=(6, 5, 4)).astype(np.float32)
+
+    def apply(p, x):
+        mixed = (x @ p["mixed"]).sum((1, 2))[:, None]
+        hidden = jnp.tanh(x[:, 0] @ p["dense"] + p["bias"])
+        return jnp.tanh(hidden @ p["tied"]) @ p["tied"].T + p["scale"] * hidden + mixed
+
+    leaves, treedef = jax.tree.flatten(params)
+
+    def backward(cotangent, leaves, batch):
+        def outputs(leaves):
+            return apply(jax.tree.unflatten(treedef, leaves), batch)
+
+        return jax.vjp(outputs, leaves)[1](cotangent)[0]
+
+    found = Dense(backward, jnp.ones((6, 3)), leaves, x).endings
+    is_quick = jax.tree.unflatten(treedef, [ending is not None for ending in found])
+    assert is_quick == {"bias": True, "dense": True, "mixed": False, "scale": False, "tied": False}
+    loss = curvature.split_loss(apply, lambda y, b: jnp.mean(jax.nn.logsumexp(y, -1)))
+    matrix = dense(curvature.gauss_newton_matvec(loss, params, x[None]), 33)
+    assert_close(curvature.diagonal(loss, params, x[None]), np.diag(matrix))

@@ -45,5 +45,5 @@ def plot_scaling(results: list[dict[str, Any]], *, cores: int) -> Figure:
     ticks = [2**k for k in range(-6, 7) if axes.get_ylim()[0] <= 2**k <= axes.get_ylim()[1]]
     axes.set_yticks(ticks, [f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.legend(fontsize=8, frameon=False)
+    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=3)
     return figure

@@ -79,9 +79,32 @@ def two_sides(root: Path) -> str:
     return markdown_table({head: [row[i] for row in rows] for i, head in enumerate(header)})
 
 
+WAYS = {
+    "magnitude": "magnitude",
+    "live magnitude": "dead weights first, then magnitude",
+    "saliency": "saliency sᵢ = -wᵢgᵢ + ½wᵢ²Gᵢᵢ in one shot",
+    "absolute saliency": "the same with absolute terms",
+    "relaxed": "the relaxed point of the certificate, rounded",
+    "greedy": "greedy on the quadratic over the live weights",
+    "polished": "exchanges of weights at the best of these",
+}
+
+
+def candidates(root: Path) -> str:
+    """Lay out what each way of choosing a mask reached on FC5, and the bound below all masks."""
+    sides = read_result(root / FOLDER / "fc5-digits").two_sides
+    if sides is None:
+        return "Not run yet in this version."
+    kept = {words: percent(sides.candidates[way]) for way, words in WAYS.items()
+            if way in sides.candidates}  # fmt: skip
+    if sides.certificate is not None:
+        kept["**no mask, within the Gauss-Newton quadratic**"] = f"**{percent(sides.certificate)}**"
+    return markdown_table({"mask": list(kept), "kept": list(kept.values())})
+
+
 def blocks(root: Path) -> dict[str, dict[str, str]]:
     """Return what is written between the markers of the pages, by page and marker."""
-    tables = {"sides": two_sides(root)}
+    tables = {"sides": two_sides(root), "candidates": candidates(root)}
     for block, names in BLOCKS.items():
         folders = {name: root / FOLDER / name for name in names}
         results = {n: read_result(f) for n, f in folders.items() if (f / "result.json").exists()}

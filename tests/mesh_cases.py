@@ -461,6 +461,24 @@ def test_the_gradient_and_the_tolerance_are_those_of_one_device():
         )
 
 
+def test_weighted_losses_on_a_mesh_are_those_of_one_device():
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal((5, 21, *size)).astype(np.float32) for size in ((3,), ()))
+    weights = jnp.array([0.5, -0.5, 1.0])
+
+    def weighted(w, batch):
+        return (batch[0] @ w - batch[1]) ** 2, jnp.where(batch[1] > 1, 20.0, 1.0)
+
+    mesh, args = MESHES["three devices"], (weighted, weights, (x, y))
+    wanted, found = limits.loss_tolerance(*args), limits.loss_tolerance(*args, mesh=mesh)
+    close(np.array([*found]), np.array([*wanted]), 1e-5)
+    wanted, found = (pruning.magnitude_sweep(*args, [0.3, 1.0], mesh=m) for m in (None, mesh))
+    close(found.losses, wanted.losses, 1e-5)
+    by_batch = lambda w, b: jnp.mean((b[0] @ w - (b[0] @ w).mean() - b[1]) ** 2)  # noqa: E731
+    with pytest.raises(ValueError, match="must be a mean over examples where a mesh cuts batches"):
+        limits.loss_tolerance(by_batch, weights, (x, y), mesh=mesh)
+
+
 def bytes_of_a_device(tree):
     arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
     shards = [array.addressable_shards for array in arrays]

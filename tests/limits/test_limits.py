@@ -501,6 +501,20 @@ def test_the_error_of_epsilon_is_added_once_to_that_of_the_probes(measured):
     assert plain.lower - joint.lower == pytest.approx(added, rel=1e-3)
 
 
+def test_the_interval_of_the_probes_is_where_the_ends_of_the_bound_cross(measured):
+    measure, weights, epsilon = measured
+    limit = limits.pruning_limit(measure, weights, epsilon)
+    radii = np.sqrt(squares_removed(weights)).astype(np.float32)
+    bound = limits.lower_bound(measure, radii, epsilon)
+    ratios = np.arange(201) / 200
+    for end in ("lower", "value", "upper"):
+        found = limit.ratio if end == "value" else getattr(limit, end)
+        assert found == pytest.approx(
+            fewest(np.asarray(getattr(bound, end)) - ratios) / 200, abs=1e-6
+        )
+    assert limit.lower < limit.ratio < limit.upper
+
+
 def test_the_ends_of_intervals_are_ratios(measured):
     measure, weights, epsilon = measured
     vague = Estimate(epsilon, 100.0, 0.0, 200.0)

@@ -30,6 +30,17 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
+def check_key(name: str, key: Any) -> None:
+    """Raise unless `key` is one typed random key, as `jax.random.key` makes them."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        old = dtype == jnp.uint32 and jnp.shape(key)[-1:] in ((2,), (4,))
+        hint = "; wrap an old key by jax.random.wrap_key_data" if old else ""
+        raise TypeError(f"{name} must come from jax.random.key, got {_shown(key)}{hint}")
+    if jnp.ndim(key) != 0:
+        raise ValueError(f"{name} must be one key, got shape {jnp.shape(key)}")
+
+
 def check_keywords(function: str, given: Any, known: Any) -> None:
     """Raise unless all of the names `given` are `known`; names the nearest known one.
 

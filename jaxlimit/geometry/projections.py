@@ -10,7 +10,13 @@ from jax.tree_util import Partial
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from jaxlimit._core import scale
-from jaxlimit._core.checks import check_count, check_floating_tree, check_range, is_concrete
+from jaxlimit._core.checks import (
+    check_count,
+    check_floating_tree,
+    check_key,
+    check_range,
+    is_concrete,
+)
 from jaxlimit._core.estimate import Estimate, estimate_from_samples
 from jaxlimit.geometry._numerics import (
     STRETCH,
@@ -95,7 +101,7 @@ def statistical_dimension(
         `Estimate` of δ.
 
     Raises:
-        TypeError: if a count is no integer.
+        TypeError: if a count is no integer, or `key` is no typed key.
         ValueError: if a count is below 1, or `project` is not idempotent, not positively
             homogeneous, or not the nearest-point map onto a convex cone.
 
@@ -109,6 +115,7 @@ def statistical_dimension(
     """
     dim, num_samples = check_count("dim", dim), check_count("num_samples", num_samples)
     batch_size = check_count("batch_size", batch_size)
+    check_key("key", key)
     probe_key, key = jax.random.split(key)
     probes = jax.random.normal(probe_key, (3, dim), jnp.promote_types(dtype, jnp.float32))
     if is_concrete(probes):

@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from jaxlimit._core import scale
-from jaxlimit._core.checks import check_count, check_floating_tree, is_concrete
+from jaxlimit._core.checks import check_count, check_floating_tree, check_key, is_concrete
 from jaxlimit._core.estimate import Estimate, estimate_from_samples
 from jaxlimit.geometry._numerics import (
     STRETCH,
@@ -89,7 +89,7 @@ def gaussian_width(
         (max_{x ∈ S} ‖x‖) / √num_samples for a set around the origin.
 
     Raises:
-        TypeError: if a count is no integer.
+        TypeError: if a count is no integer, or `key` is no typed key.
         ValueError: if a count is below 1, or `support` is not sublinear or not finite.
 
     >>> import jax
@@ -102,6 +102,7 @@ def gaussian_width(
     """
     dim, num_samples = check_count("dim", dim), check_count("num_samples", num_samples)
     batch_size = check_count("batch_size", batch_size)
+    check_key("key", key)
     probe_key, key = jax.random.split(key)
     probes = jax.random.normal(probe_key, (5, dim), jnp.promote_types(dtype, jnp.float32))
     if is_concrete(probes):

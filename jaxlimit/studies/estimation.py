@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxlimit import limits, pruning, spectrum
 from jaxlimit._core.batches import first_batch
 from jaxlimit._core.checkpoints import check_directory
-from jaxlimit._core.checks import check_count, check_keywords, check_range
+from jaxlimit._core.checks import check_count, check_key, check_keywords, check_range
 from jaxlimit._core.estimate import Estimate, exact_estimate
 from jaxlimit._core.losses import mean_loss
 from jaxlimit._core.sharding import takes_mesh
@@ -209,6 +209,7 @@ def estimate_limit(
         raise TypeError("mask is no argument of estimate_limit: select whole leaves by where=")
     flatten_weights(params, where)  # raises where they are none
     check_keywords("estimate_limit", settings, LimitSettings.__annotations__)
+    check_key("key", key)
     chosen, product = _split_settings(settings)
     params = jax.tree.map(_widen, params)
     check_deterministic(loss, params, batches, *operands)

@@ -2,6 +2,7 @@
 
 import inspect
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -95,3 +96,14 @@ def test_every_public_function_is_called():
     exempt = {"polar_projection", "statistical_dimension", "gaussian_width"}  # of functions
     called = {function.__name__ for function, _ in CALLS}
     assert {*geometry.__all__} - called == exempt
+
+
+@pytest.mark.parametrize("key", [0, None, jax.random.PRNGKey(0)], ids=["int", "None", "legacy"])
+def test_keys_of_other_types_are_refused_by_name(key):
+    how = {"dim": 2, "num_samples": 4}
+    for call in (
+        lambda: geometry.statistical_dimension(lambda x: x, key, **how),
+        lambda: geometry.gaussian_width(geometry.ball_support(1.0), key, **how),
+    ):
+        with pytest.raises(TypeError, match=r"^key must come from jax\.random\.key"):
+            call()

@@ -307,6 +307,11 @@ def test_bad_input_is_named_before_any_work():
     ):
         with pytest.raises(TypeError, match=message):
             call(**settings)
+    for wrong, message in ((0, "int 0"), (jax.random.PRNGKey(0), "wrap an old key")):
+        with pytest.raises(TypeError, match=f"key must come from jax.random.key, got .*{message}"):
+            jaxlimit.estimate_limit(quadratic, jnp.ones(3), batches, key=wrong)
+    with pytest.raises(ValueError, match="key must be one key"):
+        jaxlimit.estimate_limit(quadratic, jnp.ones(3), batches, key=jax.random.split(key))
     with pytest.raises(TypeError, match="one real floating number"):
         call(lambda w, batch: batch * w)
     with pytest.raises(FloatingPointError, match="loss must be finite"):

@@ -58,7 +58,7 @@ def job(
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes files and speaks.
+    """Whether this process is the one that writes files and prints.
 
     >>> if is_first():
     ...     print("done")
@@ -68,7 +68,7 @@ def is_first() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Wait until all processes have come here; nothing where there is one.
+    """Wait until all processes have come here; return at once where there is one.
 
     Args:
         name: the same in all of them.
@@ -134,7 +134,7 @@ def _described() -> dict[str, Any]:
 
 
 def _end(error: BaseException, resume: str) -> None:
-    """Say why, and go without the orderly shutdown, which would wait for those who are gone."""
+    """Say why, and exit without the orderly shutdown, which would wait for those that are gone."""
     traceback.print_exception(error)
     print(
         f"process {jax.process_index()} of {jax.process_count()} ends the job: "

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, resumed by their own run alone."""
+"""Checkpoints of a run: written whole or not at all, resumed only by the run that wrote them."""
 
 import contextlib
 import gc
@@ -52,7 +52,7 @@ def check_directory(directory: Any) -> None:
 
 
 def _foreign(folder: Path) -> list[str]:
-    """Name what looks like checkpoints of someone else's."""
+    """Name what looks like someone else's checkpoints."""
     if (folder / MARK).exists():
         return []
     steps = [child for child in folder.iterdir() if child.name.isdigit() and child.is_dir()]
@@ -144,7 +144,7 @@ class Checkpoints:
         return jax.tree.map(_as_key, like, tree)
 
     def save(self, count: int, tree: PyTree, *, last: bool) -> None:
-        """Save `tree` if its turn has come or it is the last.
+        """Save `tree` if it is due, or the last.
 
         Raises:
             OSError: if it could not be written; says which checkpoint is still whole.
@@ -182,7 +182,7 @@ class Checkpoints:
         return f"the checkpoint of {self.unit} {self.saved} in {self.directory} is whole"
 
     def close(self) -> None:
-        """Let go of the directory."""
+        """Close the directory."""
         if self.directory is not None:
             self._held.close()
 
@@ -234,7 +234,7 @@ class Checkpoints:
 
 
 def checksum(tree: PyTree) -> int:
-    """Return one number that tells arrays of other values apart, in all likelihood."""
+    """Return a checksum of the values of arrays."""
     total = 0
     for leaf in jax.tree.leaves(without_keys(tree)):
         total = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data, total)
@@ -242,7 +242,7 @@ def checksum(tree: PyTree) -> int:
 
 
 def without_keys(tree: PyTree) -> PyTree:
-    """Put the words of random keys, such as a network with dropout may keep, in their place."""
+    """Replace random keys, which a network with dropout may keep, by their integers."""
     return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
 
 
@@ -257,7 +257,7 @@ def _as_key(like: Any, leaf: Any) -> Any:
 
 
 def digests(tree: PyTree) -> dict[str, int]:
-    """Return one number for each array, free of how it is laid out over devices and processes.
+    """Return one number for each array, whatever its layout over devices and processes.
 
     It is the sum mod 2³² of a bijection of every 32 bits, which depends on their place: a change
     of one word always shows, any other but once in 2³². One pass over the memory, no copies.

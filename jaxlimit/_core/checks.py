@@ -1,4 +1,4 @@
-"""Argument checks shared by the public functions: they name the argument and what came."""
+"""Argument checks shared by the public functions: they name the argument and what was given."""
 
 import difflib
 import operator
@@ -56,13 +56,13 @@ def check_keywords(function: str, given: Any, known: Any) -> None:
 
 
 def check_type(name: str, value: Any, kind: type) -> None:
-    """Raise `TypeError` unless `value` is of a kind of this package."""
+    """Raise `TypeError` unless `value` is of one of this package's types."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be a {kind.__name__}, got {_shown(value)}")
 
 
 def as_array(name: str, value: Any) -> jax.Array:
-    """Return what can be an array of real numbers as one, or raise `TypeError`.
+    """Convert a value to an array of real numbers, or raise `TypeError`.
 
     >>> as_array("grid", ["x"])
     Traceback (most recent call last):

@@ -127,7 +127,7 @@ def normal_interval(value: Float[Array, "..."], standard_error: Float[Array, "..
 def positive_interval(
     value: Float[Array, "..."], standard_error: Float[Array, "..."], num_free: int | None = None
 ) -> Estimate:
-    """Put an interval around a number that is at least 0 by nature, such as a spread.
+    """Put an interval around a number that cannot be negative, such as a spread.
 
     The interval is that of the logarithm, value · exp(± q · standard_error/value), q the quantile
     of the normal distribution, or of Student's t of `num_free` degrees of freedom: it stays
@@ -148,7 +148,7 @@ def positive_interval(
 
 
 def unknown_error(value: Float[Array, "..."]) -> Estimate:
-    """Wrap a number whose error cannot be told: the interval is the whole line."""
+    """Wrap a number whose error is unknown: the interval is the whole line."""
     infinite = jnp.full_like(value, jnp.inf)
     return Estimate(value, infinite, -infinite, infinite)
 

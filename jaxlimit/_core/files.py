@@ -68,7 +68,7 @@ def replacing(path: Any) -> Iterator[IO[bytes]]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the new name on disk as well, where the system can."""
+    """Flush the folder to disk too, where the system can."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

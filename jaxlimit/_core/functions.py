@@ -17,7 +17,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class Frozen:
-    """A function equal to another where they are the same one and trace to the same program.
+    """A function that equals another if both are the same one and trace to the same program.
 
     Attributes:
         function: the function.

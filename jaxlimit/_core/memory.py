@@ -1,4 +1,4 @@
-"""What a device can hold: runs that cannot fit are refused, and a refusal on the way is told."""
+"""What a device can hold: runs that cannot fit are refused, and a device's refusal is reported."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import jax
 
 
 def host_memory() -> int | None:
-    """Return the bytes of the host's memory, None where the system does not tell."""
+    """Return the bytes of the host's memory, None where the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -17,7 +17,7 @@ def host_memory() -> int | None:
 
 
 def device_memory(device: Any = None) -> int | None:
-    """Return the bytes that a device can hold, a CPU the host's; None where it does not tell."""
+    """Return the bytes that a device can hold, a CPU the host's; None where it does not say."""
     device = device or jax.local_devices()[0]
     return (device.memory_stats() or {}).get("bytes_limit") or (
         host_memory() if device.platform == "cpu" else None

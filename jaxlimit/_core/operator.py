@@ -270,7 +270,7 @@ def _on_mesh(operator: Operator, mesh: Mesh | None) -> Operator:
 
 
 def takes_operator(function: Callable[Params, Result]) -> Callable[Params, Result]:
-    """Let a function of an operator, its first argument, that has a keyword `mesh` do without.
+    """Let a function of an operator, its first argument, do without its keyword `mesh`.
 
     The mesh is then that of the operator; the rest is as for `sharding.takes_mesh`.
     """
@@ -287,7 +287,7 @@ def takes_operator(function: Callable[Params, Result]) -> Callable[Params, Resul
 
 
 def returns_local(function: Callable[Params, Result]) -> Callable[Params, Result]:
-    """Let a function of an operator, its first argument, return arrays free to go with any others.
+    """Let a function of an operator, its first argument, return arrays that go with any others.
 
     What is computed on the mesh of an operator stays on it, which plain arrays do not meet.
     """

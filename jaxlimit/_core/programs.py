@@ -132,7 +132,7 @@ def has(jaxpr: core.Jaxpr, name: str) -> bool:
 
 
 def check_forward_mode(function: Callable, *args: Any) -> None:
-    """Raise if a derivative needs a forward mode that a function in it, of `custom_vjp`, has not.
+    """Raise if a derivative needs the forward mode of a function that has only a `custom_vjp`.
 
     Nothing runs. JAX itself says so only when the program is compiled.
 
@@ -210,7 +210,7 @@ def narrow_products(linear: Callable, vector: Any, dtype: Any) -> Partial:
 
 
 def _split(linear: Callable) -> tuple[list, Callable]:
-    """Return the constants that a function of one vector carries, and it as one of them all."""
+    """Return the constants that a function of one vector carries, and the function of them all."""
     constants, treedef = jax.tree.flatten(linear)
 
     def apply(*arguments):

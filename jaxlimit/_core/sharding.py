@@ -71,7 +71,7 @@ def common_mesh(tree: Any) -> Mesh | None:
 
 
 def auto(function: Callable[Params, Result]) -> Callable[Params, Result]:
-    """Let a function of arrays, without a keyword `mesh`, take such as lie on Explicit axes.
+    """Let a function of arrays, without a keyword `mesh`, take arrays on Explicit axes.
 
     A result that is a pytree like the first argument lies as that does.
     """

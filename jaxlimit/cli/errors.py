@@ -1,4 +1,4 @@
-"""How the command says no."""
+"""Errors of the command."""
 
 import difflib
 from collections.abc import Iterable

@@ -60,7 +60,7 @@ def _first_of(pull: Callable, vector: Array) -> Array:
 
 
 def _mean_gradient(values: Callable[[Any], Array]) -> Callable[[Any], Any]:
-    """Return the gradient of the mean of some values, whose cotangents are 1 in narrow types.
+    """Return the gradient of a mean of values, whose cotangents are 1 in narrow types.
 
     There 1/n would be rounded, and may vanish.
     """

@@ -184,7 +184,7 @@ class _Settings:
 
 
 def _with_index(batches: Any) -> Any:
-    """Put beside each example its number, so that its signs are its own however they are dealt."""
+    """Number the examples, so that each has its own signs on whatever device it lies."""
     if not isinstance(batches, list):
         shape = jax.tree.leaves(batches)[0].shape[:2]
         return batches, np.arange(shape[0] * shape[1], dtype=np.int32).reshape(shape)

@@ -1,4 +1,4 @@
-"""Look an operator over before a long run, and say in words what is wrong with it."""
+"""Check an operator before a long run, and say in words what is wrong with it."""
 
 from typing import Any, NamedTuple
 

@@ -86,7 +86,7 @@ def factor_rows(
 
 
 def _stacks(kind: Any, params: Any, batches: Any, operands: tuple, max_rows: int | None) -> list:
-    """Join batches of a shape to [examples, ...], every so many of them if there are too many."""
+    """Join batches of one shape to [examples, ...], and thin them out if there are too many."""
     groups = [group.batches for group in group_batches(batches)]
     stacks = [jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches) for batches in groups]
     if max_rows is None:

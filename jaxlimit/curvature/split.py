@@ -74,7 +74,7 @@ def split_loss(apply: Callable, output_loss: Callable) -> SplitLoss:
 
 
 def check_split(loss: Any) -> Split:
-    """Return `loss`, or raise if it cannot be taken apart.
+    """Return `loss`, or raise if it is not split.
 
     Raises:
         TypeError: if it has no `apply` and `output_loss`.

@@ -38,7 +38,7 @@ class Dataset(NamedTuple):
 
 
 def to_batches(dataset: Dataset, batch_size: int = 1000) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Cut a data set into batches (images, labels), the last as small as it comes.
+    """Cut a data set into batches (images, labels); the last may be smaller.
 
     Raises:
         TypeError: if `batch_size` is no integer.

@@ -284,7 +284,7 @@ def _by_name(
 
 
 def _by_worth(prefix: Name) -> tuple[int, int, Name]:
-    """Order paths: the top, then `params`, then whatever else, short ones first."""
+    """Order paths: the top, then `params`, then the rest, short ones first."""
     kind = 0 if not prefix else 1 if prefix == ("params",) else 2
     return kind, len(prefix), prefix
 

@@ -60,7 +60,7 @@ def with_room(
 
 
 def save(path: Any, state: LanczosState) -> None:
-    """Write a recurrence as a versioned npz, to go on with another day.
+    """Write a recurrence as a versioned npz, to be carried on later.
 
     Args:
         path: of the file, under just this name.
@@ -125,7 +125,7 @@ def load(path: Any) -> LanczosState:
 
 
 def _of_first_format(found: dict[str, Any]) -> dict[str, str]:
-    """Tell the settings of a recurrence whose file does not, by the basis it kept."""
+    """Infer the settings of a recurrence whose file lacks them from the basis that it kept."""
     basis, room = found.get("basis"), found["diagonal"].size
     if basis is None:
         return {"reorthogonalize": "none", "store": "device"}

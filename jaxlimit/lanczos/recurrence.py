@@ -1,4 +1,4 @@
-"""The recurrence from its start to its end, in as many calls as one likes."""
+"""The recurrence from its start to its end, in as many calls as you like."""
 
 from dataclasses import replace
 from functools import partial

@@ -86,7 +86,7 @@ def _cancelled(once, residual):
 
 
 def _reorthogonalize_in_blocks(residual, basis, step, mode):
-    """Project off the rows so far or, after the warm-up, off the locked ones; no row in vain."""
+    """Project off the rows so far or, after the warm-up, off the locked ones alone."""
     warm_up = _warm_up(basis, mode)
     warm = step < warm_up
     first = jnp.where(warm, 0, warm_up)

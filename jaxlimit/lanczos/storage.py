@@ -1,4 +1,4 @@
-"""How much a recurrence stores, by how it is reorthogonalised. For the rooms of this package."""
+"""How much a recurrence stores, by how it is reorthogonalised; internal to this package."""
 
 from typing import Any
 

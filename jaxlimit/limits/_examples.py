@@ -124,7 +124,7 @@ def _sizes(examples):
 def why_no_mean(
     losses: ExampleLosses, loss: MeanLoss, params: Any, batch: Any, operands: tuple
 ) -> str | None:
-    """Say what a loss is, if it is no mean over independent examples; None if it is, or unknown.
+    """Say what a loss is, if not a mean over independent examples; None if it is, or unknown.
 
     Args:
         losses: from `example_losses`.

@@ -144,7 +144,7 @@ def step(
 
 
 def negative_curvature(quotient: float) -> str:
-    """Say that an operator is no good, and what is."""
+    """Say what is wrong with an operator, and what would do."""
     return (
         "operator must be positive semi-definite, but a direction has the Rayleigh quotient "
         f"{quotient:.3g} in it: take curvature.gauss_newton_matvec of a convex output loss, or "

@@ -26,7 +26,7 @@ from jaxlimit.spectrum import SpectralMeasure, trace_bracket
 
 
 class Sensitivity(NamedTuple):
-    """How a predicted limit answers to what it was predicted from.
+    """How a predicted limit changes with what it was predicted from.
 
     Attributes:
         epsilon: dρ*/dε.

@@ -20,7 +20,7 @@ from jaxlimit.limits._examples import ExampleLosses
 
 
 class MeasuredTolerance(NamedTuple):
-    """A tolerance, and what of the loss makes it doubtful, in words; None if nothing does."""
+    """A tolerance, and in words what makes the loss doubtful; None if nothing does."""
 
     epsilon: Estimate
     doubt: str | None
@@ -97,7 +97,7 @@ def measure_tolerance(
     batch_size: int = 128,
     mesh: Mesh | None = None,
 ) -> MeasuredTolerance:
-    """Measure ε as `loss_tolerance` does, and return beside it what is to be said of the loss."""
+    """Measure ε as `loss_tolerance` does, and return with it what makes the loss doubtful."""
     check_count("batch_size", batch_size)
     batch = first_batch(batches)
     loss, operands = mean_loss(loss, params, batches, operands)
@@ -121,7 +121,7 @@ def measure_tolerance(
 def examine(
     loss: Callable, params: Any, batches: Any, *operands: Any, mesh: Mesh | None = None
 ) -> str | None:
-    """Say what a loss is that is no mean over independent examples, by its first two batches.
+    """Say what a loss is, if not a mean over independent examples, by its first two batches.
 
     For where ε is known, and `measure_tolerance` has nothing else to do.
 

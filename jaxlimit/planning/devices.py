@@ -35,7 +35,7 @@ INFINIBAND = 50e9  # bytes a second between nodes, 400 Gb/s a device
 
 
 def data_sheet_flops(precision: str, device: Any = None) -> float | None:
-    """Return the operations a second that the data sheet of a device has; None if not known here.
+    """Return the operations a second that the data sheet of a device has; None if it is unknown.
 
     Args:
         precision: of the operands of matrix products, a key of `H100_FLOPS`.

@@ -63,7 +63,7 @@ class Workload(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A run that was thought through before.
+    """How a run will be done, decided beforehand.
 
     Attributes:
         fits: whether it fits into `limit`; if not, this is the lightest of all that can be done.

@@ -39,7 +39,7 @@ def new_panels(
 
 
 def new_axes(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """Make a figure with one pair of axes in the look of the house."""
+    """Make a figure with one pair of axes in the look that all figures share."""
     figure, axes = new_panels(1, 1, width=7, height=4.3)
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.25)

@@ -19,7 +19,7 @@ SIDES = ("certificate", "found", *_MARKS)
 
 
 def plot_two_sides(rows: Mapping[str, Mapping[str, float | None]], *, title: str = "") -> Figure:
-    """Draw between what bounds the sparsest mask of each network lies, one bar a network.
+    """Draw the bounds of the sparsest mask of each network, one bar a network.
 
     Args:
         rows: by the name of the network, the kept fractions in (0, 1] under `certificate` (no

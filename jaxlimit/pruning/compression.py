@@ -253,7 +253,7 @@ def _shift(leaves: dict, layer: Writer, values: np.ndarray, slices: np.ndarray, 
 def _merge(
     leaves: dict, space: Space, slices: list, values: np.ndarray, which: np.ndarray
 ) -> np.ndarray:
-    """Let the first of some constant units stand for all; return which of them may go."""
+    """Merge constant units into the first of them; return which may go."""
     first, *others = np.flatnonzero(which)
     shares = values[others] / values[first]
     for reader, s in zip(space.readers, slices, strict=True):

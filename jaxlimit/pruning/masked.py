@@ -68,7 +68,7 @@ def masked_loss(
 
 
 def some_examples(problem: MaskedLoss, stride: int) -> MaskedLoss | None:
-    """Take every so many batches of a problem; None if there are too few, or a mesh has them."""
+    """Thin out the batches of a problem; None if there are too few, or they are on a mesh."""
     if problem.mesh is not None:
         return None
     groups = problem.examples
@@ -183,7 +183,7 @@ class _Search:
         return failed, high
 
     def spread(self, guess: int) -> tuple[int, int]:
-        """Return the same, from a guess on."""
+        """Return such a pair, starting from a guess."""
         count, step = min(max(guess, 0), self.dim), max(guess // 64, 1)
         low, high = -1, self.dim
         if self.passes(count):

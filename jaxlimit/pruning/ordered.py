@@ -51,12 +51,12 @@ def smallest_of_order(
     Args:
         loss: `loss(params, batch, *operands)`, the mean over the batch's examples.
         params: w, pytree of real floating arrays.
-        batches: as for `curvature.hessian_matvec`.
+        batches: see `curvature.hessian_matvec`.
         *operands: passed on to `loss`.
         order: places [D], the mask of k weights keeps the places below k; see `order_by`.
         epsilon: ε ≥ 0, a number or an `Estimate`.
         where: which leaves are under study; the others stay.
-        mesh: devices to share the examples, as for `magnitude_sweep`.
+        mesh: devices to share the examples; see `magnitude_sweep`.
 
     Returns:
         A `SmallestOfOrder`.

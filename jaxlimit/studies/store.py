@@ -88,7 +88,7 @@ def _remove_empty(folder: Path) -> None:
 
 
 def fingerprint(*trees: Any) -> str:
-    """Return 16 letters that tell arrays, and the text of what are none, from others."""
+    """Return a digest of 16 letters: of arrays, and of the text of everything else."""
     found = hashlib.sha256()
     for leaf in jax.tree.leaves(trees):
         if hasattr(leaf, "dtype"):

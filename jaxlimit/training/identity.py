@@ -1,4 +1,4 @@
-"""What makes a training run itself, so that it goes on from no other's checkpoint."""
+"""The identity of a training run: it never goes on from another run's checkpoint."""
 
 import dataclasses
 import re
@@ -64,5 +64,5 @@ def _by_name(tree: PyTree, tell: Callable[[Any], Any]) -> dict[str, Any]:
 
 
 def _without_addresses(text: str) -> str:
-    """Drop the addresses that functions show, or JAX's X's for them: others in every process."""
+    """Drop the addresses in the text of functions, which differ in every process."""
     return re.sub(r" at 0x\w+", "", text)

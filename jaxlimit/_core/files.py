@@ -207,8 +207,9 @@ def check_sizes(path: Any, *, compressed: bool = False) -> None:
             with archive.open(entry) as file:
                 read_header = _HEADERS[np.lib.format.read_magic(file)]
                 shape, _, dtype = read_header(file)
-            if math.prod(shape) * dtype.itemsize > entry.file_size:
-                raise ValueError(f"{entry.filename} of shape {shape} in {entry.file_size} bytes")
+                left = entry.file_size - file.tell()
+            if math.prod(shape) * dtype.itemsize > left:
+                raise ValueError(f"{entry.filename} of shape {shape} in {left} bytes")
 
 
 _HEADERS: dict[tuple, Any] = {

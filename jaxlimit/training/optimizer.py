@@ -117,9 +117,9 @@ def l1_weights(params: PyTree, delta: Any, *, strength: Any = 1.0) -> PyTree:
 
 
 class ReweightedL1State(NamedTuple):
-    """What `reweighted_l1` keeps: the updates so far, and the weights of the penalty."""
+    """What `reweighted_l1` keeps: the updates since it was due, and the weights of the penalty."""
 
-    count: Int[Array, ""]
+    num_updates: Int[Array, ""]
     weights: PyTree
 
 
@@ -160,23 +160,23 @@ def reweighted_l1(
     def init(params: PyTree) -> ReweightedL1State:
         return ReweightedL1State(jnp.zeros((), jnp.int32), l1_weights(params, delta))
 
-    def update(gradient: PyTree, state: ReweightedL1State, params: PyTree = None) -> tuple:
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple:
         if params is None:
             raise ValueError("params must be given to update, got None")
-        due = state.count % every == 0
+        due = state.num_updates == 0
         weights = jax.tree.map(
             lambda now, before: jnp.where(due, now, before),
             l1_weights(params, delta),
             state.weights,
         )
-        gradient = jax.tree.map(
+        updates = jax.tree.map(
             lambda g, w, u, on: g + strength * u * jnp.sign(w) if on else g,
-            gradient,
+            updates,
             params,
             weights,
             penalised(params, where),
         )
-        return gradient, ReweightedL1State((state.count + 1) % every, weights)
+        return updates, ReweightedL1State((state.num_updates + 1) % every, weights)
 
     return optax.GradientTransformation(init, update)
 
@@ -219,7 +219,7 @@ def tree_norm(tree: PyTree) -> Float[Array, ""]:
     >>> tree_norm([jnp.array(3e-30), jnp.array([4e-30])])
     Array(5.e-30, dtype=float32)
     """
-    leaves = [leaf.astype(scale.wide_type(leaf.dtype)) for leaf in jax.tree.leaves(tree)]
+    leaves = jax.tree.leaves(tree)
     largest = jnp.max(jnp.stack([scale.magnitude(leaf).reshape(()) for leaf in leaves]))
     squares = [jnp.sum((leaf / largest) ** 2) for leaf in leaves]
     return largest * jnp.sqrt(sum(squares, jnp.zeros((), largest.dtype)))

@@ -37,7 +37,7 @@ class Budget(NamedTuple):
     """What the quadratic model may cost.
 
     Attributes:
-        memory: bytes of the matrix of the greedy search, on the host.
+        memory: bytes of the matrix of the greedy search, or of its factor, on the host.
         flops: floating operations that forming it may take: some minutes on a few cores. Above
             that it is formed on fewer weights, and then from fewer examples.
         num_examples: examples that the curvature is made of, evenly spaced, at most.
@@ -54,14 +54,32 @@ class Support(NamedTuple):
     Attributes:
         chosen: those weights [D].
         slope: ∇q at the removal of all live ones that are not chosen [n].
-        matrix: A = diag(w) G diag(w) on them [n, n].
+        matrix: A = diag(w) G diag(w) on them [n, n]; None where the factor is the smaller.
+        factor: B [m, n] with A = BᵀB, in its place.
         is_all: whether all live ones are chosen.
     """
 
     chosen: Bool[np.ndarray, "D"]
     slope: Float[np.ndarray, "n"]
-    matrix: Float[np.ndarray, "n n"]
+    matrix: Float[np.ndarray, "n n"] | None
+    factor: Float[np.ndarray, "m n"] | None
     is_all: bool
+
+    def diagonal(self) -> Float[np.ndarray, "n"]:
+        """Return that of A."""
+        if self.factor is None:
+            return np.diagonal(self.matrix)
+        return np.einsum("mn,mn->n", self.factor, self.factor)
+
+    def operator(self) -> Operator:
+        """Return A as an operator."""
+        if self.factor is None:
+            return Operator(Partial(jnp.matmul, jnp.asarray(self.matrix)), dim=self.slope.size)
+        return Operator(Partial(_by_factor, jnp.asarray(self.factor)), dim=self.slope.size)
+
+
+def _by_factor(factor: Float[Array, "m n"], vector: Float[Array, "n"]) -> Float[Array, "n"]:
+    return (factor @ vector) @ factor
 
 
 @dataclass
@@ -111,10 +129,10 @@ class Network:
 
         That one is 0 at dead weights, which it takes for costing nothing.
         """
-        if self._is_affordable:
-            chosen, _, matrix, _ = self.support
-            found = np.zeros(chosen.shape, matrix.dtype)
-            found[chosen] = np.diagonal(matrix) / np.asarray(self.problem.weights)[chosen] ** 2
+        if self._takes_all:
+            chosen, weights = self.support.chosen, np.asarray(self.problem.weights)
+            found = np.zeros_like(weights)
+            found[chosen] = self.support.diagonal() / weights[chosen] ** 2
             return jnp.asarray(found)
         settings = self._settings | {"matrix": self.matrix, "num_probes": _NUM_PROBES}
         return self._curved(curvature.diagonal, key=jax.random.fold_in(self.key, 1), **settings)
@@ -138,17 +156,17 @@ class Network:
         at = (self.operator, self.gradient, self.problem.weights, self.epsilon)
         if self.support is None or not self.support.is_all:
             return limits.certificate(*at, num_products=_NUM_PRODUCTS, diagonal=self.diagonal)
-        chosen, slope, matrix, _ = self.support
+        weights = self.problem.weights
         inner = limits.certificate(
-            Operator(Partial(jnp.matmul, jnp.asarray(matrix)), dim=slope.size),
-            -jnp.asarray(slope, matrix.dtype),
-            jnp.ones(slope.size, matrix.dtype),
+            self.support.operator(),
+            -jnp.asarray(self.support.slope, weights.dtype),
+            jnp.ones(self.support.slope.size, weights.dtype),
             self.epsilon,
             num_products=_NUM_INNER_PRODUCTS,
-            diagonal=jnp.asarray(np.diagonal(matrix)),
+            diagonal=jnp.asarray(self.support.diagonal()),
         )
-        relaxed = np.ones(self.problem.weights.shape, matrix.dtype)
-        relaxed[chosen] = inner.relaxed
+        relaxed = np.ones(weights.shape, weights.dtype)
+        relaxed[self.support.chosen] = inner.relaxed
         return limits.certificate(*at, num_products=_NUM_PROVING_PRODUCTS, start=relaxed)
 
     @cached_property
@@ -156,7 +174,11 @@ class Network:
         """The quadratic on the live weights, or on the most salient of them that fit the budget."""
         live, weights = np.asarray(self.live.live), self.problem.weights
         fits, affordable = self._sizes
-        most = min(fits, max(affordable, _SPARE * self.best_kept))
+        most = (
+            live.size
+            if self._fits_by_factor
+            else min(fits, max(affordable, _SPARE * self.best_kept))
+        )
         if most < 1 or not live.any():
             return None
         chosen = live
@@ -170,13 +192,17 @@ class Network:
             max_rows=max(1, int(self.budget.flops / values.size**2)),
             where=self.where,
         )
-        matrix = gram((piece * values for piece in rows), values.size, weights.dtype)
+        pieces, matrix, factor = (piece * values for piece in rows), None, None
+        if self._fits_by_factor:
+            factor = np.concatenate(list(pieces))
+        else:
+            matrix = gram(pieces, values.size, weights.dtype)
         slope = -np.asarray(weights * self.gradient)[chosen]
         outside = live & ~chosen
         if outside.any():
             removed = self.operator(jnp.where(outside, weights, 0))
             slope = slope + values * np.asarray(removed)[chosen]
-        return Support(chosen, slope, matrix, not outside.any())
+        return Support(chosen, slope, matrix, factor, not outside.any())
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -189,9 +215,15 @@ class Network:
         fits = int((self.budget.memory / itemsize) ** 0.5)
         return fits, int((self.budget.flops / self._num_rows()) ** 0.5)
 
+    @cached_property
+    def _fits_by_factor(self) -> bool:
+        """Whether the factor of A on all live weights fits where A itself does not."""
+        num, fits, rows = int(self.live.live.sum()), self._sizes[0], self._num_rows()
+        return num > fits and rows * num <= fits**2 and rows * num**2 <= self.budget.flops
+
     @property
-    def _is_affordable(self) -> bool:
-        return 0 < int(self.live.live.sum()) <= min(self._sizes)
+    def _takes_all(self) -> bool:
+        return 0 < int(self.live.live.sum()) <= min(self._sizes) or self._fits_by_factor
 
     def _num_rows(self) -> int:
         """Count the rows of the factor: an output an example."""
@@ -260,7 +292,7 @@ def _by_greedy(network: Network) -> Int[Array, "D"] | None:
     support = network.support
     if support is None:
         return None
-    removal = greedy_order(support.slope, support.matrix)
+    removal = greedy_order(support.slope, support.matrix, factor=support.factor)
     # What is not moved goes first: dead weights, then the live ones, by their absolute saliency.
     if support.is_all:
         order = np.array(_by_live_magnitude(network))

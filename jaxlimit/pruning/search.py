@@ -130,8 +130,9 @@ def smallest_mask(
     - polished: exchanges of weights at the best of these.
 
     The mask and its loss are exact statements about the loss on these examples. The certificate
-    beside it binds the quadratic model alone. A loss that is not split has no Gauss-Newton matrix:
-    the empirical Fisher matrix then orders the weights, and there is no certificate.
+    beside it binds the quadratic model alone, whose curvature is of at most `budget.num_examples`
+    of them. A loss that is not split has no Gauss-Newton matrix: the empirical Fisher matrix then
+    orders the weights, and there is no certificate.
 
     Costs some 50 evaluations a candidate, 33 gradients, the certificate's products, and for the
     greedy search a backward pass an output of each example and 2n² flops a row.
@@ -270,7 +271,7 @@ def _search_along(network: Network, name: str) -> tuple | None:
 def _polish(network: Network, best: tuple) -> tuple | None:
     mask, candidate = best
     support = network.support
-    if support is None:
+    if support is None or support.matrix is None:
         return None
     limit = network.dense_loss + network.epsilon
     at = (mask, candidate.loss, support.chosen, support.matrix)

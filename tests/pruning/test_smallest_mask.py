@@ -208,6 +208,20 @@ def test_only_magnitude_and_what_the_budget_does_not_hold():
     assert some.loss <= some.dense_loss + epsilon
 
 
+def test_by_the_factor_where_the_matrix_does_not_fit():
+    """Four examples, ten weights: 40 numbers of the factor, 100 of the matrix."""
+    w, (x, y), epsilon = quadratic("plain", 4)
+    w, x, y = (jnp.asarray(leaf, jnp.float32) for leaf in (w, x[:, :4], y[:, :4]))
+    settings = {"epsilon": epsilon, "key": KEY, "methods": ("saliency", "relaxed", "greedy")}
+    dense = pruning.smallest_mask(LINEAR, w, (x, y), **settings)
+    budget = pruning.Budget(memory=4 * 60)
+    factored = pruning.smallest_mask(LINEAR, w, (x, y), budget=budget, **settings)
+    kept = [[c.num_kept for c in found.candidates] for found in (dense, factored)]
+    assert kept[0] == kept[1]
+    assert len(kept[1]) == 4
+    assert abs(factored.certificate.num_kept - dense.certificate.num_kept) <= 1
+
+
 def test_zeros_alone_keep_nothing():
     _, batches, epsilon = quadratic("plain", 1)
     batches = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), batches)

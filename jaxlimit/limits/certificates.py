@@ -59,7 +59,7 @@ class Certificate(NamedTuple):
 
     def __repr__(self) -> str:
         """Say it in one line."""
-        return short_repr(self, self._fields[:-1])
+        return short_repr(self._replace(history=np.asarray(self.history, np.int32)))
 
 
 @returns_local

@@ -17,13 +17,15 @@ import jax.numpy as jnp
 import tyro
 
 from jaxlimit import curvature, flatten_weights, models, planning, training
+from jaxlimit.lab import cost as cost_model
 from jaxlimit.lab import pages
 from jaxlimit.lab.console import console
 from jaxlimit.lab.content import plain, write_json
+from jaxlimit.lab.cost import Network
 from jaxlimit.lab.environment import environment
 from jaxlimit.lab.pages import scale
 from jaxlimit.lab.timing import time_in_turns
-from jaxlimit.planning import H100, H100_FLOPS, INFINIBAND, Machine, Network
+from jaxlimit.planning import H100, H100_FLOPS, INFINIBAND, Machine
 
 ROOT = Path(__file__).parents[1]
 IMAGES = {"fc5": 512, "resnet18": 32, "resnet50": 8}
@@ -99,11 +101,11 @@ def check(name: str, mode: str) -> dict[str, Any]:
     dim, counted = network.parameters, int(images * share)
     workload = planning.Workload(dim, 4, 0, kept, images, images // 2)
     settings = {"mode": mode, "num_steps": 1, "reorthogonalize": "none"}
-    step = planning.product_cost(network, H100, num_examples=counted, **settings)
+    step = cost_model.product_cost(network, H100, num_examples=counted, **settings)
     plan = planning.plan(workload, num_steps=1, memory=1e15, modes=(mode,))
     return {
         "flops": {
-            "model": planning.product_flops(network, images, mode) * share,
+            "model": cost_model.product_flops(network, images, mode) * share,
             "traced": planning.count_flops(apply, matvec, vector) * share,
             "compiled": operations["flops"],
         },
@@ -135,7 +137,7 @@ def timed(config: Config) -> dict[str, Any]:
         calls[f"product {name}"] = lambda matvec=matvec: matvec(vector)
         calls[f"matmul {name}"] = lambda a=square, multiply=multiply: multiply(a)
     seconds = time_in_turns(calls, repeats=config.repeats)
-    flops = planning.product_flops(network_of("fc5"), config.timed_images)
+    flops = cost_model.product_flops(network_of("fc5"), config.timed_images)
     result: dict[str, Any] = {"seconds": seconds}
     for name in ("float32", "bfloat16"):
         rate = 2 * size**3 / seconds[f"matmul {name}"]["minimum"]
@@ -149,7 +151,7 @@ def timed(config: Config) -> dict[str, Any]:
 def projections(efficiency: float) -> dict[str, Any]:
     """Project both targets at an efficiency."""
     resnet50, narrow = network_of("resnet50"), narrow_resnet50()
-    seven = planning.transformer(
+    seven = cost_model.transformer(
         layers=32, width=4096, hidden=11008, vocabulary=32000, context=4096
     )
     in_float32, in_tf32 = (H100._replace(flops=H100_FLOPS[name]) for name in ("float32", "tf32"))
@@ -181,7 +183,7 @@ def narrow_resnet50() -> Network:
 def project(network: Network, machine: Machine, efficiency: float, **how: Any) -> dict[str, Any]:
     """Project one, with the sum for a run."""
     how = how | {"num_steps": STEPS}
-    cost = planning.product_cost(network, machine, efficiency=efficiency, **how)
+    cost = cost_model.product_cost(network, machine, efficiency=efficiency, **how)
     return {
         "network": network,
         "how": how,

@@ -24,6 +24,7 @@ from jaxlimit import (
     traces,
     training,
 )
+from jaxlimit.lab import cost as cost_model
 
 AUTO = Mesh(np.array(jax.devices()), ("data",))
 MESHES = {
@@ -322,8 +323,8 @@ def sent(compiled, n=8):
 def test_the_cost_model_sends_what_the_program_sends(settings):
     params, batch = problem(hidden=4)
     matvec = curvature.hessian_matvec(loss, params, ragged(batch, 48), mesh=AUTO, **settings)
-    network = planning.Network(parameters=48, forward_flops=0.0, first_flops=0.0, activations=0.0)
-    cost = planning.product_cost(
+    network = cost_model.Network(parameters=48, forward_flops=0.0, first_flops=0.0, activations=0.0)
+    cost = cost_model.product_cost(
         network,
         planning.H100,
         num_examples=53,

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool
 
 from jaxlimit._core import sharding
 from jaxlimit._core.batches import check_like, group_batches, leading_size
-from jaxlimit._core.checks import check_choice, check_floating_tree, check_range
+from jaxlimit._core.checks import check_choice, check_floating_tree, check_keywords, check_range
 from jaxlimit._core.losses import WEIGHTED, weight_of
 from jaxlimit._core.operator import Operator
 from jaxlimit._core.scale import wide_type
@@ -97,6 +97,11 @@ def make_operator(
     else:
         operator = form.recomputed()
     return operator if mask is None else operator.restrict(flat_mask(mask, params, where))
+
+
+def check_settings(function: str, settings: Any) -> None:
+    """Raise unless all keyword settings are those of `MatvecSettings`; names the nearest."""
+    check_keywords(function, settings, MatvecSettings.__annotations__)
 
 
 def check_studied(params: Any, where: Where) -> None:

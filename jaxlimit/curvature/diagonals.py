@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxlimit._core import sharding, shares
 from jaxlimit._core.batches import check_scalar, first_batch, leading_size
-from jaxlimit._core.checks import check_choice, check_count, check_range, is_concrete
+from jaxlimit._core.checks import check_choice, check_count, check_key, check_range, is_concrete
 from jaxlimit._core.programs import precise_products
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, flatten_weights, is_weight, selected
@@ -107,6 +107,7 @@ def diagonal(
         settings = _Settings(kind, where, 0, check_count("num_probes", num_probes))
         if key is None:
             raise ValueError("key must be given where num_probes is: the probes are random")
+        check_key("key", key)
         batches = _with_index(batches)
     examples = shares.examples_of(batches, mesh)
     at = sharding.replicate((jax.tree.map(jnp.asarray, params), operands, key), mesh)

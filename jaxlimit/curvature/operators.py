@@ -26,6 +26,7 @@ from jaxlimit.curvature._forms import linearization_size
 from jaxlimit.curvature._gradients import EmpiricalFisher, GaussNewton, Hessian
 from jaxlimit.curvature._operator import (
     MatvecSettings,
+    check_settings,
     check_studied,
     make_host_operator,
     make_operator,
@@ -68,6 +69,7 @@ def hessian_matvec(
     >>> matvec(jnp.ones(2))
     Array([0.5, 2. ], dtype=float32)
     """
+    check_settings("hessian_matvec", settings)
     check_studied(params, settings.get("where", is_weight))
     loss, operands = mean_loss(loss, params, batches, operands)
     return make_operator(Hessian(loss), params, batches, operands, **settings)
@@ -167,6 +169,7 @@ def gauss_newton_matvec(loss: Any, *args: Any, **settings: Unpack[MatvecSettings
         loss, args = split_loss(loss, args[0]), args[1:]
     loss = check_split(loss)
     params, batches, *operands = args
+    check_settings("gauss_newton_matvec", settings)
     check_studied(params, settings.get("where", is_weight))
     apply, output_loss, operands = _split_parts(
         loss.apply, loss.output_loss, params, batches, tuple(operands)
@@ -210,6 +213,7 @@ def fisher_matvec(
     >>> matvec(jnp.array([1.0, 0.0, 0.0, 0.0]))
     Array([ 0.25, -0.25,  0.25, -0.25], dtype=float32)
     """
+    check_settings("fisher_matvec", settings)
     if example_losses is None:
         _check_outputs(
             "apply must return logits [batch, classes]", apply, 2, params, batches, operands

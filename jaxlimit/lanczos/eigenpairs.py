@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxlimit._core import scale, sharding
-from jaxlimit._core.checks import check_choice, check_count, check_real, is_concrete
+from jaxlimit._core.checks import check_choice, check_count, check_key, check_real, is_concrete
 from jaxlimit._core.memory import check_memory
 from jaxlimit._core.operator import (
     ALL_FINITE,
@@ -102,6 +102,7 @@ def extremal_eigenpairs(
     Kuczyński, Woźniakowski (1992), section 4, for when a round may be trusted to have missed
     nothing (their bound is for Lanczos without restarts; with them it is a guide).
     """
+    check_key("key", key)
     operator = prepare(matvec, dim, dtype, mesh, instead="use lanczos.two_pass_eigenpairs")
     dim, dtype = operator.dim, operator.dtype
     check_factorable(dtype)

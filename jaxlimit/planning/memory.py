@@ -1,23 +1,18 @@
 """What fits on a device: the linearisation or one batch at a time, and where the basis goes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from jaxlimit import curvature, lanczos
-from jaxlimit._core import sharding
-from jaxlimit._core.batches import first_batch, leading_size
+from jaxlimit import lanczos
 from jaxlimit._core.checks import check_choice, check_count, check_range
 from jaxlimit._core.memory import host_memory
-from jaxlimit._core.weights import Where, flatten_weights, is_weight
 from jaxlimit.lanczos import storage
 from jaxlimit.lanczos._basis import BLOCK
 from jaxlimit.planning.devices import usable_memory
+from jaxlimit.planning.workload import MODES, Workload
 
-MODES = ("linearized", "forward-over-reverse")
 USABLE = 0.9  # of a device's memory: what allocators, code and fragments leave
 
 # Vectors of Lanczos besides the basis: two of the state, before and after a chunk, the product, the
@@ -40,26 +35,6 @@ STORE_COSTS = {
     "bfloat16": ", λ_max to 4e-7 of itself",
     "pinned_host": ", but the basis crosses to the device at every step",
 }
-
-
-class Workload(NamedTuple):
-    """What a product works on, in counts and bytes.
-
-    Attributes:
-        dim: D, the weights under study.
-        itemsize: bytes of one entry of a vector.
-        held: bytes of parameters, operands and data, which are there throughout.
-        linearization: bytes that a linearisation over all examples keeps.
-        num_examples: examples.
-        batch_size: examples in the largest batch.
-    """
-
-    dim: int
-    itemsize: int
-    held: int
-    linearization: int
-    num_examples: int
-    batch_size: int
 
 
 class Plan(NamedTuple):
@@ -91,114 +66,6 @@ class Plan(NamedTuple):
     def total(self) -> int:
         """Bytes on the device at the worst moment."""
         return sum(self.parts.values())
-
-
-def measure(
-    loss: Callable,
-    params: Any,
-    batches: Any,
-    *operands: Any,
-    where: Where = is_weight,
-    product_dtype: Any = None,
-) -> Workload:
-    """Count what the Hessian's product of a loss works on; nothing runs.
-
-    Args:
-        loss: see `curvature.hessian_matvec`.
-        params: see `curvature.hessian_matvec`.
-        batches: likewise.
-        *operands: likewise.
-        where: leaves under study.
-        product_dtype: as in `curvature.MatvecSettings`.
-
-    >>> import jax.numpy as jnp
-    >>> loss = lambda w, batch: jnp.mean(jnp.tanh(batch @ w) ** 2)
-    >>> measure(loss, jnp.zeros(3), jnp.ones((2, 4, 3)))[:3]
-    (3, 4, 108)
-    """
-    kept = curvature.linearization_bytes(
-        loss, params, batches, *operands, where=where, product_dtype=product_dtype
-    )
-    weights = jax.eval_shape(lambda p: flatten_weights(p, where)[0], params)
-    is_list = isinstance(batches, list)
-    stacks = batches if is_list else [first_batch(batches)]
-    sizes = [leading_size(batch) for batch in stacks]
-    num_batches = 1 if is_list else jax.tree.leaves(batches)[0].shape[0]
-    return Workload(
-        dim=weights.size,
-        itemsize=weights.dtype.itemsize,
-        held=_bytes((params, batches, operands)),
-        linearization=kept,
-        num_examples=num_batches * sum(sizes),
-        batch_size=max(sizes),
-    )
-
-
-def prepare(
-    loss: Callable,
-    params: Any,
-    batches: Any,
-    *operands: Any,
-    where: Where = is_weight,
-    mesh: Mesh | None = None,
-    **settings: Any,
-) -> tuple[Workload, dict[str, Any]]:
-    """Measure what a run works on, on each device, and name the ways that its plan may choose from.
-
-    Args:
-        loss: see `curvature.hessian_matvec`.
-        params: see `curvature.hessian_matvec`.
-        batches: likewise.
-        *operands: likewise.
-        where: leaves under study.
-        mesh: devices that share examples and vectors; each keeps its part of the basis.
-        **settings: further settings of `curvature.hessian_matvec`, which leave some modes only.
-
-    Returns:
-        The `Workload` of a device, and `modes` as `plan` takes them.
-
-    >>> import jax.numpy as jnp
-    >>> loss = lambda w, batch: jnp.mean(jnp.tanh(batch @ w) ** 2)
-    >>> prepare(loss, jnp.zeros(3), jnp.ones((2, 4, 3)), product_dtype=jnp.bfloat16)[1]["modes"]
-    ('linearized',)
-    """
-    dtype = settings.get("product_dtype")
-    workload = measure(loss, params, batches, *operands, where=where, product_dtype=dtype)
-    if mesh is not None:
-        workload = share(workload, sharding.num_shards(mesh))
-    return workload, {"modes": _modes(workload.linearization, **settings)}
-
-
-def _modes(
-    linearization: int,
-    mode: str = "auto",
-    memory_budget: float = float("inf"),
-    product_dtype: Any = None,
-    shard_params: bool = False,
-    **others: Any,
-) -> tuple[str, ...]:
-    del others
-    if mode != "auto":
-        return (mode,)
-    if product_dtype is not None:
-        return ("linearized",)
-    if shard_params:
-        return ("forward-over-reverse",)
-    return MODES if linearization <= memory_budget else ("forward-over-reverse",)
-
-
-def share(workload: Workload, num_devices: int) -> Workload:
-    """Return what each device has of a workload whose examples and vectors a mesh shares.
-
-    Parameters and data count whole, which is more than the data take.
-
-    >>> share(Workload(10, 4, 100, 64, 8, 4), 2)
-    Workload(dim=5, itemsize=4, held=100, linearization=32, num_examples=4, batch_size=2)
-    """
-    fields = ("dim", "linearization", "num_examples", "batch_size")
-    return workload._replace(
-        **{name: -(-getattr(workload, name) // num_devices) for name in fields}
-    )
 
 
 def plan(
@@ -414,11 +281,3 @@ def _reasons(chosen: Plan, first: Plan, num_probes: int) -> tuple[str, ...]:
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:.3g} GiB"
-
-
-def _bytes(tree: Any) -> int:
-    return sum(int(leaf.size) * leaf.dtype.itemsize for leaf in map(_shaped, jax.tree.leaves(tree)))
-
-
-def _shaped(leaf: Any) -> Any:
-    return leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)

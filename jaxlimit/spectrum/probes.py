@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from jaxlimit import lanczos
+from jaxlimit._core.checks import check_key
 from jaxlimit._core.operator import takes_operator
 from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
 from jaxlimit.spectrum.recurrences import plan_run, probe
@@ -68,6 +69,7 @@ def spectral_measure(
 
     Golub, Meurant (2010), chapter 7; Ubaru, Chen, Saad (2017).
     """
+    check_key("key", key)
     asked = {"num_steps": num_steps, "num_probes": num_probes, "reorthogonalize": reorthogonalize}
     at_once = num_probes if vectorize else 1
     operator, num_steps, mode = plan_run(

@@ -9,7 +9,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from jaxlimit import lanczos
 from jaxlimit._core.checkpoints import Checkpoints, check_directory
-from jaxlimit._core.checks import check_count, check_range, check_type
+from jaxlimit._core.checks import check_count, check_key, check_range, check_type
 from jaxlimit._core.estimate import NORMAL_QUANTILE, Estimate
 from jaxlimit._core.memory import catching_refusals
 from jaxlimit._core.operator import takes_operator
@@ -95,6 +95,7 @@ def run_probes(
     >>> measure.nodes.shape[1] in (16, 32, 64)
     True
     """
+    check_key("key", key)
     check_count("chunk", chunk)
     check_count("checkpoint_every", checkpoint_every)
     check_directory(checkpoint_dir)
@@ -211,6 +212,7 @@ def trace_within(
     >>> run.converged
     True
     """
+    check_key("key", key)
     check_range("tolerance", tolerance, 0)
     if not callable(f):
         raise TypeError(f"f must be a function of eigenvalues, got {type(f).__name__}")

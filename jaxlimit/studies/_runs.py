@@ -55,13 +55,19 @@ class PlannedRuns:
                     cut_batches(batches, self._plan.pieces),
                     *operands,
                     where=where,
-                    **settings | {"mode": self._plan.mode},
+                    **settings | self._way(settings.get("mode", "auto")),
                 )
                 jax.block_until_ready(jax.tree.leaves(self._matvec))
         matvec = self._matvec if mask is None else curvature.restrict(self._matvec, mask)
         kept = {"reorthogonalize": self._plan.reorthogonalize, "store": self._plan.store}
         kept["mesh"] = settings["mesh"]
         return spectrum.run_probes(matvec, key, states=states, **kept, **how)
+
+    def _way(self, asked: str) -> dict[str, Any]:
+        """Return the settings that make the product as planned, in a mode that the loss can."""
+        if self._plan.mode == "linearized":
+            return {"mode": "linearized"}
+        return {"mode": asked, "memory_budget": 0}
 
     def _plan_again(self, refusal: str, states: tuple) -> None:
         # The old product has to be gone before a lighter one is made, out of cycles too.

@@ -205,11 +205,11 @@ def estimate_limit(
     >>> estimate.prediction.num_kept
     Array(2, dtype=int32)
     """
+    check_key("key", key)
     if "mask" in settings:
         raise TypeError("mask is no argument of estimate_limit: select whole leaves by where=")
     flatten_weights(params, where)  # raises where they are none
     check_keywords("estimate_limit", settings, LimitSettings.__annotations__)
-    check_key("key", key)
     chosen, product = _split_settings(settings)
     params = jax.tree.map(_widen, params)
     check_deterministic(loss, params, batches, *operands)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxlimit._core.checks import check_choice, check_count
+from jaxlimit._core.checks import check_choice, check_count, check_key
 from jaxlimit._core.estimate import (
     Estimate,
     estimate_from_samples,
@@ -82,6 +82,7 @@ def hutchinson(
 
     Girard (1989); Hutchinson (1990).
     """
+    check_key("key", key)
     operator = prepare(matvec, dim, dtype, instead=_INSTEAD)
     dim, dtype = operator.dim, operator.dtype
     check_choice("distribution", distribution, DISTRIBUTIONS)
@@ -145,6 +146,7 @@ def hutch_plus_plus(
 
     Meyer, Musco, Musco, Woodruff (2021), algorithm 1 and theorem 1.
     """
+    check_key("key", key)
     operator = prepare(matvec, dim, dtype, instead=_INSTEAD)
     dim, dtype = operator.dim, operator.dtype
     num_matvecs = check_count("num_matvecs", num_matvecs, 3)
@@ -221,6 +223,7 @@ def xtrace(
     Epperly, Tropp, Webber (2024), "XTrace", sections 2.1 and 2.3; Epperly, Tropp (2024),
     "Efficient error and variance estimation for randomized matrix computations", for the jackknife.
     """
+    check_key("key", key)
     operator = prepare(matvec, dim, dtype, instead=_INSTEAD)
     dim, dtype = operator.dim, operator.dtype
     num_matvecs = check_count("num_matvecs", num_matvecs, 2)
@@ -294,6 +297,7 @@ def diagonal(
 
     Epperly, Tropp, Webber (2024), section 2.4; Bekas, Kokiopoulou, Saad (2007).
     """
+    check_key("key", key)
     operator = prepare(matvec, dim, dtype, instead="write it out by adapters.to_dense")
     dim, dtype = operator.dim, operator.dtype
     check_choice("method", method, DIAGONAL_METHODS)

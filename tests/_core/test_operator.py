@@ -190,3 +190,27 @@ def test_the_old_name_warns():
         make = curvature.HostMatvec
     assert not make(lambda v: v, 3, jnp.float32).traceable
     assert jaxlimit.Operator is curvature.Operator is Operator
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in ALGORITHMS if name not in ("to_dense", "to_scipy")]
+)
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (0, r"key must come from jax\.random\.key, got"),
+        (jax.random.PRNGKey(0), "wrap an old key by jax.random.wrap_key_data"),
+        (None, "key must come from .*None"),
+    ],
+)
+def test_what_is_no_key_is_named(name, key, message, monkeypatch):
+    monkeypatch.setitem(globals(), "KEY", key)
+    with pytest.raises(TypeError, match=message):
+        ALGORITHMS[name](dense())
+
+
+def test_keys_are_taken_one_at_a_time():
+    with pytest.raises(ValueError, match="key must be one key, got shape"):
+        traces.hutchinson(dense(), jax.random.split(KEY, 3), num_matvecs=4)
+    many = jax.vmap(lambda key: traces.hutchinson(dense(), key, num_matvecs=4).value)
+    assert many(jax.random.split(KEY, 3)).shape == (3,)

@@ -432,3 +432,43 @@ def test_equal_programs_are_compiled_once():
     compiled.clear()
     curvature.mean_gradient(held.loss, PARAMS, RAGGED)
     assert not compiled
+
+
+def test_a_near_miss_of_a_setting_is_named():
+    outputs = lambda p, b: b[0] @ p["a"]  # noqa: E731
+    with pytest.raises(TypeError, match=r"hessian_matvec has no argument 'memory_bugdet'.*_budget"):
+        curvature.hessian_matvec(square, PARAMS, RAGGED, memory_bugdet=1)
+    with pytest.raises(TypeError, match="did you mean 'mask'"):
+        curvature.gauss_newton_matvec(outputs, lambda y, b: y.mean(), PARAMS, RAGGED, masks=None)
+    with pytest.raises(TypeError, match="fisher_matvec has no argument 'modus'"):
+        curvature.fisher_matvec(outputs, PARAMS, RAGGED, modus="auto")
+
+
+def test_programs_are_told_apart():
+    """By constants inside loops, branches and nested programs too."""
+    from jaxlimit._core.functions import Frozen
+
+    def make(a, b, c, key):
+        array = np.full(3, b, np.float32)
+
+        def function(x):
+            x = jax.lax.scan(lambda y, _: (y * array, None), x, length=2)[0]
+            x = jax.lax.cond(x.sum() > 0, lambda x: x + a, lambda x: x, x)
+            return jax.jit(lambda x: x * c)(x) + jax.random.uniform(key, (3,))
+
+        return function
+
+    values = (1.0, 2.0, jnp.ones(3), jax.random.key(0))
+    function = make(*values)
+    same = Frozen(function, jnp.ones(3))
+    assert same == Frozen(function, jnp.ones(3))
+    assert hash(same) == hash(Frozen(function, jnp.ones(3)))
+    assert same != Frozen(function, jnp.ones(3, jnp.float16))
+    digests = {same._key[1]}
+    for i, other in enumerate((3.0, 3.0, jnp.arange(3.0), jax.random.key(1))):
+        changed = make(*values[:i], other, *values[i + 1 :])
+        digests.add(Frozen(changed, jnp.ones(3))._key[1])
+    assert len(digests) == 5
+    again = make(*values)
+    assert Frozen(again, jnp.ones(3))._key[1] == same._key[1]
+    assert Frozen(again, jnp.ones(3)) != same  # another function, which may differ elsewhere

@@ -11,6 +11,7 @@ import pytest
 from jax.tree_util import Partial
 
 from jaxlimit import curvature, estimate_limit, lanczos, models, planning, training
+from jaxlimit.lab import cost as cost_model
 from jaxlimit.planning import Network, Workload
 
 WORKLOAD = Workload(
@@ -101,7 +102,9 @@ def test_planned_bytes_of_lanczos_are_those_of_the_compiled_program(store, mode)
     parts = ("Lanczos vectors", "basis", "work on the basis")
     # The CPU's memory is all host memory: its compiler counts a pinned basis with the rest.
     planned = sum(plan.parts[part] for part in parts) + 2 * plan.host_bytes
-    assert planned == pytest.approx(compiled - matvec.args[0].nbytes, rel=0.1)
+    compiled -= matvec.args[0].nbytes
+    # The compiler may do without the scratch vector that is planned for.
+    assert 0.95 * compiled <= planned <= 1.1 * compiled + 4 * dim
 
 
 def small_network(name, width):
@@ -139,7 +142,7 @@ def test_flops_of_products_follow_the_closed_form():
         counted = planning.count_flops(matvec, jnp.ones(dim))
         # The gradient at the first activations is needed by its tangent only, through a ReLU.
         unread = 64 * 2 * 64 * 64 if mode == "forward-over-reverse" else 0
-        expected = planning.product_flops(network, 64, mode) - unread
+        expected = cost_model.product_flops(network, 64, mode) - unread
         assert counted == pytest.approx(expected, rel=1e-3)
 
 
@@ -180,7 +183,7 @@ def test_loops_and_branches_are_counted_as_they_run():
 
 def test_memory_falls_as_the_mesh_grows_but_for_what_is_whole():
     network, machine = Network(10**9, 2e9, 0.0, 1e6), planning.H100
-    cost = partial(planning.product_cost, network, machine, num_examples=1000, num_steps=96)
+    cost = partial(cost_model.product_cost, network, machine, num_examples=1000, num_steps=96)
     one, split = cost(num_devices=1), cost(num_devices=8, sharded=True)
     assert one.link_bytes == 0
     # The weights, the vector and the product, all in float32 and all of them whole.
@@ -193,7 +196,7 @@ def test_memory_falls_as_the_mesh_grows_but_for_what_is_whole():
 @pytest.mark.parametrize(("num_steps", "kind"), [(96, "full"), (1000, "selective")])
 def test_the_model_of_a_step_holds_the_basis_that_the_depth_asks_for(num_steps, kind):
     network = Network(10**6, 2e6, 0.0, 1e3)
-    cost = planning.product_cost(network, planning.H100, num_examples=1, num_steps=num_steps)
+    cost = cost_model.product_cost(network, planning.H100, num_examples=1, num_steps=num_steps)
     plan = planning.plan(
         Workload(10**6, 4, 0, 0, 1, 1), num_steps=num_steps, reorthogonalize=kind, memory=1e12
     )
@@ -208,7 +211,7 @@ def layered(params, x, remat):
     return jnp.mean(x**2)
 
 
-@pytest.mark.parametrize("mode", planning.cost.COST_MODES)
+@pytest.mark.parametrize("mode", cost_model.COST_MODES)
 def test_flops_of_every_mode_are_those_of_a_traced_network(mode):
     """A tanh in every layer, so that nothing of it is piecewise linear and goes unread."""
     widths, num = (12, 20, 16, 8), 32
@@ -222,7 +225,7 @@ def test_flops_of_every_mode_are_those_of_a_traced_network(mode):
         mode="linearized" if mode == "linearized" else "forward-over-reverse",
     )
     counted = planning.count_flops(matvec, jnp.ones(network.parameters))
-    assert counted == planning.product_flops(network, num, mode)
+    assert counted == cost_model.product_flops(network, num, mode)
 
 
 DECODER = {"layers": 3, "width": 16, "hidden": 24, "vocabulary": 40, "context": 8}
@@ -259,7 +262,7 @@ def decoder_loss(params, batch):
 
 
 def test_a_transformer_is_what_a_traced_decoder_is():
-    network, params = planning.transformer(**DECODER), decoder_params()
+    network, params = cost_model.transformer(**DECODER), decoder_params()
     tokens = jnp.zeros((2, DECODER["context"]), jnp.int32)
     assert network.parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert 2 * network.forward_flops == planning.count_flops(decoder_loss, params, tokens)
@@ -271,7 +274,7 @@ def test_a_transformer_is_what_a_traced_decoder_is():
     # and the head, which is in no block.
     width, hidden, context = (DECODER[name] for name in ("width", "hidden", "context"))
     kept = 2 * context * width * (DECODER["layers"] * hidden + DECODER["vocabulary"])
-    assert counted == planning.product_flops(network, 2, "rematerialized") - 2 * 3 * kept
+    assert counted == cost_model.product_flops(network, 2, "rematerialized") - 2 * 3 * kept
 
 
 @pytest.mark.parametrize("mode", planning.MODES)
@@ -283,7 +286,7 @@ def test_read_and_written_are_within_a_factor_of_two_of_the_compilers_count(mode
     dim, vector = workload.dim, jnp.ones(workload.dim)
     matvec = curvature.hessian_matvec(loss, params, batches, state, mode=mode)
     counted = jax.jit(matvec).lower(vector).compile().cost_analysis()["bytes accessed"]
-    step = planning.product_cost(
+    step = cost_model.product_cost(
         Network(dim, 0.0, 0.0, workload.linearization / 4 / 64),
         planning.H100,
         num_examples=64,
@@ -300,9 +303,9 @@ def test_read_and_written_are_within_a_factor_of_two_of_the_compilers_count(mode
     [
         (lambda: planning.lanczos_bytes(3, 4, 0), "num_steps must be at least 1, got 0"),
         (lambda: planning.lanczos_bytes(3, 4, 1, "disk"), "store must be one of"),
-        (lambda: planning.product_flops(Network(1, 1, 0, 1), 0), "num_examples must be at least"),
-        (lambda: planning.product_flops(Network(1, 1, 0, 1), 1, "fast"), "mode must be one of"),
-        (lambda: planning.transformer(**DECODER | {"hidden": 0}), "hidden must be at least 1"),
+        (lambda: cost_model.product_flops(Network(1, 1, 0, 1), 0), "num_examples must be at least"),
+        (lambda: cost_model.product_flops(Network(1, 1, 0, 1), 1, "fast"), "mode must be one of"),
+        (lambda: cost_model.transformer(**DECODER | {"hidden": 0}), "hidden must be at least 1"),
     ],
 )
 def test_bad_counts_are_named(function, message):

@@ -211,3 +211,13 @@ def test_the_rules_allow(module, imported):
 )
 def test_every_form_of_import_is_read(line, imported):
     assert imported in set(imports(line, "jaxlimit.models.mlp", is_package=False))
+
+
+def test_the_picture_of_the_layers_shows_every_room_and_floor():
+    picture = (ROOT / "docs" / "architecture.md").read_text().split("```")[1]
+    rooms = {path.stem for path in (ROOT / PACKAGE).iterdir() if path.name[0] not in "_."}
+    lines = [set(line.split()) for line in picture.splitlines()]
+    missing = {room for room in rooms - {"py"} if not any(room in line for line in lines)}
+    assert not missing
+    for floor in FLOORS:
+        assert any(floor <= line for line in lines), f"docs/architecture.md lacks the floor {floor}"

@@ -55,6 +55,8 @@ def content(study: Study) -> dict[str, Any]:
             "method": found.method,
             "loss": found.loss,
             "accuracy": found.accuracy,
+            "shares": dict(zip(("linear", "quadratic", "remainder"), found.shares, strict=True)),
+            "notes": found.notes,
             "candidates": [
                 {"method": name, "num_kept": kept, "ratio": kept / dim, "loss": loss}
                 for name, kept, loss in zip(found.names, found.kept, found.losses, strict=True)

@@ -97,6 +97,9 @@ class Found(NamedTuple):
         names: of the candidates.
         kept: weights that each keeps.
         losses: of each.
+        shares: of ε that are linear, quadratic and beyond the model at the mask [3]; NaN where the
+            loss is not split.
+        notes: candidates that were left out and why, and doubts about the loss.
     """
 
     mask: np.ndarray
@@ -107,6 +110,8 @@ class Found(NamedTuple):
     names: np.ndarray
     kept: np.ndarray
     losses: np.ndarray
+    shares: np.ndarray
+    notes: np.ndarray
 
 
 class Certified(NamedTuple):
@@ -249,6 +254,8 @@ def search(problem: Problem, measured: Measured) -> tuple[Found, Certified | Non
         np.array([candidate.method for candidate in table]),
         np.array([candidate.num_kept for candidate in table]),
         np.array([candidate.loss for candidate in table]),
+        np.full(3, np.nan) if result.shares is None else np.array(result.shares[:3], float),
+        np.array(result.notes, str),
     )
     bound = result.certificate
     if bound is None:

@@ -4,6 +4,8 @@ import math
 import textwrap
 from typing import Any, NamedTuple
 
+import numpy as np
+
 MAX_LINES = 25
 _WIDTH = 100
 
@@ -82,7 +84,12 @@ def verdict(study: Any) -> list[str]:
     said = [*_on_the_prediction(study), *_on_the_mask(study), *_on_unseen_data(study)]
     said += _on_the_network(study)
     reasons = () if study.estimate is None else study.estimate.reasons
-    return [*said, *(f"{reason[:1].upper()}{reason[1:]}." for reason in reasons)]
+    return [*said, *map(_sentence, reasons)]
+
+
+def _sentence(words: Any) -> str:
+    words = str(words).rstrip(".")
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _on_the_prediction(study: Any) -> list[str]:
@@ -139,6 +146,11 @@ def _on_the_mask(study: Any) -> list[str]:
         else:
             said.append(f"The mask found keeps {ratio:.3g} times what the certificate asks for; "
                         "the best mask lies between them.")  # fmt: skip
+    if not np.isnan(found.shares).any():
+        linear, quadratic, beyond = 100 * found.shares
+        said.append(f"Of ε the mask uses {linear:.3g} % linearly and {quadratic:.3g} % "
+                    f"quadratically; {beyond:.3g} % is what the quadratic model misses.")  # fmt: skip
+    said += map(_sentence, found.notes)
     lost = measured.dense_accuracy - found.accuracy
     if not math.isnan(lost):
         said.append(f"With the mask {_data(study)} accuracy is {percent(found.accuracy)}, dense "

@@ -149,7 +149,7 @@ def _on_the_mask(study: Any) -> list[str]:
     if not np.isnan(found.shares).any():
         linear, quadratic, beyond = 100 * found.shares
         said.append(f"Of ε the mask uses {linear:.3g} % linearly and {quadratic:.3g} % "
-                    f"quadratically; {beyond:.3g} % is what the quadratic model misses.")  # fmt: skip
+                    f"quadratically; {beyond:.3g} % is what the model misses.")  # fmt: skip
     said += map(_sentence, found.notes)
     lost = measured.dense_accuracy - found.accuracy
     if not math.isnan(lost):

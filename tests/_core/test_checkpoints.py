@@ -65,6 +65,18 @@ def test_an_error_at_the_opening_lets_go_of_the_lock(tmp_path, monkeypatch):
     open_in(tmp_path).close()
 
 
+def test_closing_lets_go_of_orbax_and_of_the_lock(tmp_path, monkeypatch):
+    close, closed = ocp.CheckpointManager.close, []
+    monkeypatch.setattr(
+        ocp.CheckpointManager, "close", lambda manager: (closed.append(manager), close(manager))
+    )
+    kept = open_in(tmp_path)
+    assert not closed
+    kept.close()
+    assert len(closed) == 1
+    open_in(tmp_path).close()
+
+
 def save_with_orbax(folder):
     with ocp.CheckpointManager(folder) as manager:
         manager.save(7, args=ocp.args.StandardSave(TREE))

@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 
 from jaxlimit import lanczos, spectrum
 
-DIM, NUM_PROBES = 400, 800
+DIM, NUM_PROBES = 400, 400
 RNG = np.random.default_rng(0)
 SPECTRA = {
     "one outlier": np.append(RNG.normal(size=DIM - 1) * 0.01, 20.0),
@@ -34,7 +34,7 @@ def measured(request):
 
 @pytest.mark.parametrize("name", list(FUNCTIONS))
 def test_intervals_of_smooth_functions_cover_at_the_stated_rate(measured, name):
-    """Of 800 intervals 95 % are 760 ± 6; those of 200 with 4 probes each 190 ± 3."""
+    """Of 400 intervals 95 % are 380 ± 4; those of 100 with 4 probes each 95 ± 2."""
     eigenvalues, measure = measured
     f = FUNCTIONS[name]
     truth = np.mean(np.asarray(f(jnp.asarray(eigenvalues)), np.float64))
@@ -42,7 +42,7 @@ def test_intervals_of_smooth_functions_cover_at_the_stated_rate(measured, name):
         of_run = jax.tree.map(lambda x, p=p: x.reshape(-1, p, *x.shape[1:]), measure)
         found = jax.vmap(lambda m: spectrum.trace_function(m, f))(of_run)
         covered = np.mean((found.lower <= truth) & (truth <= found.upper))
-        assert covered >= (0.925 if p == 1 else 0.905)
+        assert covered >= (0.92 if p == 1 else 0.89)
         # Nor is it wide for its own sake: the spread of the values is known to 10 %.
         spread = np.std(np.asarray(found.value), ddof=1)
         assert np.median(found.standard_error) <= 1.4 * spread
@@ -66,6 +66,44 @@ def test_copies_of_an_eigenvalue_count_once():
     np.testing.assert_allclose(errors[1], errors[0], rtol=0.02)
     # One eigenvalue of 20 at least: its part has a variance of 2·20²/D² or more.
     assert errors[0].min() >= 0.99 * 20 * 2**0.5 / DIM
+
+
+def test_the_standard_error_is_that_of_its_formula():
+    """Two probes, D = 100: an eigenvalue nearly missed, one in two copies, a remnant."""
+    dim, (third, fifth) = 100, (0.3, 0.002)
+    nodes = np.array([[0.0, 1.0, 4.0, 9.0], [0.5, 2.0, 2.0, 100.0]])
+    weights = np.array([[0.5, third, 1 - 0.5 - third - fifth, fifth], [0.9, 0.004, 0.096, 1e-10]])
+    found = spectrum.trace_function(
+        spectrum.SpectralMeasure.from_nodes(nodes, weights, dim=dim), lambda x: x
+    )
+    # The last node of the first probe counts as one eigenvalue, that of the second as none, and the
+    # copies at 2 have more than one eigenvalue's weight between them.
+    raised = weights.copy()
+    raised[0, 3] = 1 / dim
+    centred = nodes - np.sum(weights * nodes, axis=1, keepdims=True)
+    seen, whole = (np.mean(np.sum(w * centred**2, axis=1)) for w in (weights, raised))
+    num_seen = 2 * dim * whole**2 / np.mean(np.sum(raised * centred**4, axis=1))
+    variance = (seen + (whole - seen) / max(num_seen, 1) ** 0.5) * 2 / (dim + 2) / 2
+    assert whole > 1.1 * seen
+    assert num_seen > 1.5
+    assert float(found.standard_error) == pytest.approx(variance**0.5, rel=1e-4)
+    value = np.mean(np.sum(weights * nodes, axis=1))
+    assert float(found.value) == pytest.approx(value, rel=1e-5)
+    assert float(found.upper - found.value) == pytest.approx(1.96 * variance**0.5, rel=1e-3)
+    assert float(found.value - found.lower) == pytest.approx(1.96 * variance**0.5, rel=1e-3)
+
+
+def test_copies_share_the_weight_of_one_eigenvalue():
+    apart, together = (
+        spectrum.trace_function(
+            spectrum.SpectralMeasure.from_nodes(nodes, weights, dim=100), lambda x: x
+        )
+        for nodes, weights in (
+            ([0.0, 5.0], [0.996, 0.004]),
+            ([0.0, 5.0, 5.0], [0.996, 0.003, 0.001]),
+        )
+    )
+    assert float(together.standard_error) == pytest.approx(float(apart.standard_error), rel=1e-4)
 
 
 # --- Bounds within what f can be -----------------------------------------------------------------

@@ -153,6 +153,8 @@ def curves(
     if accurate:
         panels[1].set_ylabel("accuracy")
     panels[-1].set_xscale("log")
+    if marks:
+        panels[-1].set_xlim(left=min(ratio for ratio, _ in marks.values() if ratio) / 15, right=1.2)
     panels[-1].xaxis.set_major_formatter(lambda ratio, _: f"{100 * ratio:g} %")
     for panel in panels:
         panel.grid(alpha=0.25)

@@ -76,6 +76,27 @@ def test_a_product_is_that_of_one_device(operator, settings, mesh):
     close(jax.jit(split)(vector), wanted(vector))
 
 
+def test_a_certificate_is_that_of_one_device():
+    params, batch = problem(48)
+    split_loss = curvature.split_loss(logits, cross_entropy)
+    source = split_loss, params, ragged(batch, 20)
+    weights = jaxlimit.flatten_weights(params)[0].at[::7].set(0)
+    gradient = jnp.zeros_like(weights)  # the net is not trained: it would gain by losing all
+    found = [
+        limits.certificate(
+            curvature.gauss_newton_matvec(*source, mesh=mesh),
+            gradient,
+            weights,
+            0.05,
+            num_products=30,
+        )
+        for mesh in (None, MESHES["explicit"])
+    ]
+    assert found[0].num_kept > 0
+    assert abs(found[0].num_kept - found[1].num_kept) <= 1
+    close(found[1].relaxed + weights, found[1].relaxed + weights)  # free to go with any others
+
+
 @pytest.mark.parametrize("settings", [{}, {"num_probes": 2, "key": jax.random.key(7)}])
 def test_a_diagonal_is_that_of_one_device(settings):
     # Signs belong to examples, but a probe squares the sum over a batch, which the mesh cuts anew.

@@ -33,6 +33,7 @@ def test_one_comes_back_and_the_newest_is_kept(tmp_path):
         assert kept.restore(lambda _: TREE) is None
         kept.save(1, TREE, last=False)
         kept.save(2, {"x": TREE["x"] + 1}, last=False)
+        kept.save(2, TREE, last=True)  # is there already
     assert sorted(path.name for path in tmp_path.glob("[0-9]*")) == ["2"]
     with open_in(tmp_path, a=1) as kept:
         np.testing.assert_array_equal(kept.restore(lambda _: TREE)["x"], [1, 2, 3])

@@ -472,3 +472,72 @@ def test_programs_are_told_apart():
     again = make(*values)
     assert Frozen(again, jnp.ones(3))._key[1] == same._key[1]
     assert Frozen(again, jnp.ones(3)) != same  # another function, which may differ elsewhere
+
+
+def test_weights_are_constants_and_may_be_one_for_each_token():
+    """Weights that lean on the parameters have no derivative of their own, in any operator."""
+
+    def leaning(params, batch):
+        losses, weights = token_losses(params, batch)
+        return losses, weights * (1 + 0 * params["b"]) * jnp.exp(params["b"])
+
+    for make in (curvature.mean_gradient, lambda *args: dense(curvature.hessian_matvec(*args))):
+        result, wanted = make(leaning, PARAMS, RAGGED), make(token_losses, PARAMS, RAGGED)
+        np.testing.assert_allclose(result, wanted, rtol=1e-4, atol=1e-6)
+
+    def outputs(params, batch):
+        return jnp.tanh(batch[0] @ params["a"] + params["b"])
+
+    def losses_of(y, batch):
+        of = 0.5 * (y - batch[1]) ** 2
+        mask = (jnp.arange(len(y) * 2).reshape(-1, 2) % 4 != 3).astype(jnp.float32)
+        return jnp.stack([of, 2 * of], axis=1), mask * batch[2][:, None]
+
+    with jax.enable_x64(True):
+        flat, back = jax.flatten_util.ravel_pytree(
+            jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), PARAMS)
+        )
+        parts = [losses_of(outputs(PARAMS, batch), batch)[1] for batch in RAGGED]
+        weights = jnp.concatenate(parts).ravel().astype(float)
+        of = lambda v: jnp.concatenate(  # noqa: E731
+            [losses_of(outputs(back(v), batch), batch)[0] for batch in RAGGED]
+        ).ravel()
+        rows = jax.jacobian(of)(flat)
+        fisher = rows.T @ (weights[:, None] * rows) / weights.sum()
+    operator = curvature.fisher_matvec(outputs, PARAMS, RAGGED, example_losses=losses_of)
+    np.testing.assert_allclose(dense(operator), fisher, rtol=1e-4, atol=1e-6)
+
+
+def test_programs_that_differ_in_their_wiring_are_told_apart():
+    from jaxlimit._core.functions import Frozen
+
+    first = True
+
+    def minus(x):
+        y = jnp.sin(x)
+        return x - y if first else y - x
+
+    def chosen(x):
+        pair = (jnp.sin(x), jnp.cos(x))
+        return pair[0] if first else pair[1]
+
+    for function in (minus, chosen):
+        first = True
+        before = Frozen(function, jnp.ones(3))
+        first = False
+        assert before != Frozen(function, jnp.ones(3))
+
+
+def test_the_limit_of_a_loss_without_forward_mode():
+    """The plan may ask for products made anew, which then go in reverse."""
+    import jaxlimit
+    from jaxlimit import planning
+
+    of = lambda f: lambda p, b: attention(f, p, b)  # noqa: E731
+    settings = {"key": jax.random.key(0), "epsilon": 0.05, "num_steps": 5, "num_gap_steps": 2}
+    wanted = jaxlimit.estimate_limit(of(jax.nn.softmax), PARAMS, RAGGED, **settings)
+    for mode in ("auto", "reverse-over-reverse"):
+        result = jaxlimit.estimate_limit(of(normalised), PARAMS, RAGGED, mode=mode, **settings)
+        np.testing.assert_allclose(result.largest, wanted.largest, rtol=1e-4)
+    _, ways = planning.prepare(of(normalised), PARAMS, RAGGED, mode="reverse-over-reverse")
+    assert ways["modes"] == ("forward-over-reverse",)

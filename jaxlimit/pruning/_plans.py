@@ -155,7 +155,9 @@ def _alexnet(module: Any) -> Plan:
 def _resnet(module: Any) -> Plan:
     stem = _conv_norm("ConvNorm_0", use_bias=False)
     num_convs = 3 if module.bottleneck else 2
-    inner, steps, readers = [], [[(stem,)]], [[]]
+    inner: list[Space] = []
+    steps: list[list[tuple[Writer, ...]]] = [[(stem,)]]
+    readers: list[list[Reader]] = [[]]
     places = [(stage, i == 0) for stage, num in enumerate(module.stage_sizes) for i in range(num)]
     for block, (stage, first) in enumerate(places):
         at = f"ResidualBlock_{block}"

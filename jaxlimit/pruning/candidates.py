@@ -67,15 +67,15 @@ class Support(NamedTuple):
 
     def diagonal(self) -> Float[np.ndarray, "n"]:
         """Return that of A."""
-        if self.factor is None:
-            return np.diagonal(self.matrix)
-        return np.einsum("mn,mn->n", self.factor, self.factor)
+        if self.factor is not None:
+            return np.einsum("mn,mn->n", self.factor, self.factor)
+        return np.diagonal(np.asarray(self.matrix))
 
     def operator(self) -> Operator:
         """Return A as an operator."""
-        if self.factor is None:
-            return Operator(Partial(jnp.matmul, jnp.asarray(self.matrix)), dim=self.slope.size)
-        return Operator(Partial(_by_factor, jnp.asarray(self.factor)), dim=self.slope.size)
+        if self.factor is not None:
+            return Operator(Partial(_by_factor, jnp.asarray(self.factor)), dim=self.slope.size)
+        return Operator(Partial(jnp.matmul, jnp.asarray(self.matrix)), dim=self.slope.size)
 
 
 def _by_factor(factor: Float[Array, "m n"], vector: Float[Array, "n"]) -> Float[Array, "n"]:
@@ -129,10 +129,11 @@ class Network:
 
         That one is 0 at dead weights, which it takes for costing nothing.
         """
-        if self._takes_all:
-            chosen, weights = self.support.chosen, np.asarray(self.problem.weights)
+        support = self.support if self._takes_all else None
+        if support is not None:
+            weights = np.asarray(self.problem.weights)
             found = np.zeros_like(weights)
-            found[chosen] = self.support.diagonal() / weights[chosen] ** 2
+            found[support.chosen] = support.diagonal() / weights[support.chosen] ** 2
             return jnp.asarray(found)
         settings = self._settings | {"matrix": self.matrix, "num_probes": _NUM_PROBES}
         return self._curved(curvature.diagonal, key=jax.random.fold_in(self.key, 1), **settings)

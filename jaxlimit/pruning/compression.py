@@ -116,15 +116,15 @@ def compress_dense(
     layers = _chain(leaves) if layers is None else list(layers)
     spaces = []
     for name, after in itertools.pairwise(layers):
-        kernels = [leaves.get(f"{layer}/kernel") for layer in (name, after)]
-        if any(k is None or k.ndim != 2 for k in kernels) or (
-            kernels[0].shape[1] != kernels[1].shape[0]
-        ):
+        found = [leaves.get(f"{layer}/kernel") for layer in (name, after)]
+        shapes: list[Sequence[int]] = [() if kernel is None else kernel.shape for kernel in found]
+        if any(len(shape) != 2 for shape in shapes) or shapes[0][1] != shapes[1][0]:
             raise ValueError(
-                f"layers must make a chain of kernels [in, out], {name} and {after} do not: "
-                f"{[None if k is None else k.shape for k in kernels]}"
+                f"layers must make a chain of kernels [in, out], {name} and {after} do not, "
+                f"with shapes {shapes}"
             )
-        for layer, kernel in zip((name, after), kernels, strict=True):
+        for layer in (name, after):
+            kernel = leaves[f"{layer}/kernel"]
             leaves.setdefault(f"{layer}/bias", np.zeros(kernel.shape[1], kernel.dtype))
         writer, reader = (Writer(f"{n}/kernel", f"{n}/bias") for n in (name, after))
         spaces.append(Space(name, ((writer,),), (Reader(reader),)))

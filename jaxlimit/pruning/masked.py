@@ -69,9 +69,9 @@ def masked_loss(
 
 def some_examples(problem: MaskedLoss, stride: int) -> MaskedLoss | None:
     """Thin out the batches of a problem; None if there are too few, or they are on a mesh."""
-    if problem.mesh is not None:
-        return None
     groups = problem.examples
+    if isinstance(groups, shares.Shares):
+        return None
     if sum(leading_size(group.batches) for group in groups) < 2 * stride:
         return None
     fewer = tuple(

@@ -77,9 +77,9 @@ KINDS = ("plain", "zero rows", "rank one", "equal weights", "ties", "zero", "hug
          "not at a minimum")  # fmt: skip
 
 
-def search(w, batches, epsilon, dtype):
+def search(w, batches, epsilon, dtype, methods=pruning.METHODS):
     w, batches = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (w, batches))
-    return pruning.smallest_mask(LINEAR, w, batches, epsilon=epsilon, key=KEY)
+    return pruning.smallest_mask(LINEAR, w, batches, epsilon=epsilon, key=KEY, methods=methods)
 
 
 def check(found, w, batches, epsilon):
@@ -94,8 +94,8 @@ def check(found, w, batches, epsilon):
     kept = {candidate.method: candidate.num_kept for candidate in found.candidates}
     assert found.num_kept == min(kept.values()) <= kept["magnitude"]
     # The loss is its own quadratic, so that the certificate binds every mask.
-    assert found.certificate.num_kept <= most
-    if epsilon:
+    assert found.certificate is None or found.certificate.num_kept <= most
+    if found.shares is not None:
         np.testing.assert_allclose(
             sum(found.shares) * epsilon, found.loss - found.dense_loss, rtol=1e-3, atol=1e-6
         )
@@ -108,8 +108,14 @@ def check(found, w, batches, epsilon):
 
 
 def distances(kind, seeds, dtype=jnp.float32):
-    problems = [quadratic(kind, seed) for seed in seeds]
-    return np.array([check(search(*problem, dtype), *problem) for problem in problems])
+    """Check each problem, the first few with their certificates, which take most of the time."""
+    others = tuple(method for method in pruning.METHODS if method != "relaxed")
+    found = []
+    for seed in seeds:
+        problem = quadratic(kind, seed)
+        methods = pruning.METHODS if seed < 5 else others
+        found.append(check(search(*problem, dtype, methods), *problem))
+    return np.array(found)
 
 
 @pytest.mark.parametrize("kind", KINDS)

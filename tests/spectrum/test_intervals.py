@@ -221,6 +221,7 @@ def test_the_case_that_was_short_by_a_fifth():
         ((0.5, 0.55), (0.6, 0.64), 0.64),  # a slope of 5
         ((0.5, 0.45), (1.0, 0.6), 0.45),  # a slope below 0
         ((0.5, 0.5), (0.6, 0.7), 0.5),  # a bracket that widens
+        ((0.6, 0.5), (0.5, 0.7), 0.5),  # another rule is the greatest at half depth
     ],
 )
 def test_the_value_extrapolates_in_depth_and_stays_in_the_bracket(lows, highs, value):

@@ -48,6 +48,15 @@ def test_one_comes_back_and_the_newest_is_kept(tmp_path):
     assert "remove" not in str(e.value)
 
 
+def test_a_save_waits_for_its_turn_or_the_end(tmp_path):
+    with Checkpoints(tmp_path, 3, dict, unit="step") as kept:
+        saved = []
+        for count in range(1, 6):
+            kept.save(count, TREE, last=count == 5)
+            saved.append(kept.saved)
+    assert saved == [0, 0, 3, 3, 5]
+
+
 def test_the_second_run_is_told_and_the_first_goes_on(tmp_path):
     with open_in(tmp_path, a=1) as first:
         first.save(1, TREE, last=False)
@@ -113,6 +122,7 @@ def test_what_a_killed_save_of_ours_left_is_no_one_elses(tmp_path):
     half_saved(tmp_path)
     with open_in(tmp_path) as kept:
         assert kept.restore(lambda _: TREE) is None
+        assert not (tmp_path / "7.orbax-checkpoint-tmp").exists()
         kept.save(7, TREE, last=True)
     assert sorted(path.name for path in tmp_path.glob("[0-9]*")) == ["7"]
 

@@ -122,7 +122,6 @@ def test_what_a_killed_save_of_ours_left_is_no_one_elses(tmp_path):
     half_saved(tmp_path)
     with open_in(tmp_path) as kept:
         assert kept.restore(lambda _: TREE) is None
-        assert not (tmp_path / "7.orbax-checkpoint-tmp").exists()
         kept.save(7, TREE, last=True)
     assert sorted(path.name for path in tmp_path.glob("[0-9]*")) == ["7"]
 

@@ -100,8 +100,8 @@ def _contract(equation: core.JaxprEqn, side: list[bool], total: Array, fixed: An
     """Make the product or sum of an ending, of squares."""
     if equation.primitive.name == "reduce_sum":
         return total.sum(equation.params["axes"])
-    factors = [total if moves else next(fixed) for moves in side]
-    return jax.lax.dot_general(*factors, equation.params["dimension_numbers"])
+    left, right = (total if moves else next(fixed) for moves in side)
+    return jax.lax.dot_general(left, right, equation.params["dimension_numbers"])
 
 
 def _endings(jaxpr: core.Jaxpr, num: int) -> list[Ending | None]:
@@ -122,17 +122,21 @@ def _ending(jaxpr: core.Jaxpr, makers: dict, variable: Any, num: int) -> Ending 
     return None
 
 
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
 def _only_shapes(equation: core.JaxprEqn) -> bool:
     """Whether an equation changes no more than the shape or type; so do sums over axes of one."""
     if equation.primitive.name == "reduce_sum":
-        shape = equation.invars[0].aval.shape
+        shape = _shape(equation.invars[0])
         return all(shape[axis] == 1 for axis in equation.params["axes"])
     return equation.primitive.name in _SHAPERS
 
 
 def _sums_examples(equation: core.JaxprEqn, num: int) -> bool:
     """Whether a product or sum contracts one axis, that of `num` examples."""
-    shapes = [v.aval.shape for v in equation.invars]
+    shapes = [_shape(v) for v in equation.invars]
     if equation.primitive.name == "reduce_sum":
         axes = equation.params["axes"]
         return len(axes) == 1 and shapes[0][axes[0]] == num

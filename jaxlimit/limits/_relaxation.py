@@ -229,8 +229,9 @@ def _extrapolate(now: Iterate, before: Iterate, beta: float) -> Iterate:
 
 def dot(x: Array, y: Array) -> float:
     """Sum products in float64, a piece at a time."""
-    x, y = np.asarray(x), np.asarray(y)
-    pieces = range(0, x.size, _CHUNK)
-    return sum(
-        float(np.dot(*(v[i : i + _CHUNK].astype(np.float64) for v in (x, y)))) for i in pieces
-    )
+    one, other = np.asarray(x), np.asarray(y)
+    total = 0.0
+    for i in range(0, one.size, _CHUNK):
+        wide = one[i : i + _CHUNK].astype(np.float64)
+        total += float(np.dot(wide, other[i : i + _CHUNK].astype(np.float64)))
+    return total

@@ -9,7 +9,7 @@ import pytest
 from jax.tree_util import Partial
 
 from jaxlimit import curvature, limits
-from jaxlimit.limits.certificates import bound_of
+from jaxlimit.limits._bound import bound_of
 
 KINDS = ("full rank", "rank one", "low rank", "zero rows", "ties", "equal", "steep", "dead weights")
 

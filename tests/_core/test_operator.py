@@ -58,6 +58,8 @@ def test_an_operator_needs_no_dim(name):
     chex.assert_trees_all_equal(run(dense()), run(Partial(jnp.matmul, jnp.asarray(MATRIX)), dim=7))
     with pytest.raises(ValueError, match=r"matvec must map \[8\] to \[8\], it maps \[7\]"):
         run(dense(), dim=8)
+    with pytest.raises(ValueError, match=r"matvec must map \[6\] to \[6\], it maps \[7\]"):
+        run(dense(), dim=6)
     with pytest.raises(TypeError, match="dim must be given, an int"):
         run(lambda v: v)
 
@@ -148,6 +150,8 @@ def test_products_come_in_the_type_of_their_vectors():
     with jax.enable_x64(True):
         eigenvalues = jnp.arange(8.0)
         assert eigenvalues.dtype == np.float64
+        widened = Operator(lambda v: eigenvalues * v, 8, jnp.float32)
+        assert widened(jnp.ones(8, jnp.float32)).dtype == np.float32
         measure = spectrum.spectral_measure(lambda v: eigenvalues * v, KEY, dim=8, num_steps=8)
         assert measure.nodes.dtype == np.float32
         np.testing.assert_allclose(measure.nodes[0], np.arange(8), atol=1e-5)

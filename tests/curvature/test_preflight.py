@@ -163,3 +163,13 @@ def test_what_is_wrong_is_free_of_scale(scale):
         np.linalg.norm(nilpotent - nilpotent.T) / np.linalg.norm(nilpotent),
         rtol=0.5,
     )
+
+
+def test_a_zero_product_that_is_none_the_second_time_is_named():
+    calls = iter(range(99))
+    operator = curvature.Operator(
+        lambda v: jnp.float32(next(calls) >= 4) * v, 5, jnp.float32, traceable=False
+    )
+    found = curvature.check(operator, jax.random.key(0))
+    assert found.repeat_error == 1
+    assert any("not deterministic" in problem for problem in found.problems)

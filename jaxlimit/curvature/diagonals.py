@@ -9,7 +9,7 @@ whose rows are backward passes.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -284,8 +284,9 @@ def _probed_squares(
         signs = jax.vmap(lambda k: jax.random.rademacher(k, roots.shape[-1:], roots.dtype))(keys)
         return _square(pull(jnp.einsum("nmr,nr->nm", roots, signs))[0])
 
-    total = _sum_over(of_probe, jax.random.split(key, settings.num_probes), 1)
-    return jax.tree.map(lambda leaf: leaf / settings.num_probes, total)
+    num_probes = cast(int, settings.num_probes)
+    total = _sum_over(of_probe, jax.random.split(key, num_probes), 1)
+    return jax.tree.map(lambda leaf: leaf / num_probes, total)
 
 
 def _square(tree: Any) -> Any:

@@ -117,11 +117,11 @@ def load(path: Any) -> LanczosState:
         found = files.load(path, what, FORMAT_VERSION, arrays | {"reorthogonalize", "store"})
         settings = {name: str(found[name]) for name in ("reorthogonalize", "store")}
     _check(path, found, **settings)
-    fields = {name: jnp.asarray(found[name]) for name in arrays}
+    fields: dict[str, Any] = {name: jnp.asarray(found[name]) for name in arrays} | settings
     basis = found.get("basis")
     if basis is not None:
         basis = _basis.place(basis, on_host=settings["store"] == "pinned_host")
-    return LanczosState(**fields, basis=basis, **settings)
+    return LanczosState(**fields, basis=basis)
 
 
 def _of_first_format(found: dict[str, Any]) -> dict[str, str]:

@@ -149,25 +149,25 @@ def order_by_counts(
     >>> order_by_counts(np.array([1.0, -2.0, 0.1]), halves, budgets)
     Array([2, 1, 0], dtype=int32)
     """
-    weights = np.asarray(weights)
+    flat = np.asarray(weights)
     covered = sum(np.asarray(mask, int) for mask in layers.values())
-    if np.shape(covered) != weights.shape or not np.all(covered == 1):
-        raise ValueError(f"layers must cover each of the {weights.size} weights once")
-    stage, within = np.zeros(weights.size), np.zeros(weights.size)
+    if np.shape(covered) != flat.shape or not np.all(covered == 1):
+        raise ValueError(f"layers must cover each of the {flat.size} weights once")
+    stage, within = np.zeros(flat.size), np.zeros(flat.size)
     for name, mask in layers.items():
         if any(set(budget) != set(layers) for budget in counts):
             raise ValueError(f"counts must be of the layers {sorted(layers)}")
         kept = np.array([budget[name] for budget in counts])
         if np.any(np.diff(kept) < 0):
             raise ValueError(f"counts of {name!r} must not fall from sparse to dense, got {kept}")
-        ranks = np.asarray(magnitudes.ranks(jnp.asarray(weights[mask])))
+        ranks = np.asarray(magnitudes.ranks(jnp.asarray(flat[mask])))
         # The first budget that keeps a weight, and how far into what that budget adds it stands.
         first = np.searchsorted(kept, ranks, side="right")
         ends = np.concatenate([[0], kept, [mask.sum()]])
         stage[mask] = first
         within[mask] = (ranks - ends[first] + 1) / np.maximum(ends[first + 1] - ends[first], 1)
-    places = np.empty(weights.size, np.int32)
-    places[np.lexsort((within, stage))] = np.arange(weights.size)
+    places = np.empty(flat.size, np.int32)
+    places[np.lexsort((within, stage))] = np.arange(flat.size)
     return jnp.asarray(places)
 
 

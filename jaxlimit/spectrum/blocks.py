@@ -68,7 +68,7 @@ def block_measures(
     check_count("num_probes", num_probes)
     operator = prepare(matvec, sizes.pop(), dtype)
     num_steps = min(check_count("num_steps", num_steps), max(m.sum() for m in masks.values()))
-    settings = {"num_steps": num_steps, "num_probes": num_probes}
+    settings: dict[str, Any] = {"num_steps": num_steps, "num_probes": num_probes}
     settings["reorthogonalize"] = reorthogonalize
     # Where vectors are sharded or read on the host, a block is an operator of its own.
     together = operator.traceable and operator.mesh is None

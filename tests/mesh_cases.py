@@ -700,12 +700,12 @@ def test_lanczos_goes_on_from_its_checkpoint(store, tmp_path):
         matvec, jax.random.key(0), on_progress=lambda *a: seen.append(a[1]), **settings
     )
     assert seen[0] > 12
-    np.testing.assert_array_equal(result.diagonal, wanted.diagonal)
-    np.testing.assert_array_equal(result.off_diagonal, wanted.off_diagonal)
+    for found, known in zip(result.recurrence, wanted.recurrence, strict=True):
+        np.testing.assert_array_equal(found, known)
+    settings |= {"mesh": MESHES["three devices"]}
+    matvec = curvature.hessian_matvec(loss, params, ragged(batch), mesh=settings["mesh"])
     with pytest.raises(ValueError, match="padded_dim: checkpoint 104, this run 105"):
-        spectrum.run_probes(
-            matvec, jax.random.key(0), **settings | {"mesh": MESHES["three devices"]}
-        )
+        spectrum.run_probes(matvec, jax.random.key(0), **settings)
 
 
 @pytest.mark.parametrize("mesh", [None, AUTO], ids=["one device", "mesh"])

@@ -188,7 +188,8 @@ def start(folder, stop=None):
     command = [sys.executable, "-m", "jaxlimit.cli", *ARGUMENTS]
     return subprocess.Popen(
         command, cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
-        text=True,
+        # A job in the background of a shell ignores it, and so would its children.
+        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

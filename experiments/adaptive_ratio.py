@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from scipy.stats import spearmanr
@@ -51,9 +52,9 @@ def counts_by_layer(masks: dict[str, Any], kept: np.ndarray) -> dict[str, int]:
     return {name: int(kept[mask].sum()) for name, mask in masks.items()}
 
 
-def budgets(study: studies.LayerStudy, masks: dict, weights: np.ndarray, number: int) -> list:
+def budgets(study: studies.LayerStudy, masks: dict, weights: Any, number: int) -> list:
     """Draw up a budget of `limits.by_layer` at each of several total ratios, sparse to dense."""
-    layers = {name: jax.numpy.asarray(weights[mask]) for name, mask in masks.items()}
+    layers = {name: jnp.asarray(weights[mask]) for name, mask in masks.items()}
     least = np.zeros(len(masks), int)
     drawn = []
     for ratio in np.geomspace(1e-4, 1, number):
@@ -79,7 +80,7 @@ def analyse(config: Config, seed: int) -> dict[str, Any]:
         with stages.time("smallest mask"):
             found = pruning.smallest_mask(*problem, epsilon=epsilon, key=key, methods=methods)
     masks = studies.layer_masks(net.trained.params)
-    weights = np.asarray(flatten_weights(net.trained.params)[0])
+    weights = flatten_weights(net.trained.params)[0]
     number = 6 if config.smoke else config.num_budgets
     flat = np.asarray(flatten_weights(jax.tree.map(lambda m: m * 1.0, found.mask))[0]) > 0
     asked = {name: int(limit.num_kept) for name, limit in study.limits.limits.items()}
@@ -87,7 +88,7 @@ def analyse(config: Config, seed: int) -> dict[str, Any]:
     orders = {
         "by_layer": pruning.order_by_counts(weights, masks, budgets(study, masks, weights, number)),
         "one ratio": pruning.order_by_counts(weights, masks, even),
-        "magnitude": pruning.order_by(np.abs(weights)),
+        "magnitude": pruning.order_by(jnp.abs(weights)),
         "LAMP": pruning.order_by(pruning.lamp_scores(net.trained.params)),
     }
     ends = {
@@ -110,8 +111,9 @@ def analyse(config: Config, seed: int) -> dict[str, Any]:
 
 def correlation(sizes: dict[str, int], asked: dict[str, int], found: dict[str, int]) -> float:
     """Rank the ratios of the layers in both, and correlate."""
-    pairs = [(asked[name] / size, found[name] / size) for name, size in sizes.items()]
-    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+    first, second = ([kept[name] / size for name, size in sizes.items()] for kept in (asked, found))
+    result: Any = spearmanr(first, second)
+    return float(result.statistic)
 
 
 def conclude(results: list[dict[str, Any]]) -> str:
@@ -135,7 +137,7 @@ def main(config: Config) -> None:
     results = [analyse(config, seed) for seed in config.seeds[: 1 if config.smoke else None]]
     sentence, first = conclude(results), results[0]
     shares = {
-        label: np.array([first[name][layer] / size for layer, size in first["sizes"].items()])
+        label: [first[name][layer] / size for layer, size in first["sizes"].items()]
         for label, name in (("by_layer", "asked"), ("smallest mask", "found"),
                             ("magnitude", "by_magnitude"))
     }  # fmt: skip

@@ -7,7 +7,7 @@ and their weights, two arrays [n, ...], and the loss of all data is Σ w l / Σ 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -148,7 +148,8 @@ def weight_of(loss: MeanLoss, params: Any, batch: Any, *operands: Any) -> Float[
     """
     if loss.kind != WEIGHTED:
         return jnp.asarray(float(leading_size(batch)))
-    return loss.split(params, batch, *operands)[1].sum()
+    weights = loss.split(params, batch, *operands)[1]
+    return jnp.sum(cast(Array, weights))
 
 
 def example_losses(

@@ -21,7 +21,7 @@ from jaxlimit.spectrum.recurrences import plan_run, probe
 def block_measures(
     matvec: Any,
     key: PRNGKeyArray,
-    blocks: Mapping[str, Bool[Array, "D"]],
+    blocks: Mapping[str, Bool[Array | np.ndarray, "D"]],
     *,
     num_steps: int,
     num_probes: int = 1,

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, PRNGKeyArray
+from jaxtyping import Bool, PRNGKeyArray
 
 from jaxlimit import curvature, limits, spectrum
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
@@ -27,7 +27,7 @@ class LayerStudy(NamedTuple):
     sizes: dict[str, int]
 
 
-def layer_masks(params: Any, where: Where = is_weight) -> dict[str, Bool[Array, "D"]]:
+def layer_masks(params: Any, where: Where = is_weight) -> dict[str, Bool[np.ndarray, "D"]]:
     """Mark the weights of each layer in the flat vector of all weights under study.
 
     A layer is what holds its leaves: kernel and bias of `Dense_0` go together, under that name. A
@@ -63,7 +63,7 @@ def layer_limits(
     params: Any,
     batches: Any,
     *operands: Any,
-    epsilon: float,
+    epsilon: Any,
     key: PRNGKeyArray,
     where: Where = is_weight,
     num_steps: int = 64,
@@ -80,7 +80,7 @@ def layer_limits(
         params: trained weights.
         batches: see `curvature.hessian_matvec`.
         *operands: passed on to `loss`.
-        epsilon: ε of the whole network, as from `limits.loss_tolerance`.
+        epsilon: ε of the whole network, as from `limits.loss_tolerance`; a number or an `Estimate`.
         key: random key of the probes.
         where: which leaves are weights under study.
         num_steps: Lanczos steps a probe.

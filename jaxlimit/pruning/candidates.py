@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -289,11 +289,13 @@ def _by_relaxed(network: Network) -> Int[Array, "D"] | None:
     return order_by_relaxed(found.relaxed, slope)
 
 
-def _by_greedy(network: Network) -> Int[Array, "D"] | None:
+def _by_greedy(network: Network, cautious: bool = False) -> Int[Array, "D"] | None:
     support = network.support
     if support is None:
         return None
-    removal = greedy_order(support.slope, support.matrix, factor=support.factor)
+    # Far from a minimum the gains that the gradient promises do not add up: they count as 0.
+    slope = np.maximum(support.slope, 0) if cautious else support.slope
+    removal = greedy_order(slope, support.matrix, factor=support.factor)
     # What is not moved goes first: dead weights, then the live ones, by their absolute saliency.
     if support.is_all:
         order = np.array(_by_live_magnitude(network))
@@ -310,10 +312,12 @@ ORDERS: dict[str, Callable[[Network], Int[Array, "D"] | None]] = {
     "absolute saliency": _by_absolute_saliency,
     "relaxed": _by_relaxed,
     "greedy": _by_greedy,
+    "cautious greedy": partial(_by_greedy, cautious=True),
 }
 
 WHY_NONE = {
     "relaxed": "relaxed: needs a loss that is split (curvature.split_loss)",
+    "cautious greedy": "cautious greedy: as greedy",
     "greedy": "greedy: the memory budget holds no matrix, or every weight is dead",
 }
 

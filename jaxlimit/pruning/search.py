@@ -126,7 +126,7 @@ def smallest_mask(
     - saliency, signed and absolute: `saliency` with a Gauss-Newton diagonal from probes;
     - relaxed: the z̄ of `limits.certificate`, rounded;
     - greedy: one weight at a time on the quadratic over the live weights, or the most salient of
-      them that fit (`greedy_order`);
+      them that fit (`greedy_order`), and cautious: the same with gains of the gradient taken for 0;
     - polished: exchanges of weights at the best of these.
 
     The mask and its loss are exact statements about the loss on these examples. The certificate

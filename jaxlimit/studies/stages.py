@@ -11,6 +11,7 @@ from jaxtyping import PRNGKeyArray
 from scipy import special
 
 from jaxlimit import limits, pruning
+from jaxlimit._core.estimate import positive_interval
 from jaxlimit._core.weights import flatten_weights
 from jaxlimit.studies import masks
 from jaxlimit.studies.estimation import LimitEstimate, check_deterministic, estimate_limit
@@ -275,9 +276,7 @@ def accuracy_of(problem: Problem, keep: Any) -> float:
 def predict(problem: Problem, measured: Measured, checkpoint_dir: Any, **known: Any):
     """Run Lanczos and solve for ρ* and what stands beside it."""
     settings, task = problem.settings, problem.task
-    error = measured.epsilon_error
-    spread = (measured.epsilon - 1.96 * error, measured.epsilon + 1.96 * error)
-    epsilon = limits_estimate(measured.epsilon, error, *spread)
+    epsilon = positive_interval(*map(jnp.asarray, (measured.epsilon, measured.epsilon_error)))
     return estimate_limit(
         *problem.args,
         *task.operands,
@@ -292,13 +291,6 @@ def predict(problem: Problem, measured: Measured, checkpoint_dir: Any, **known: 
         on_progress=problem.on_progress,
         **known,
     )
-
-
-def limits_estimate(value: float, error: float, low: float, high: float) -> Any:
-    """Return ε as an `Estimate`."""
-    from jaxlimit._core.estimate import Estimate
-
-    return Estimate(*map(jnp.asarray, (value, error, max(low, 0.0), high)))
 
 
 def at_prediction(problem: Problem, estimate: LimitEstimate) -> AtPrediction:

@@ -276,7 +276,8 @@ def accuracy_of(problem: Problem, keep: Any) -> float:
 def predict(problem: Problem, measured: Measured, checkpoint_dir: Any, **known: Any):
     """Run Lanczos and solve for ρ* and what stands beside it."""
     settings, task = problem.settings, problem.task
-    epsilon = positive_interval(*map(jnp.asarray, (measured.epsilon, measured.epsilon_error)))
+    error = jnp.asarray(measured.epsilon_error)
+    epsilon = positive_interval(jnp.asarray(measured.epsilon), error)
     return estimate_limit(
         *problem.args,
         *task.operands,

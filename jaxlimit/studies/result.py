@@ -11,8 +11,7 @@ from jaxlimit import pruning
 from jaxlimit._core.weights import flatten_weights
 from jaxlimit.studies import masks, summary
 from jaxlimit.studies.estimation import LimitEstimate
-from jaxlimit.studies.settings import StudySettings
-from jaxlimit.studies.stages import (
+from jaxlimit.studies.findings import (
     AtPrediction,
     Certified,
     Found,
@@ -21,6 +20,7 @@ from jaxlimit.studies.stages import (
     Layers,
     Measured,
 )
+from jaxlimit.studies.settings import StudySettings
 from jaxlimit.studies.task import Task
 
 

@@ -18,12 +18,12 @@ from jaxtyping import PRNGKeyArray
 import jaxlimit
 from jaxlimit import curvature, spectrum
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
-from jaxlimit.studies import stages
+from jaxlimit.studies import findings, stages, unseen
 from jaxlimit.studies.data import count_examples
 from jaxlimit.studies.display import Display
+from jaxlimit.studies.problem import Problem
 from jaxlimit.studies.result import Study
 from jaxlimit.studies.settings import Budget, StudySettings, as_budget
-from jaxlimit.studies.stages import Problem
 from jaxlimit.studies.store import Store, fingerprint, held
 from jaxlimit.studies.task import Task, check_task
 
@@ -138,23 +138,23 @@ class _Runner:
     def run(self, about: dict[str, Any]) -> Study:
         """Run what fits, and collect it."""
         p = self.problem
-        done = self.stage("magnitude", stages.Measured, lambda: stages.measure(p))
+        done = self.stage("magnitude", findings.Measured, lambda: stages.measure(p))
         self.display.say(f"magnitude, measured: {done.by_loss:.3%} of the weights are needed")
         self.can_stop = True
         found, certified = self.search(done)
         safe = self.held_out(done, found)
-        layers = self.stage("layers", stages.Layers, lambda: stages.by_layer(p, done, found))
+        layers = self.stage("layers", findings.Layers, lambda: stages.by_layer(p, done, found))
         estimate, at = self.spectrum(done), None
         if estimate is not None:
             self.display.say(f"predicted ρ*: {float(estimate.prediction.ratio):.3%}")
             at = self.stage(
-                "prediction", stages.AtPrediction, lambda: stages.at_prediction(p, estimate)
+                "prediction", findings.AtPrediction, lambda: stages.at_prediction(p, estimate)
             )
         asked, wanted = None, len(layers.names) * p.settings.num_layer_steps if layers else 0
         if wanted:
             asked = self.stage(
                 "limits by layer",
-                stages.LayerLimits,
+                findings.LayerLimits,
                 lambda: stages.limits_by_layer(p, done),
                 products=wanted,
             )
@@ -182,21 +182,21 @@ class _Runner:
         result, self.seconds[name] = kept
         return result
 
-    def search(self, done: stages.Measured) -> tuple[Any, Any]:
+    def search(self, done: findings.Measured) -> tuple[Any, Any]:
         """Return the mask found and the certificate, which come from one search."""
         both: dict[str, Any] = {}
 
-        def make() -> stages.Found:
+        def make() -> findings.Found:
             both["found"], both["certified"] = stages.search(self.problem, done)
             if both["certified"] is not None:
                 self.store.save("certificate", both["certified"], 0.0)
             return both["found"]
 
         wanted = self.problem.settings.certificate_products
-        found = self.stage("mask", stages.Found, make, products=wanted)
+        found = self.stage("mask", findings.Found, make, products=wanted)
         if found is None:
             return None, None
-        kept = self.store.load("certificate", stages.Certified)
+        kept = self.store.load("certificate", findings.Certified)
         certified = both.get("certified", kept and kept[0])
         share = found.num_kept / done.dim
         self.display.say(f"smallest mask found: {share:.3%} ({found.method})")
@@ -208,20 +208,20 @@ class _Runner:
             self.display.say(f"no mask keeps fewer than {certified.num_kept / done.dim:.3%}")
         return found, certified
 
-    def held_out(self, done: stages.Measured, found: Any) -> Any:
+    def held_out(self, done: findings.Measured, found: Any) -> Any:
         """Return the guarantee; None where there are no held-out examples, or too few."""
         p = self.problem
         if p.task.held_out is None or p.task.accuracy is None:
             return None
         try:
             return self.stage(
-                "held-out", stages.Guaranteed, lambda: stages.guarantee(p, done, found)
+                "held-out", findings.Guaranteed, lambda: unseen.guarantee(p, done, found)
             )
         except ValueError as error:
             self.missing.append(f"held-out ({error})")
             return None
 
-    def spectrum(self, done: stages.Measured) -> Any:
+    def spectrum(self, done: findings.Measured) -> Any:
         """Return the estimate, from the spectra in the folder if they are there."""
         settings = self.problem.settings
         products = settings.num_probes * (settings.num_steps + settings.num_gap_steps)

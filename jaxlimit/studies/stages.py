@@ -1,188 +1,18 @@
 """The stages of a study, each a function of the problem and of what earlier ones found."""
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
-from scipy import special
 
 from jaxlimit import limits, pruning
 from jaxlimit._core.estimate import positive_interval
-from jaxlimit._core.weights import flatten_weights
 from jaxlimit.studies import masks
 from jaxlimit.studies.estimation import LimitEstimate, check_deterministic, estimate_limit
+from jaxlimit.studies.findings import AtPrediction, Certified, Found, LayerLimits, Layers, Measured
 from jaxlimit.studies.layers import layer_limits, layer_masks
-from jaxlimit.studies.settings import StudySettings
-from jaxlimit.studies.task import Task
-
-Progress = Callable[[str, int, int], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """A task with all that its stages need beside it."""
-
-    task: Task
-    key: PRNGKeyArray
-    settings: StudySettings
-    on_progress: Progress
-
-    @property
-    def args(self) -> tuple:
-        """Loss, parameters and training data, as every function takes them."""
-        return self.task.loss, self.task.params, self.task.batches
-
-    @property
-    def weights(self) -> Any:
-        """The weights under study, flat."""
-        return flatten_weights(self.task.params, self.task.where)[0]
-
-    def masked(self, keep: Any) -> Any:
-        """Return the parameters with the weights outside of a flat mask set to 0."""
-        weights, unflatten = flatten_weights(self.task.params, self.task.where)
-        return unflatten(jnp.where(jnp.asarray(keep), weights, 0))
-
-    def mean(self, function: Callable, params: Any, batches: Any) -> float:
-        """Return the mean of a loss or an accuracy over all examples."""
-        sweep = pruning.magnitude_sweep(
-            function, params, batches, [1.0], *self.task.operands, where=lambda *_: True
-        )
-        return float(sweep.losses[0])
-
-
-class Measured(NamedTuple):
-    """What magnitude pruning does to this network.
-
-    Attributes:
-        dim: D, weights under study.
-        epsilon: ε, the tolerated rise of the loss.
-        epsilon_error: its standard error.
-        dense_loss: L(w*).
-        dense_accuracy: on held-out data, or on the training data if there are none; NaN without.
-        ratios: of the sweep, ascending.
-        losses: at each.
-        radii: R at each.
-        accuracies: at each; NaN without an accuracy.
-        by_loss: smallest ratio within ε, at it and at all larger ones of the sweep.
-        by_accuracy: the same within the tolerance of accuracy; NaN without.
-        edge: whether the sweep's smallest ratio still passes.
-    """
-
-    dim: int
-    epsilon: float
-    epsilon_error: float
-    dense_loss: float
-    dense_accuracy: float
-    ratios: np.ndarray
-    losses: np.ndarray
-    radii: np.ndarray
-    accuracies: np.ndarray
-    by_loss: float
-    by_accuracy: float
-    edge: bool
-
-
-class Found(NamedTuple):
-    """The sparsest mask within ε that was found.
-
-    Attributes:
-        mask: True where a weight stays [D].
-        num_kept: how many those are.
-        loss: of the network so pruned.
-        accuracy: likewise; NaN without.
-        method: which candidate won.
-        names: of the candidates.
-        kept: weights that each keeps.
-        losses: of each.
-        shares: of ε that are linear, quadratic and beyond the model at the mask [3]; NaN where the
-            loss is not split.
-        notes: candidates that were left out and why, and doubts about the loss.
-    """
-
-    mask: np.ndarray
-    num_kept: int
-    loss: float
-    accuracy: float
-    method: str
-    names: np.ndarray
-    kept: np.ndarray
-    losses: np.ndarray
-    shares: np.ndarray
-    notes: np.ndarray
-
-
-class Certified(NamedTuple):
-    """The fewest weights that any mask within ε of the Gauss-Newton quadratic keeps.
-
-    Attributes:
-        num_kept: that number.
-        slack: bound of the rounding that is included.
-        num_products: spent.
-    """
-
-    num_kept: int
-    slack: float
-    num_products: int
-
-
-class AtPrediction(NamedTuple):
-    """What magnitude pruning at ρ* does."""
-
-    ratio: float
-    loss: float
-    accuracy: float
-
-
-class Layers(NamedTuple):
-    """How many weights of each layer are kept.
-
-    Attributes:
-        names: of the leaves under study.
-        sizes: weights of each.
-        magnitude: kept by magnitude at its measured limit.
-        found: kept by the mask that was found; -1 if there is none.
-    """
-
-    names: np.ndarray
-    sizes: np.ndarray
-    magnitude: np.ndarray
-    found: np.ndarray
-
-
-class LayerLimits(NamedTuple):
-    """How many weights of each layer the theory asks for, the tolerance shared out among them.
-
-    Attributes:
-        names: of the layers, as in `Layers`.
-        kept: weights that each keeps.
-    """
-
-    names: np.ndarray
-    kept: np.ndarray
-
-
-class Guaranteed(NamedTuple):
-    """The sparsest ratio that is safe on unseen data, with high probability.
-
-    Attributes:
-        ratio: that ratio; 1, the dense network, where even the first step is not shown to be safe.
-        tolerance: share of examples that may turn from right to wrong.
-        delta: probability that the promise fails.
-        num_examples: held-out examples.
-        accuracy: on them at the ratio.
-        dense_accuracy: likewise of the dense network.
-    """
-
-    ratio: float
-    tolerance: float
-    delta: float
-    num_examples: int
-    accuracy: float
-    dense_accuracy: float
+from jaxlimit.studies.problem import Problem, accuracy_of
 
 
 def measure(problem: Problem) -> Measured:
@@ -264,15 +94,6 @@ def search(problem: Problem, measured: Measured) -> tuple[Found, Certified | Non
     return found, Certified(int(bound.num_kept), float(bound.slack), int(bound.num_products))
 
 
-def accuracy_of(problem: Problem, keep: Any) -> float:
-    """Return the accuracy of a flat mask, on held-out data where there are any; NaN without."""
-    task = problem.task
-    if task.accuracy is None:
-        return float("nan")
-    data = task.batches if task.held_out is None else task.held_out
-    return problem.mean(task.accuracy, problem.masked(keep), data)
-
-
 def predict(problem: Problem, measured: Measured, checkpoint_dir: Any, **known: Any):
     """Run Lanczos and solve for ρ* and what stands beside it."""
     settings, task = problem.settings, problem.task
@@ -331,74 +152,3 @@ def limits_by_layer(problem: Problem, measured: Measured) -> LayerLimits:
     )
     found = result.limits.limits
     return LayerLimits(np.array(list(found)), np.array([int(x.num_kept) for x in found.values()]))
-
-
-def guarantee(problem: Problem, measured: Measured, found: Found | None) -> Guaranteed:
-    """Walk from the dense network to the mask found, as far as held-out examples allow.
-
-    Between them stands the mask joined with the heaviest weights outside of it. Fixed-sequence
-    testing: at each ratio "more than the tolerated share of unseen examples turns from right to
-    wrong" is tested at level δ, and the first that is not rejected ends the walk. The accuracy lost
-    is at most that share. Exact for examples that are right or wrong (Clopper and Pearson 1934),
-    otherwise by `pruning.hoeffding_bentkus`.
-
-    Raises:
-        ValueError: if there are too few examples for even an unchanged network to pass.
-    """
-    settings, dim = problem.settings, problem.weights.size
-    if found is None:
-        kept = int(pruning.num_kept(dim, measured.by_loss))
-        last = np.asarray(pruning.flat_magnitude_mask(problem.weights, kept))
-    else:
-        kept, last = int(found.num_kept), np.asarray(found.mask, bool)
-    order = masks.order(problem.task, last)
-    counts = np.unique(np.geomspace(max(kept, 1), dim, settings.num_held_out).astype(int))[::-1]
-    right = _per_example(problem, np.ones(dim, bool))
-    needed = int(np.ceil(np.log(settings.delta) / np.log1p(-settings.accuracy_tolerance)))
-    if len(right) < needed:
-        raise ValueError(
-            f"{len(right):,} held-out examples cannot show a loss of at most "
-            f"{100 * settings.accuracy_tolerance:g} points: it takes {needed:,}"
-        )
-    safe, accuracy = 1.0, float(right.mean())
-    for i, count in enumerate(counts):
-        keep = np.zeros(dim, bool)
-        keep[order[:count]] = True
-        pruned = _per_example(problem, keep)
-        problem.on_progress("held-out", i + 1, len(counts))
-        if _p_value(right - pruned, settings.accuracy_tolerance) > settings.delta:
-            break
-        safe, accuracy = float(count / dim), float(pruned.mean())
-    problem.on_progress("held-out", len(counts), len(counts))
-    return Guaranteed(
-        safe, settings.accuracy_tolerance, settings.delta, len(right), accuracy,
-        float(right.mean()),
-    )  # fmt: skip
-
-
-def _p_value(lost: np.ndarray, tolerance: float) -> float:
-    """Return how likely so little is lost where more than the tolerance is to be expected."""
-    lost = np.maximum(lost, 0)
-    if np.isin(lost, (0, 1)).all():
-        return float(special.bdtr(lost.sum(), lost.size, tolerance))
-    return float(pruning.hoeffding_bentkus(lost.mean(), tolerance, lost.size))
-
-
-def _per_example(problem: Problem, keep: Any) -> np.ndarray:
-    """Return the accuracy of each held-out example by itself."""
-    task = problem.task
-    params = problem.masked(keep)
-    batches = task.held_out
-    if not isinstance(batches, list):
-        first = jax.tree.leaves(batches)[0]
-        batches = [jax.tree.map(lambda x, i=i: x[i], batches) for i in range(len(first))]
-    values = [_examples(task.accuracy, params, batch, task.operands) for batch in batches]
-    return np.concatenate([np.asarray(v, np.float64) for v in values])
-
-
-@jax.jit(static_argnums=0)
-def _examples(accuracy, params, batch, operands):
-    def of_example(example):
-        return accuracy(params, jax.tree.map(lambda x: x[None], example), *operands)
-
-    return jax.lax.map(of_example, batch, batch_size=256)

@@ -98,8 +98,9 @@ def same(one, other):
 
 def test_a_second_call_goes_on_from_the_folder(adam_study, tmp_path, monkeypatch):
     folder = adam_study.task.checkpoint.path.parent / "run"
-    for name in ("measure", "search", "guarantee", "limits_by_layer", "at_prediction"):
+    for name in ("measure", "search", "limits_by_layer", "at_prediction"):
         monkeypatch.setattr(run.stages, name, None)
+    monkeypatch.setattr(run.unseen, "guarantee", None)
     again = study_task(
         adam_study.task, key=jax.random.key(0), folder=folder, settings=adam_study.settings
     )

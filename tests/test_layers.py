@@ -20,13 +20,13 @@ LEAVES = (
     "lanczos",
     "models",
     "traces",
-    "training",
 )
 LAYERS: dict[str, set[str]] = {
     **{name: set() for name in LEAVES},
     "adapters": set(),
     "spectrum": {"lanczos"},
     "limits": {"lanczos", "spectrum"},
+    "training": {"curvature"},
     "pruning": {"curvature", "lanczos", "limits", "models", "spectrum", "training"},
     "planning": {"curvature", "lanczos"},
 }

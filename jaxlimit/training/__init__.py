@@ -18,6 +18,7 @@ from jaxlimit.training.evaluation import (
 from jaxlimit.training.history import Metrics
 from jaxlimit.training.loop import TrainingResult, fit
 from jaxlimit.training.optimizer import l1_weights, reweighted_l1, sam, sgd, soft_threshold
+from jaxlimit.training.sensitivity import sensitivity
 
 __all__ = [
     "DataLoss",
@@ -38,6 +39,7 @@ __all__ = [
     "normalize",
     "reweighted_l1",
     "sam",
+    "sensitivity",
     "sgd",
     "soft_threshold",
 ]

@@ -13,6 +13,7 @@ from jaxlimit._core.checks import check_choice, check_count, check_range
 
 SCHEDULES = ("constant", "cosine", "multi-step")
 L1_METHODS = ("subgradient", "proximal")
+L1_MEASURES = ("magnitude", "saliency")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,9 @@ class TrainingConfig:
         l1_delta: δ of a reweighted l1: every weight's penalty is l1·|w|/(|v| + δ), v its value when
             the epoch began (`l1_weights`; Candès, Wakin, Boyd 2008), in both methods. 0 leaves the
             l1 penalty as it is.
+        l1_by: what tells a reweighted l1 how small a weight is: its "magnitude"; or its "saliency",
+            with r·|w| in place of |w|, r = √(h/h̄) from one probe of the curvature's diagonal h at
+            the begin of every epoch, on its first batch (`sensitivity`): a gradient more an epoch.
         l2: strength of the l2 penalty.
         sam_radius: take g not at w but at w + r·g/‖g‖, r this radius and g/‖g‖ the direction of
             the batch's gradient at w over all parameters (sharpness-aware minimisation, Foret et
@@ -77,6 +81,7 @@ class TrainingConfig:
     l1: float = 0.0
     l1_method: str = "subgradient"
     l1_delta: float = 0.0
+    l1_by: str = "magnitude"
     l2: float = 0.0
     sam_radius: float = 0.0
     augment: bool = False
@@ -90,8 +95,11 @@ class TrainingConfig:
             object.__setattr__(self, name, count)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("l1_method", self.l1_method, L1_METHODS)
+        check_choice("l1_by", self.l1_by, L1_MEASURES)
         for name in ("learning_rate", "momentum", "l1", "l1_delta", "l2", "decay", "sam_radius"):
             object.__setattr__(self, name, _check_finite(name, getattr(self, name)))
+        if self.l1_by == "saliency" and not self.l1_delta:
+            raise ValueError('l1_by="saliency" needs an l1_delta above 0, got 0')
         check_range("learning_rate", self.learning_rate, 0, open_low=True)
         check_range("decay", self.decay, 0, 1, open_low=True)
         if self.momentum >= 1:

@@ -11,11 +11,12 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 from jaxlimit._core.programs import canonical_convolutions
 from jaxlimit._core.scale import wide_type
 from jaxlimit._core.weights import Where
-from jaxlimit.training.data import Normalization, augment
+from jaxlimit.training.data import Normalization, augment, normalize
 from jaxlimit.training.history import Metrics
 from jaxlimit.training.layout import Layout
 from jaxlimit.training.network import score
 from jaxlimit.training.optimizer import climb, l1_weights, penalty, sgd
+from jaxlimit.training.sensitivity import sensitivity
 
 
 class Carry(NamedTuple):
@@ -42,6 +43,7 @@ def lay_out(carry: Carry, layout: Layout) -> Carry:
         "accumulate",
         "augmented",
         "proximal",
+        "by_saliency",
     ),
     donate_argnums=0,
 )
@@ -65,6 +67,7 @@ def run_epoch(
     accumulate: int,
     augmented: bool,
     proximal: bool,
+    by_saliency: bool = False,
 ) -> tuple[Carry, Float[Array, "... steps"], Bool[Array, "..."], Metrics]:
     """Run the steps of one epoch; return also their losses and whether all came out finite."""
     momentum, l1, l2 = strengths
@@ -92,7 +95,14 @@ def run_epoch(
         rows = order.reshape(len(rates), accumulate, batch_size // accumulate)
         keys = jax.random.split(step_key, len(rates))
         # A reweighted l1 takes its weights from those of the network as they are now.
-        by_weight = l1 if l1_delta is None else l1_weights(carry.params, l1_delta, strength=l1)
+        by_weight, shares = l1, None
+        if by_saliency:
+            first = rows[0].reshape(-1)
+            batch = normalize(images[first], normalization), labels[first]
+            probe_key = jax.random.fold_in(order_key, 1)
+            shares = sensitivity(module, carry.params, carry.state, batch, probe_key, where=where)
+        if l1_delta is not None:
+            by_weight = l1_weights(carry.params, l1_delta, strength=l1, sensitivity=shares)
         one_step = functools.partial(step, by_weight)
         carry, (losses, accuracies) = jax.lax.scan(one_step, carry, (rows, keys, rates))
         finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((carry, losses))]

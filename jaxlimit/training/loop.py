@@ -310,4 +310,5 @@ def _bind_epoch(
         accumulate=config.accumulate,
         augmented=config.augment,
         proximal=config.l1_method == "proximal",
+        by_saliency=config.l1_by == "saliency",
     )

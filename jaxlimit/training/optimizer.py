@@ -86,17 +86,22 @@ def spread(l1: Any, params: PyTree) -> PyTree:
     return jax.tree.map(lambda _: l1, params)
 
 
-def l1_weights(params: PyTree, delta: Any, *, strength: Any = 1.0) -> PyTree:
-    """Weigh the l1 penalty of each weight by how small it is: strength / (|w| + δ).
+def l1_weights(
+    params: PyTree, delta: Any, *, strength: Any = 1.0, sensitivity: PyTree = None
+) -> PyTree:
+    """Weigh the l1 penalty of each weight by how small it is: strength · r / (r·|w| + δ).
 
-    Σ_i |w_i|/(|v_i| + δ) with v the weights before is the linear majorant of Σ_i log(|w_i| + δ),
-    so penalties reweighted round by round descend on that sum, which is nearer to the number
-    of weights that are not 0 than ‖w‖₁ is.
+    Σ_i r_i|w_i|/(r_i|v_i| + δ) with v the weights before is the linear majorant of
+    Σ_i log(r_i|w_i| + δ), so penalties reweighted round by round descend on that sum, which is
+    nearer to the number of weights that are not 0 than ‖w‖₁ is. With r_i = √(h_i/h̄), h the diagonal
+    of the curvature, r_i|w_i| is the root of the saliency ½ h_i w_i² but for a factor: small is then
+    what can be removed at no cost.
 
     Args:
         params: pytree of the weights.
         delta: δ > 0, the magnitude below which a weight counts as small.
         strength: what to multiply by.
+        sensitivity: r ≥ 0, a pytree like `params`, as from `sensitivity`; 1 by default.
 
     Returns:
         A pytree like `params`, for `sgd`'s `l1` and for `distance_from_minimum`'s.
@@ -105,15 +110,18 @@ def l1_weights(params: PyTree, delta: Any, *, strength: Any = 1.0) -> PyTree:
     >>> l1_weights({"kernel": jnp.array([0.0, -0.75])}, 0.25)["kernel"].tolist()
     [4.0, 1.0]
 
-    Candès, Wakin, Boyd (2008), "Enhancing Sparsity by Reweighted l1 Minimization", section 2.2.
+    Candès, Wakin, Boyd (2008), "Enhancing Sparsity by Reweighted l1 Minimization", section 2.2;
+    LeCun, Denker, Solla (1990), "Optimal brain damage", for the saliency.
     """
     check_range("delta", delta, 0, open_low=True)
 
-    def one(w: Array) -> Array:
+    def one(w: Array, r: Any) -> Array:
         wide = jnp.abs(w.astype(scale.wide_type(w.dtype)))
-        return (strength / (wide + delta)).astype(w.dtype)
+        return (strength * r / (r * wide + delta)).astype(w.dtype)
 
-    return jax.tree.map(one, params)
+    if sensitivity is None:
+        sensitivity = jax.tree.map(lambda _: 1, params)
+    return jax.tree.map(one, params, sensitivity)
 
 
 class ReweightedL1State(NamedTuple):

@@ -340,3 +340,81 @@ def test_a_data_set_that_is_no_two_arrays_is_told_what_to_be(dataset, error, say
     config = TrainingConfig(epochs=1, batch_size=2, learning_rate=0.2)
     with pytest.raises(error, match=f"dataset must begin with two arrays.*{says}"):
         training.fit(linear, dataset, config, params={"kernel": np.ones((4, 3))})
+
+
+def deep(params, state, images, *, train, key):
+    hidden = jnp.tanh(images.reshape(len(images), -1) @ params["first"])
+    return hidden @ params["second"], state
+
+
+DEEP = {
+    name: np.random.default_rng(7).normal(size=shape).astype(np.float32)
+    for name, shape in {"first": (4, 2), "second": (2, 3)}.items()
+}
+
+
+def exact_diagonal(params, inputs):
+    """The Gauss-Newton diagonal of the mean cross-entropy, from Jacobians, in NumPy."""
+    outputs = lambda p: deep(p, {}, inputs, train=False, key=None)[0]  # noqa: E731
+    logits, jacobian = np.asarray(outputs(params), np.float64), jax.jacobian(outputs)(params)
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    curved = np.einsum("nc,cd->ncd", shares, np.eye(3)) - shares[:, :, None] * shares[:, None]
+    return {
+        name: np.einsum("nc...,ncd,nd...->...", J, curved, J) / len(logits)
+        for name, J in jacobian.items()
+    }
+
+
+def test_sensitivity_against_jacobians():
+    rng = np.random.default_rng(5)
+    batch = jnp.asarray(rng.normal(size=(6, 2, 2, 1)), jnp.float32), jnp.asarray([0, 1, 2, 0, 1, 2])
+    exact = exact_diagonal(DEEP, batch[0])
+    mean = np.concatenate([h.ravel() for h in exact.values()]).mean()
+    found = jax.jit(lambda key: training.sensitivity(deep, DEEP, {}, batch, key, num_probes=4000))(
+        jax.random.key(0)
+    )
+    for name, h in exact.items():
+        np.testing.assert_allclose(found[name] ** 2, h / mean, rtol=0.1)
+    flat = jax.tree.map(jnp.zeros_like, DEEP)
+    ones = training.sensitivity(deep, flat, {}, (batch[0] * 0, batch[1]), jax.random.key(0))
+    assert all((leaf == 1).all() for leaf in jax.tree.leaves(ones))
+    some = training.sensitivity(
+        deep, DEEP, {}, batch, jax.random.key(0), where=lambda name, leaf: name == "first"
+    )
+    assert (some["second"] == 1).all()
+    np.testing.assert_allclose((some["first"] ** 2).mean(), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [3, (3, 4)])
+def test_a_penalty_by_saliency_against_steps_by_hand(data, seed):
+    """On the whole set at once; the probe is the one that the epoch's key gives."""
+    config = TrainingConfig(
+        epochs=3, batch_size=24, learning_rate=0.3, momentum=0.5, l1=0.02, l1_delta=0.1,
+        l1_by="saliency", seed=seed,
+    )  # fmt: skip
+    got = training.fit(deep, data, config, params=DEEP)
+    normalization = training.channel_statistics(data[0])
+    loss, images = training.make_loss(deep), training.normalize(data[0], normalization)
+    for i, one in enumerate(np.atleast_1d(seed)):
+        params, velocity = DEEP, jax.tree.map(np.zeros_like, DEEP)
+        for epoch in range(1, 4):
+            order_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(one), epoch))
+            rows = jax.random.permutation(order_key, 24)
+            batch = images[rows], jnp.asarray(data[1])[rows]
+            r = training.sensitivity(deep, params, {}, batch, jax.random.fold_in(order_key, 1))
+            pull = {k: 0.02 * r[k] / (r[k] * np.abs(w) + 0.1) * np.sign(w)
+                    for k, w in params.items()}  # fmt: skip
+            gradient = jax.grad(loss)(params, batch)
+            velocity = {k: 0.5 * velocity[k] + gradient[k] + pull[k] for k in params}
+            params = {k: params[k] - 0.3 * velocity[k] for k in params}
+        mine = jax.tree.map(lambda w: w[i], got.params) if isinstance(seed, tuple) else got.params
+        for name, w in params.items():
+            np.testing.assert_allclose(mine[name], w, rtol=1e-4, atol=1e-5)
+
+
+def test_a_weight_without_curvature_is_not_penalised_by_saliency():
+    params, r = {"w": jnp.array([1.0, 1.0, 0.0])}, {"w": jnp.array([0.0, 2.0, 2.0])}
+    found = training.l1_weights(params, 0.5, strength=3.0, sensitivity=r)["w"]
+    np.testing.assert_allclose(found, [0, 6 / 2.5, 12], rtol=1e-6)
+    with pytest.raises(ValueError, match="l1_by=.saliency. needs an l1_delta above 0"):
+        TrainingConfig(epochs=1, learning_rate=1, l1_by="saliency")

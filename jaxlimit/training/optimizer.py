@@ -93,9 +93,9 @@ def l1_weights(
 
     Σ_i r_i|w_i|/(r_i|v_i| + δ) with v the weights before is the linear majorant of
     Σ_i log(r_i|w_i| + δ), so penalties reweighted round by round descend on that sum, which is
-    nearer to the number of weights that are not 0 than ‖w‖₁ is. With r_i = √(h_i/h̄), h the diagonal
-    of the curvature, r_i|w_i| is the root of the saliency ½ h_i w_i² but for a factor: small is then
-    what can be removed at no cost.
+    nearer to the number of weights that are not 0 than ‖w‖₁ is. With r_i = √(h_i/h̄), h the
+    diagonal of the curvature, r_i|w_i| is the root of the saliency ½ h_i w_i² but for a factor:
+    small is then what can be removed at no cost.
 
     Args:
         params: pytree of the weights.

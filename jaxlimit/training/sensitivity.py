@@ -1,4 +1,4 @@
-"""How much the loss curves along every weight, from one probe: what a penalty led by theory needs."""
+"""How much the loss curves along every weight, from one probe: what leads a penalty by theory."""
 
 from typing import Any
 

@@ -25,6 +25,7 @@ from jaxlimit import (
     training,
 )
 from jaxlimit.lab import cost as cost_model
+from jaxlimit.studies import StudySettings, study
 
 AUTO = Mesh(np.array(jax.devices()), ("data",))
 MESHES = {
@@ -741,3 +742,23 @@ def test_what_is_no_mesh_is_refused():
         curvature.hessian_matvec(*args, mesh=AUTO)(jnp.ones(103, jnp.bfloat16))
     with pytest.raises(ValueError, match="nonzero number of examples"):
         curvature.hessian_matvec(loss, params, ragged(batch, 0), mesh=AUTO)
+
+
+@pytest.mark.slow
+def test_a_study_is_that_of_one_device():
+    """Measured limit, mask and prediction; the layers' limits run on the mesh too."""
+    params, batch = problem()
+    settings = StudySettings(
+        epsilon=0.1, num_steps=24, num_gap_steps=4, num_layer_steps=4, num_ratios=9, quiet=True
+    )
+    one, many = (
+        study(loss, params, ragged(batch, 20), key=KEY, settings=settings, mesh=mesh)
+        for mesh in (None, AUTO)
+    )
+    assert many.measured.by_loss == one.measured.by_loss
+    np.testing.assert_allclose(many.measured.losses, one.measured.losses, rtol=1e-5)
+    assert abs(many.found.num_kept - one.found.num_kept) <= 1
+    assert abs(many.certified.num_kept - one.certified.num_kept) <= 1
+    ratios = [float(found.estimate.prediction.ratio) for found in (one, many)]
+    np.testing.assert_allclose(*ratios, rtol=0.05)
+    np.testing.assert_array_equal(many.layer_limits.names, one.layer_limits.names)

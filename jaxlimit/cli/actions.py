@@ -1,5 +1,6 @@
 """What the commands do: they compose what the library has, and say what came out."""
 
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ from jaxlimit.studies.summary import percent
 def study(options: commands.StudyOptions) -> int:
     """Study a task, print the summary, write the report."""
     task = find_task(options.task)
+    if options.devices is not None:
+        task = dataclasses.replace(task, mesh=_mesh(options.devices))
     if options.dry_run:
         return _print_plan(task, options.settings)
     folder = options.output or run_folder(options.task)
@@ -40,6 +43,13 @@ def study(options: commands.StudyOptions) -> int:
     print(result)
     print(f"\nreport: {result.save(folder)}")
     return 0
+
+
+def _mesh(count: int) -> Any:
+    devices = jax.local_devices()
+    if not 1 <= count <= len(devices):
+        raise UsageError(f"--devices must lie in [1, {len(devices)}], which JAX shows, got {count}")
+    return jax.sharding.Mesh(np.asarray(devices[:count]), ("data",)) if count > 1 else None
 
 
 def prune(options: commands.PruneOptions) -> int:

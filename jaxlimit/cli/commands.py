@@ -27,6 +27,9 @@ class StudyOptions:
     """Seconds; the stages that do not fit are left out and named."""
     products: float | None = None
     """Hessian products, likewise."""
+    devices: int | None = None
+    """Devices that share the examples and vectors, of those that JAX shows; default what the task
+    says, or else one."""
     dry_run: bool = False
     """Say what memory and time it will take, and stop."""
     settings: Annotated[StudySettings, tyro.conf.arg(name="")] = dataclasses.field(

@@ -20,6 +20,7 @@ from jaxlimit.limits.bounds import (
     upper_bound,
 )
 from jaxlimit.limits.certificates import Certificate, Shares, certificate, shares
+from jaxlimit.limits.convexity import convex_shift
 from jaxlimit.limits.factors import KeyFactors, Sensitivity, key_factors, sensitivity
 from jaxlimit.limits.layers import LayerLimits, by_layer, coupling
 from jaxlimit.limits.prediction import PruningLimit, pruning_limit, random_subspace_threshold
@@ -39,6 +40,7 @@ __all__ = [
     "Shares",
     "by_layer",
     "certificate",
+    "convex_shift",
     "coupling",
     "curvature_share",
     "gap",

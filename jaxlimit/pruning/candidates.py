@@ -25,7 +25,6 @@ from jaxlimit.pruning.saliency import order_by, order_by_relaxed, saliency
 # A share of ε that dead weights may take, far below what decides between masks.
 _DEAD_SHARE = 1e-3
 _NUM_PROBES = 32
-_NUM_PRODUCTS = 200
 # On the live weights alone, by their matrix; and of the whole operator, to prove what was found.
 _NUM_INNER_PRODUCTS = 400
 _NUM_PROVING_PRODUCTS = 16
@@ -41,11 +40,13 @@ class Budget(NamedTuple):
         flops: floating operations that forming it may take: some minutes on a few cores. Above
             that it is formed on fewer weights, and then from fewer examples.
         num_examples: examples that the curvature is made of, evenly spaced, at most.
+        num_products: Gauss-Newton products of the certificate, at most.
     """
 
     memory: float = 8 * 2**30
     flops: float = 3e13
     num_examples: int = 10_000
+    num_products: int = 200
 
 
 class Support(NamedTuple):
@@ -156,7 +157,8 @@ class Network:
             return None
         at = (self.operator, self.gradient, self.problem.weights, self.epsilon)
         if self.support is None or not self.support.is_all:
-            return limits.certificate(*at, num_products=_NUM_PRODUCTS, diagonal=self.diagonal)
+            products = self.budget.num_products
+            return limits.certificate(*at, num_products=products, diagonal=self.diagonal)
         weights = self.problem.weights
         inner = limits.certificate(
             self.support.operator(),
@@ -168,7 +170,8 @@ class Network:
         )
         relaxed = np.ones(weights.shape, weights.dtype)
         relaxed[self.support.chosen] = inner.relaxed
-        return limits.certificate(*at, num_products=_NUM_PROVING_PRODUCTS, start=relaxed)
+        products = min(_NUM_PROVING_PRODUCTS, self.budget.num_products)
+        return limits.certificate(*at, num_products=products, start=relaxed)
 
     @cached_property
     def support(self) -> Support | None:

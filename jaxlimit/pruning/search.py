@@ -146,7 +146,7 @@ def smallest_mask(
         epsilon: ε, the tolerated rise, at least 0; a number or an `Estimate`.
         key: random key of probes.
         methods: which candidates to try, of `METHODS`.
-        budget: what the quadratic model may cost: memory, operations, examples.
+        budget: what the quadratic model may cost: memory, operations, examples, products.
         where: which leaves are under study; the others stay.
         on_progress: called as `on_progress("smallest mask", methods_done, methods)`.
         mesh: devices to share the examples; see `magnitude_sweep`.

@@ -55,7 +55,6 @@ def content(study: Study) -> dict[str, Any]:
             "method": found.method,
             "loss": found.loss,
             "accuracy": found.accuracy,
-            "shares": dict(zip(("linear", "quadratic", "remainder"), found.shares, strict=True)),
             "notes": found.notes,
             "candidates": [
                 {"method": name, "num_kept": kept, "ratio": kept / dim, "loss": loss}
@@ -63,7 +62,9 @@ def content(study: Study) -> dict[str, Any]:
             ],
         }
     if study.certified is not None:
-        whole["certified"] = study.certified._asdict() | {"ratio": study.certified.num_kept / dim}
+        certified = study.certified._asdict()
+        shares = dict(zip(("linear", "quadratic", "remainder"), certified["shares"], strict=True))
+        whole["certified"] = certified | {"ratio": certified["num_kept"] / dim, "shares": shares}
     if study.estimate is not None:
         whole["prediction"] = _prediction(study)
     if study.layers is not None:

@@ -49,8 +49,6 @@ class Found(NamedTuple):
         names: of the candidates.
         kept: weights that each keeps.
         losses: of each.
-        shares: of ε that are linear, quadratic and beyond the model at the mask [3]; NaN where the
-            loss is not split.
         notes: candidates that were left out and why, and doubts about the loss.
     """
 
@@ -62,22 +60,26 @@ class Found(NamedTuple):
     names: np.ndarray
     kept: np.ndarray
     losses: np.ndarray
-    shares: np.ndarray
     notes: np.ndarray
 
 
 class Certified(NamedTuple):
-    """The fewest weights that any mask within ε of the Gauss-Newton quadratic keeps.
+    """The fewest weights that any mask within ε of a quadratic model keeps.
 
     Attributes:
         num_kept: that number.
         slack: bound of the rounding that is included.
         num_products: spent.
+        shift: μ that the Hessian was made convex by; NaN where it is the Gauss-Newton matrix.
+        shares: of ε that are linear, quadratic and beyond the model at the mask found [3]; NaN
+            where there is none.
     """
 
     num_kept: int
     slack: float
     num_products: int
+    shift: float
+    shares: np.ndarray
 
 
 class AtPrediction(NamedTuple):

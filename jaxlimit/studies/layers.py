@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool, PRNGKeyArray
 
 from jaxlimit import curvature, limits, spectrum
+from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
 from jaxlimit.limits import LayerLimits
 from jaxlimit.spectrum import SpectralMeasure
@@ -58,6 +60,7 @@ def layer_masks(params: Any, where: Where = is_weight) -> dict[str, Bool[np.ndar
     return {name: owner == i for i, name in enumerate(layers)}
 
 
+@takes_mesh
 def layer_limits(
     loss: Callable,
     params: Any,
@@ -68,6 +71,7 @@ def layer_limits(
     where: Where = is_weight,
     num_steps: int = 64,
     num_probes: int = 1,
+    mesh: Mesh | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> LayerStudy:
     """Predict how far each layer can be pruned, the tolerance shared out so that the fewest stay.
@@ -85,6 +89,8 @@ def layer_limits(
         where: which leaves are weights under study.
         num_steps: Lanczos steps a probe.
         num_probes: probes a layer.
+        mesh: devices that share examples and vectors; then each layer's block is an operator of
+            its own.
         on_progress: called with the layers done and their number.
 
     Returns:
@@ -103,7 +109,7 @@ def layer_limits(
     >>> found.sizes
     {'a': 12, 'b': 8}
     """
-    matvec = curvature.hessian_matvec(loss, params, batches, *operands, where=where)
+    matvec = curvature.hessian_matvec(loss, params, batches, *operands, where=where, mesh=mesh)
     vector, _ = flatten_weights(params, where)
     masks = layer_masks(params, where)
     measures = spectrum.block_measures(

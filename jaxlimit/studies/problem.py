@@ -41,8 +41,9 @@ class Problem:
 
     def mean(self, function: Callable, params: Any, batches: Any) -> float:
         """Return the mean of a loss or an accuracy over all examples."""
+        everything = {"where": lambda *_: True, "mesh": self.task.mesh}
         sweep = pruning.magnitude_sweep(
-            function, params, batches, [1.0], *self.task.operands, where=lambda *_: True
+            function, params, batches, [1.0], *self.task.operands, **everything
         )
         return float(sweep.losses[0])
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 import jaxlimit
@@ -44,6 +45,7 @@ def study(
     budget: Any = None,
     folder: str | os.PathLike | None = None,
     settings: StudySettings | None = None,
+    mesh: Mesh | None = None,
 ) -> Study:
     """Find out from both sides how far a trained network can be pruned.
 
@@ -70,6 +72,8 @@ def study(
         folder: where every finished stage and the spectrum's checkpoints are kept; the same study
             asked for again goes on from there.
         settings: a `StudySettings`.
+        mesh: devices that share the training examples and the vectors of the spectrum, a
+            `jax.sharding.Mesh` over devices of this process. A study begun on others goes on here.
 
     Returns:
         A `Study`; print it, or `.save(folder)` its report.
@@ -88,7 +92,7 @@ def study(
     >>> round(8 * result.measured.by_loss)  # all but the weight that is 0
     7
     """
-    task = Task(loss, params, batches, operands, held_out, accuracy, where)
+    task = Task(loss, params, batches, operands, held_out, accuracy, where, mesh=mesh)
     return study_task(task, key=key, budget=budget, folder=folder, settings=settings)
 
 
@@ -145,6 +149,8 @@ class _Runner:
         safe = self.held_out(done, found)
         layers = self.stage("layers", findings.Layers, lambda: stages.by_layer(p, done, found))
         estimate, at = self.spectrum(done), None
+        if not self.is_split:
+            certified = self.certify(done, found, estimate)
         if estimate is not None:
             self.display.say(f"predicted ρ*: {float(estimate.prediction.ratio):.3%}")
             at = self.stage(
@@ -192,7 +198,7 @@ class _Runner:
                 self.store.save("certificate", both["certified"], 0.0)
             return both["found"]
 
-        wanted = self.problem.settings.certificate_products
+        wanted = self.problem.settings.certificate_products if self.is_split else 0
         found = self.stage("mask", findings.Found, make, products=wanted)
         if found is None:
             return None, None
@@ -200,13 +206,40 @@ class _Runner:
         certified = both.get("certified", kept and kept[0])
         share = found.num_kept / done.dim
         self.display.say(f"smallest mask found: {share:.3%} ({found.method})")
-        if certified is None:
-            split = isinstance(self.problem.task.loss, curvature.Split)
-            why = "there is none" if split else "the loss is not split: use curvature.split_loss"
-            self.missing.append(f"certificate ({why})")
-        else:
-            self.display.say(f"no mask keeps fewer than {certified.num_kept / done.dim:.3%}")
+        self._say_certified(done, certified)
         return found, certified
+
+    def certify(self, done: Any, found: Any, estimate: Any) -> Any:
+        """Return the certificate of a loss that is not split, from the Hessian and its spectrum."""
+        p = self.problem
+        if estimate is None:
+            self.missing.append(
+                "certificate (the loss is not split, so it needs the spectrum: or use "
+                "curvature.split_loss)"
+            )
+            return None
+        wanted = p.settings.certificate_products
+        try:
+            certified = self.stage(
+                "certificate",
+                findings.Certified,
+                lambda: stages.certify(p, done, found, estimate),
+                products=wanted,
+            )
+        except ValueError as error:
+            self.missing.append(f"certificate ({error})")
+            return None
+        self._say_certified(done, certified)
+        return certified
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the loss has a Gauss-Newton matrix."""
+        return isinstance(self.problem.task.loss, curvature.Split)
+
+    def _say_certified(self, done: Any, certified: Any) -> None:
+        if certified is not None:
+            self.display.say(f"no mask keeps fewer than {certified.num_kept / done.dim:.3%}")
 
     def held_out(self, done: findings.Measured, found: Any) -> Any:
         """Return the guarantee; None where there are no held-out examples, or too few."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlimit import limits, pruning
+from jaxlimit import curvature, limits, pruning
 from jaxlimit._core.estimate import positive_interval
 from jaxlimit.studies import masks
 from jaxlimit.studies.estimation import LimitEstimate, check_deterministic, estimate_limit
@@ -20,7 +20,7 @@ def measure(problem: Problem) -> Measured:
     task, settings = problem.task, problem.settings
     check_deterministic(*problem.args, *task.operands)
     if settings.epsilon is None:
-        found = limits.loss_tolerance(*problem.args, *task.operands)
+        found = limits.loss_tolerance(*problem.args, *task.operands, mesh=task.mesh)
         epsilon, error = float(found.value), float(found.standard_error)
     else:
         epsilon, error = float(settings.epsilon), 0.0
@@ -61,6 +61,7 @@ def _sweep(problem, function, batches, ratios, stage) -> pruning.SweepResult:
         where=problem.task.where,
         on_progress=problem.on_progress,
         stage=stage,
+        mesh=problem.task.mesh,
     )
 
 
@@ -72,8 +73,10 @@ def search(problem: Problem, measured: Measured) -> tuple[Found, Certified | Non
         *task.operands,
         epsilon=measured.epsilon,
         key=problem.key,
+        budget=pruning.Budget(num_products=problem.settings.certificate_products),
         where=task.where,
         on_progress=problem.on_progress,
+        mesh=task.mesh,
     )
     keep, table = masks.flat_mask(task, result.mask), result.candidates
     found = Found(
@@ -85,13 +88,60 @@ def search(problem: Problem, measured: Measured) -> tuple[Found, Certified | Non
         np.array([candidate.method for candidate in table]),
         np.array([candidate.num_kept for candidate in table]),
         np.array([candidate.loss for candidate in table]),
-        np.full(3, np.nan) if result.shares is None else np.array(result.shares[:3], float),
         np.array(result.notes, str),
     )
     bound = result.certificate
     if bound is None:
         return found, None
-    return found, Certified(int(bound.num_kept), float(bound.slack), int(bound.num_products))
+    certified = Certified(
+        int(bound.num_kept),
+        float(bound.slack),
+        int(bound.num_products),
+        np.nan,
+        _shares(result.shares),
+    )
+    return found, certified
+
+
+def certify(
+    problem: Problem, measured: Measured, found: Found | None, estimate: LimitEstimate
+) -> Certified:
+    """Bound all masks by the Hessian's own quadratic, made convex by what its spectrum shows.
+
+    For a loss that is not split, which has no Gauss-Newton matrix.
+
+    Raises:
+        ValueError: if the spectrum is of too few steps to tell how negative the Hessian is, or a
+            direction of more negative curvature is met.
+    """
+    task, settings = problem.task, problem.settings
+    shift = limits.convex_shift(estimate.measure)
+    if not np.isfinite(shift):
+        raise ValueError("the spectrum has too few steps to tell how negative the Hessian is")
+    how: dict[str, Any] = {"where": task.where, "mesh": task.mesh}
+    hessian = curvature.hessian_matvec(*problem.args, *task.operands, **how)
+    gradient = curvature.mean_gradient(*problem.args, *task.operands, **how)
+    at = (hessian, gradient, problem.weights)
+    bound = limits.certificate(
+        *at,
+        measured.epsilon,
+        num_products=settings.certificate_products,
+        shift=shift,
+        known_kept=None if found is None else found.num_kept,
+        on_progress=problem.on_progress,
+    )
+    parts = None
+    if found is not None and measured.epsilon > 0:
+        rise = found.loss - measured.dense_loss
+        keep = np.asarray(found.mask, bool)
+        parts = limits.shares(*at, keep, measured.epsilon, rise=rise)
+    return Certified(
+        int(bound.num_kept), float(bound.slack), int(bound.num_products), shift, _shares(parts)
+    )
+
+
+def _shares(parts: limits.Shares | None) -> np.ndarray:
+    return np.full(3, np.nan) if parts is None else np.array(parts[:3], float)
 
 
 def predict(problem: Problem, measured: Measured, checkpoint_dir: Any, **known: Any):
@@ -109,6 +159,7 @@ def predict(problem: Problem, measured: Measured, checkpoint_dir: Any, **known: 
         num_probes=settings.num_probes,
         num_gap_steps=settings.num_gap_steps,
         tolerance=settings.tolerance,
+        mesh=task.mesh,
         checkpoint_dir=checkpoint_dir,
         on_progress=problem.on_progress,
         **known,
@@ -148,6 +199,7 @@ def limits_by_layer(problem: Problem, measured: Measured) -> LayerLimits:
         key=problem.key,
         where=task.where,
         num_steps=problem.settings.num_layer_steps,
+        mesh=task.mesh,
         on_progress=lambda done, total: problem.on_progress("layers", done, total),
     )
     found = result.limits.limits

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxlimit._core import files, locks
 
-_VERSION = 1
+_VERSION = 2
 
 
 class Store:

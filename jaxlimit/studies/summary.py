@@ -55,8 +55,10 @@ def sides(study: Any) -> list[Side]:
     rows = []
     if study.certified is not None:
         ratio = study.certified.num_kept / dim
+        shift = study.certified.shift
+        matrix = "Gauss-Newton" if math.isnan(shift) else f"Hessian's (+ {shift:.2g} I)"
         rows.append(Side("certified", "no mask keeps fewer", ratio, None, None,
-                         "certificate of the Gauss-Newton quadratic at ε"))  # fmt: skip
+                         f"certificate of the {matrix} quadratic at ε"))  # fmt: skip
     if found is not None:
         rise = found.loss - measured.dense_loss
         note = f"{found.method}; the loss rises by {rise:.3g} of ε = {epsilon:.3g}"
@@ -146,8 +148,8 @@ def _on_the_mask(study: Any) -> list[str]:
         else:
             said.append(f"The mask found keeps {ratio:.3g} times what the certificate asks for; "
                         "the best mask lies between them.")  # fmt: skip
-    if not np.isnan(found.shares).any():
-        linear, quadratic, beyond = 100 * found.shares
+    if study.certified is not None and not np.isnan(study.certified.shares).any():
+        linear, quadratic, beyond = 100 * study.certified.shares
         said.append(f"Of ε the mask uses {linear:.3g} % linearly and {quadratic:.3g} % "
                     f"quadratically; {beyond:.3g} % is what the model misses.")  # fmt: skip
     said += map(_sentence, found.notes)

@@ -4,7 +4,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from jax.sharding import Mesh
+
 from jaxlimit._core.batches import check_scalar, first_batch
+from jaxlimit._core.sharding import check_mesh
 from jaxlimit._core.weights import Where, is_weight
 from jaxlimit.formats import Checkpoint
 from jaxlimit.studies.data import held_batches
@@ -25,6 +28,8 @@ class Task:
         accuracy: `accuracy(params, batch, *operands)`, the share of a batch that is right.
         where: which leaves are weights under study.
         checkpoint: from `formats.load`, so that pruned parameters go back in its form.
+        mesh: devices that share the training examples, and the vectors of the spectrum: a
+            `jax.sharding.Mesh` over devices of this process.
     """
 
     loss: Callable
@@ -35,6 +40,7 @@ class Task:
     accuracy: Callable | None = None
     where: Where = is_weight
     checkpoint: Checkpoint | None = None
+    mesh: Mesh | None = None
 
 
 def check_task(task: Any, *, name: str = "task") -> Task:
@@ -46,7 +52,8 @@ def check_task(task: Any, *, name: str = "task") -> Task:
 
     Raises:
         TypeError: if it is no `Task`, a function is none, or a loss gives no number.
-        ValueError: if there are no data, or the parameters are not finite.
+        ValueError: if there are no data, the parameters are not finite, or the mesh has devices of
+            other processes.
     """
     if not isinstance(task, Task):
         raise TypeError(f"{name} must return a jaxlimit.Task, got {type(task).__name__}")
@@ -56,6 +63,8 @@ def check_task(task: Any, *, name: str = "task") -> Task:
         function = getattr(task, field)
         if not callable(function) and not (function is None and field == "accuracy"):
             raise TypeError(f"{name}: {field} must be a function, got {type(function).__name__}")
+    if task.mesh is not None and check_mesh(task.mesh).is_multi_process:
+        raise ValueError(f"{name}: mesh must have devices of this process alone")
     batches = held_batches(task.batches)
     check_scalar(task.loss, task.params, first_batch(batches), *task.operands)
     held_out = task.held_out

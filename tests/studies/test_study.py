@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlimit import StudySettings, pruning
+from jaxlimit import StudySettings, curvature, limits, pruning
 from jaxlimit.studies import Budget, run, study, study_task
 from jaxlimit.studies.store import fingerprint
 
@@ -130,11 +130,12 @@ def test_a_budget_is_kept_and_what_is_missing_is_named():
     assert found.estimate is None
     assert pruning.num_kept(8, found.measured.by_loss) == 7  # all but the weight that is 0
     assert [what.split()[0] for what in found.missing] == [
-        "mask", "layers", "spectrum"]  # fmt: skip
+        "mask", "layers", "spectrum", "certificate"]  # fmt: skip
     assert "missing: mask (the budget of 0 s is spent)" in str(found)
+    assert jax.tree.leaves(found.mask)[0].sum() == 7
     found = small(budget=Budget(products=10))
     assert any("spectrum (takes up to 384 products" in what for what in found.missing)
-    assert jax.tree.leaves(found.mask)[0].sum() == 7
+    np.testing.assert_array_equal(found.mask, jnp.arange(8) == 1)  # a search without a certificate
 
 
 @pytest.mark.slow
@@ -177,3 +178,78 @@ def test_pruned_before_is_said():
     found = study(loss, w, x, key=jax.random.key(0), budget=0.0,
                   settings=StudySettings(epsilon=0.1, quiet=True, num_ratios=9))  # fmt: skip
     assert "50 % of the weights are 0 already" in str(found)
+
+
+def indefinite(w, batch):
+    """A quadratic whose Hessian has the eigenvalue -0.02 twice, not in the axes' directions."""
+    away = w - jnp.array([2.0, -1.5, 1.0, 0.8, 0.5, 0.3, 0.2, 0.1])
+    return 0.5 * jnp.mean((batch @ away) ** 2) - 0.01 * jnp.sum(away**2)
+
+
+def test_a_loss_of_one_piece_is_certified_by_its_hessian():
+    """Against all 256 masks of a loss that is its own quadratic."""
+    rng = np.random.default_rng(3)
+    rows = rng.standard_normal((40, 8)) @ np.diag([1, 1, 1, 0.7, 0.5, 0.4, 0, 0])
+    rows = jnp.asarray((rows @ np.linalg.qr(rng.standard_normal((8, 8)))[0])[None], jnp.float32)
+    w = jnp.array([2.0, -1.5, 1.0, 0.8, 0.5, 0.3, 0.2, 0.1])
+    for epsilon in (0.1, 0.5):
+        settings = StudySettings(epsilon=epsilon, quiet=True, num_ratios=9, num_layer_steps=0)
+        found = study(indefinite, w, rows, key=jax.random.key(0), settings=settings)
+        masks = np.array(list(itertools.product([0.0, 1.0], repeat=8)))
+        losses = np.array([float(indefinite(w * jnp.asarray(mask), rows[0])) for mask in masks])
+        best = masks[losses <= float(indefinite(w, rows[0])) + epsilon].sum(1).min()
+        certified = found.certified
+        assert certified.shift == pytest.approx(0.02, abs=1e-4)
+        assert 0 < certified.num_kept <= best <= found.found.num_kept
+        assert best - certified.num_kept <= 3
+        np.testing.assert_allclose(certified.shares[2], 0, atol=1e-4)  # it is its own quadratic
+        assert "certificate of the Hessian's (+ 0.02 I) quadratic" in str(found)
+        assert not any("certificate" in what for what in found.missing)
+
+
+def test_without_a_spectrum_a_loss_of_one_piece_is_not_certified():
+    found = small(settings=StudySettings(epsilon=0.1, quiet=True, num_ratios=9, num_steps=1,
+                                         num_layer_steps=0), budget=Budget(products=0))  # fmt: skip
+    assert found.certified is None
+    assert any(what.startswith("certificate (the loss is not split") for what in found.missing)
+
+
+def test_the_products_of_the_certificate_are_those_asked_for(monkeypatch):
+    asked = []
+    smallest = pruning.smallest_mask
+    monkeypatch.setattr(pruning, "smallest_mask", lambda *args, **how: (
+        asked.append(how["budget"].num_products), smallest(*args, **how))[1])  # fmt: skip
+    small(settings=StudySettings(epsilon=0.1, quiet=True, num_ratios=9, certificate_products=7),
+          budget=Budget(products=0))  # fmt: skip
+    assert asked == [7]
+
+
+def test_a_mesh_reaches_every_stage(monkeypatch):
+    """Of one device here; `mesh_cases` compares eight with one."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    seen = set()
+
+    def watched(function, name):
+        def call(*args, **how):
+            assert how["mesh"] == mesh, name
+            seen.add(name)
+            return function(*args, **how)
+
+        return call
+
+    for home, name in (
+        (pruning, "magnitude_sweep"), (pruning, "smallest_mask"), (limits, "loss_tolerance"),
+        (run.stages, "estimate_limit"), (run.stages, "layer_limits"),
+        (curvature, "hessian_matvec"), (curvature, "mean_gradient"),
+    ):  # fmt: skip
+        monkeypatch.setattr(home, name, watched(getattr(home, name), name))
+    settings = StudySettings(quiet=True, num_ratios=9, num_steps=8, num_gap_steps=2,
+                             num_layer_steps=2)  # fmt: skip
+    found = small(settings=settings, mesh=mesh)
+    assert len(seen) == 7
+    assert found.missing == ()
+
+
+def test_what_is_no_mesh_is_refused():
+    with pytest.raises(TypeError, match=r"mesh must be a jax.sharding.Mesh, got int"):
+        small(mesh=2)

@@ -26,6 +26,7 @@ from jaxlimit.limits.layers import LayerLimits, by_layer, coupling
 from jaxlimit.limits.prediction import PruningLimit, pruning_limit, random_subspace_threshold
 from jaxlimit.limits.quadratic import QuadraticLimit, quadratic_limit
 from jaxlimit.limits.refitting import Refit, RefittedLimit, refit, refitted, refitted_limit
+from jaxlimit.limits.rounds import RefittedRounds, refitted_rounds
 from jaxlimit.limits.tolerance import loss_tolerance, loss_tolerance_estimate
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "QuadraticLimit",
     "Refit",
     "RefittedLimit",
+    "RefittedRounds",
     "Sensitivity",
     "Shares",
     "by_layer",
@@ -54,6 +56,7 @@ __all__ = [
     "refit",
     "refitted",
     "refitted_limit",
+    "refitted_rounds",
     "ridge",
     "sensitivity",
     "shares",

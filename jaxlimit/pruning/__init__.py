@@ -32,6 +32,7 @@ from jaxlimit.pruning.magnitude import (
     support_fraction,
 )
 from jaxlimit.pruning.ordered import SmallestOfOrder, smallest_of_order
+from jaxlimit.pruning.refitting import RefittedNetwork, refit
 from jaxlimit.pruning.saliency import order_by, order_by_relaxed, saliency
 from jaxlimit.pruning.search import METHODS, Candidate, MaskSearch, smallest_mask
 from jaxlimit.pruning.stationarity import (
@@ -54,6 +55,7 @@ __all__ = [
     "GuaranteedRatio",
     "L1Residual",
     "MaskSearch",
+    "RefittedNetwork",
     "Removal",
     "SmallestOfOrder",
     "SweepResult",
@@ -79,6 +81,7 @@ __all__ = [
     "order_by",
     "order_by_counts",
     "order_by_relaxed",
+    "refit",
     "removed_norm",
     "saliency",
     "smallest_mask",

@@ -92,6 +92,11 @@ def _at_mask(problem: MaskedLoss, mask: Bool[Array, "D"]) -> Array:
 
 
 @jax.jit
+def _at_weights(problem: MaskedLoss, weights: Float[Array, "D"]) -> Array:
+    return problem.at(weights)
+
+
+@jax.jit
 def _derivatives(problem: MaskedLoss, mask: Bool[Array, "D"], vector: Float[Array, "D"]) -> tuple:
     masked = jnp.where(mask, problem.weights, 0)
     with precise_products():
@@ -109,6 +114,12 @@ def loss_of_mask(problem: MaskedLoss, mask: Bool[Array, "D"]) -> float:
     """Evaluate the loss of one flat mask, True = kept."""
     with catching_refusals("while a mask was evaluated: make batches smaller"):
         return float(sharding.local(_at_mask(problem, mask), problem.mesh))
+
+
+def loss_at(problem: MaskedLoss, weights: Float[Array, "D"]) -> float:
+    """Evaluate the loss of other values of the weights under study."""
+    with catching_refusals("while weights were evaluated: make batches smaller"):
+        return float(sharding.local(_at_weights(problem, weights), problem.mesh))
 
 
 def derivatives_at_mask(

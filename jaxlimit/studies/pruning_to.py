@@ -3,10 +3,20 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from jaxlimit import pruning
+from jaxlimit import curvature, limits, pruning
+from jaxlimit._core.checks import check_count
+from jaxlimit._core.estimate import value_of
+from jaxlimit._core.weights import Where, flatten_weights, is_weight
 from jaxlimit.pruning import MaskSearch
+from jaxlimit.pruning.masked import loss_at, mask_tree, masked_loss
+
+_NUM_PROBES = 32
+# What a round may spend by the quadratic, of what is left, after one whose true loss was too high.
+_CAUTION = 0.25
 
 
 class PrunedTo(NamedTuple):
@@ -14,19 +24,38 @@ class PrunedTo(NamedTuple):
 
     Attributes:
         mask: pytree like the parameters, True = kept.
-        params: the parameters, 0 where the mask is False.
-        certificate: the bound below all masks, of the quadratic model; None where there is none.
-        search: what it was chosen from, with the counts and losses.
+        params: the parameters, 0 where the mask is False; refitted if that was asked for.
+        certificate: the bound below all masks of the network that the search was made on, of its
+            quadratic model, nothing refitted; None where there is none.
+        search: what the mask was chosen from, with the counts and losses; with refitting the last,
+            on the refitted network.
+        rounds: with refitting, how many weights were left after each round, the first without.
     """
 
     mask: Any
     params: Any
     certificate: Any
     search: MaskSearch
+    rounds: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
-        """Show the search's table."""
-        return repr(self.search).replace("MaskSearch", "PrunedTo", 1)
+        """Show the search's table, and what the rounds kept."""
+        said = repr(self.search).replace("MaskSearch", "PrunedTo", 1)
+        if not self.rounds:
+            return said
+        return f"{said}\n  by rounds: {', '.join(f'{count:,}' for count in self.rounds)}"
+
+
+class _Data(NamedTuple):
+    """What every round is told."""
+
+    loss: Callable
+    batches: Any
+    operands: tuple
+    where: Where
+    mesh: Any
+    refit: Any
+    key: PRNGKeyArray
 
 
 def prune_to(
@@ -36,12 +65,20 @@ def prune_to(
     *operands: Any,
     epsilon: Any,
     key: PRNGKeyArray,
+    refit: bool | Callable[[Any, Any], Any] = False,
+    num_rounds: int = 20,
+    where: Where = is_weight,
     **settings: Any,
 ) -> PrunedTo:
     """Prune a trained network as far as its loss stays within ε of what it was.
 
-    No ratio is asked for: `pruning.smallest_mask` searches for the smallest mask. Costs and memory
-    are its own.
+    No ratio is asked for: `pruning.smallest_mask` searches for the smallest mask. With `refit` the
+    kept weights are refitted, and rounds go on from there: what the loss has fallen by is spent on
+    the quadratic of the refitted network (`limits.refitted_rounds`), what that keeps is refitted on
+    the true loss, and the round counts if the loss is within ε; where not, the next spends a
+    quarter. A last search on the refitted network gives both sides there. The loss is at most
+    L(w) + ε at the end too. Costs and memory are those of the search twice, and of
+    `limits.refitted_rounds` and `pruning.refit` a round.
 
     Args:
         loss: `loss(params, batch, *operands)`, the mean over the batch's examples, in evaluation
@@ -51,6 +88,11 @@ def prune_to(
         *operands: passed on to `loss`.
         epsilon: ε, the tolerated rise, at least 0, as from `limits.loss_tolerance`.
         key: random key of probes.
+        refit: True for `pruning.refit`; or a function of parameters and mask that returns
+            parameters, such as a training of your own. What it gives is taken if its loss is
+            lower; what it does to removed weights is not.
+        num_rounds: rounds with refitting, at most.
+        where: which leaves are under study; the others stay.
         **settings: further settings of `pruning.smallest_mask`.
 
     Returns:
@@ -68,9 +110,86 @@ def prune_to(
     >>> x = jnp.diag(jnp.array([0.1, 1.0, 1.0]))[None]
     >>> prune_to(loss, target, x, epsilon=0.2, key=jax.random.key(0)).params
     Array([0., 2., 0.], dtype=float32)
+    >>> twice = jnp.array([[[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])  # the first can stand for both
+    >>> prune_to(
+    ...     loss, target, twice, epsilon=0.3, key=jax.random.key(0), refit=True).params.round(3)
+    Array([5., 0., 0.], dtype=float32)
     """
+    check_count("num_rounds", num_rounds, 0)
+    settings = {**settings, "where": where}
     search = pruning.smallest_mask(
         loss, params, batches, *operands, epsilon=epsilon, key=key, **settings
     )
-    pruned = pruning.apply_mask(params, search.mask)
-    return PrunedTo(search.mask, pruned, search.certificate, search)
+    mask = search.mask
+    params = pruning.apply_mask(params, mask)
+    if not refit:
+        return PrunedTo(mask, params, search.certificate, search)
+    data = _Data(loss, batches, operands, where, settings.get("mesh"), refit, key)
+    limit = search.dense_loss + float(value_of(epsilon))
+    counts = [search.num_kept]
+    params, mask, now = _in_rounds(data, params, mask, limit, num_rounds, counts)
+    last = pruning.smallest_mask(
+        loss, params, batches, *operands, epsilon=max(limit - now, 0.0),
+        key=jax.random.fold_in(key, 1), **settings,
+    )  # fmt: skip
+    if last.num_kept < counts[-1]:
+        mask = jax.tree.map(lambda new, old: new & old, last.mask, mask)
+        params, _ = _refitted(data, pruning.apply_mask(params, mask), mask)
+        counts.append(last.num_kept)
+    return PrunedTo(mask, params, last.certificate, last, tuple(counts))
+
+
+def _in_rounds(
+    data: _Data, params: Any, mask: Any, limit: float, num_rounds: int, counts: list[int]
+) -> tuple[Any, Any, float]:
+    """Refit, and remove more while the loss stays below `limit`; add to `counts` what is left."""
+    (params, now), share = _refitted(data, params, mask), 1.0
+    for i in range(num_rounds):
+        left, key = max(limit - now, 0.0), jax.random.fold_in(data.key, 2 + i)
+        start, smaller, count = _bite(data, params, share * left, key)
+        if count >= counts[-1]:
+            break
+        tried, loss = _refitted(data, start, smaller)
+        if loss <= limit:
+            params, mask, now = tried, smaller, loss
+            counts.append(count)
+        else:
+            share *= _CAUTION
+    return params, mask, now
+
+
+def _bite(data: _Data, params: Any, epsilon: float, key: PRNGKeyArray) -> tuple:
+    """Remove what the refitted quadratic can lose within ε; return where it has its least."""
+    split = isinstance(data.loss, curvature.Split)
+    at = (data.loss, params, data.batches, *data.operands)
+    settings = {"where": data.where, "mesh": data.mesh}
+    make = curvature.gauss_newton_matvec if split else curvature.fisher_matvec
+    diagonal = curvature.diagonal(
+        *at, matrix="gauss-newton" if split else "fisher", num_probes=_NUM_PROBES, key=key,
+        **settings,
+    )  # fmt: skip
+    weights, unflatten = flatten_weights(params, data.where)
+    gradient = curvature.mean_gradient(*at, **settings)
+    found = limits.refitted_rounds(
+        make(*at, **settings), gradient, weights, epsilon, diagonal=diagonal
+    )
+    return unflatten(found.weights), mask_tree(found.kept, params, data.where), found.num_kept
+
+
+def _refitted(data: _Data, params: Any, mask: Any) -> tuple[Any, float]:
+    """Refit what is kept, and return it with its loss; what came if that is lower."""
+
+    def measured(params: Any) -> tuple[Any, float]:
+        problem = masked_loss(data.loss, params, data.batches, data.operands, data.where, data.mesh)
+        return params, loss_at(problem, problem.weights)
+
+    before = measured(params)
+    if not np.isfinite(before[1]):
+        return before
+    if callable(data.refit):
+        after = measured(pruning.apply_mask(data.refit(params, mask), mask))
+        return after if after[1] < before[1] else before
+    found = pruning.refit(
+        data.loss, params, data.batches, *data.operands, mask=mask, where=data.where, mesh=data.mesh
+    )
+    return found.params, found.loss

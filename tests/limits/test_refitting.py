@@ -150,3 +150,41 @@ def test_bad_arguments_are_named(change, error):
     arguments = {"gradient": gradient, "weights": weights, "kept": np.ones(30, bool)} | change
     with pytest.raises(error, match=next(iter(change))):
         refit(operator(H), **arguments)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rounds_against_all_supports(seed):
+    """One by one they are never better than the best of all supports, and here as good."""
+    rng = np.random.default_rng(seed)
+    factor = rng.normal(size=(8, 4))
+    H, w = factor @ factor.T / 4 + 0.05 * np.eye(8), rng.normal(size=8)
+    g = 0.05 * rng.normal(size=8)
+    epsilon = 0.1 * w @ H @ w
+    found = limits.refitted_rounds(
+        operator(H), *float32(g, w), epsilon, diagonal=jnp.asarray(np.diag(H), jnp.float32),
+        shrink=1.0, num_steps=60,
+    )  # fmt: skip
+    rise, weights = exact(H, g, w, np.asarray(found.kept))
+    np.testing.assert_allclose(found.rise, rise, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found.weights, weights, rtol=1e-2, atol=1e-3)
+    assert found.rise <= epsilon
+    supports = np.array(list(np.ndindex(*[2] * 8)), bool)
+    fewest = min(s.sum() for s in supports if exact(H, g, w, s)[0] <= epsilon)
+    assert fewest <= found.num_kept <= fewest + 1
+    assert found.history == tuple(range(8, found.num_kept - 1, -1))
+
+
+def test_rounds_in_bites_and_at_the_ends():
+    H, g, w = quadratic(9)
+    args = (operator(H), *float32(g, w))
+    bites = limits.refitted_rounds(*args, 1.0, diagonal=jnp.asarray(np.diag(H), jnp.float32))
+    rise, _ = exact(H, g, w, np.asarray(bites.kept))
+    np.testing.assert_allclose(bites.rise, rise, rtol=2e-2, atol=1e-3)
+    assert bites.rise <= 1.0
+    assert bites.history[0] == 30
+    assert list(bites.history) == sorted(bites.history, reverse=True)
+    assert limits.refitted_rounds(*args, 1e6).num_kept == 0
+    removed = np.where(np.arange(30) < 20, 0, w)
+    assert limits.refitted_rounds(operator(H), *float32(g, removed), 0.0).history[0] == 10
+    with pytest.raises(ValueError, match="shrink must lie in"):
+        limits.refitted_rounds(*args, 1.0, shrink=0.0)

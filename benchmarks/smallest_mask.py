@@ -1,11 +1,12 @@
-"""Measure what the limit from below costs: the certificate after each product, and the diagonals.
+"""Measure the smallest mask beside what others would prune by, and what its certificate costs.
 
-python benchmarks/smallest_mask.py                                    # FC5 on digits
-python benchmarks/smallest_mask.py --dataset cifar10 --num-products 300
+python benchmarks/smallest_mask.py                                    # FC5 on digits, three seeds
+python benchmarks/smallest_mask.py --dataset cifar10 --seeds 0 --num-products 300
 
-The certificate is steered by a Gauss-Newton diagonal, as `pruning.smallest_mask` does it, or by the
-norms of the operator's rows where there is none. Both ends are told: what the bound has reached,
-and above what no z̄ can take it. Seconds are those of the search, its compilation apart.
+Every way of choosing is judged alike: how few weights it keeps with the true loss over all examples
+within ε. The certificate is steered by a Gauss-Newton diagonal, as `pruning.smallest_mask` does it,
+or by the norms of the operator's rows where there is none. Both ends are told: what the bound has
+reached, and above what no z̄ can take it. Seconds are those of the search, its compilation apart.
 """
 
 import dataclasses
@@ -15,12 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 import tyro
 
-from jaxlimit import curvature, limits
+from jaxlimit import curvature, limits, pruning
+from jaxlimit.lab import peer_masks
 from jaxlimit.lab.console import console
 from jaxlimit.lab.content import write_json
 from jaxlimit.lab.environment import environment
+from jaxlimit.lab.markdown import markdown_table
 from jaxlimit.lab.trained import Trained, trained_fc5
 
 MARKS = (10, 20, 30, 45, 60, 80, 100, 150, 200, 250, 300)
@@ -28,9 +32,11 @@ MARKS = (10, 20, 30, 45, 60, 80, 100, 150, 200, 250, 300)
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Certify a trained FC5."""
+    """Find masks of a trained FC5, and certify it."""
 
     dataset: Literal["digits", "cifar10"] = "digits"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Networks; the certificate's course and the diagonals are timed on the first."""
     num_images: int = 10_000
     num_products: int = 150
     num_probes: int = 40
@@ -38,7 +44,7 @@ class Config:
     exact: bool = True
     """Time the exact diagonal too."""
     folder: Path = Path("runs/benchmarks")
-    """Where the network is trained, and found again."""
+    """Where the networks are trained, and found again."""
     output: Path = Path("benchmarks/results")
 
 
@@ -89,9 +95,8 @@ def diagonals(source: tuple, config: Config) -> tuple[dict[str, float], Any]:
     return found, estimated
 
 
-def main(config: Config) -> None:
-    """Train or find the network, measure, and write the results."""
-    trained = trained_fc5(config.dataset, config.num_images, config.folder / config.dataset)
+def costs(trained: Trained, config: Config) -> dict[str, Any]:
+    """Time the diagonals, and follow the certificate with each metric."""
     source = trained.loss, trained.params, trained.batches
     seconds, diagonal = diagonals(source, config)
     certificates = {
@@ -103,16 +108,109 @@ def main(config: Config) -> None:
             f"{name}: {found['ratio']:.4%} ({found['num_kept']:,}) in {found['num_products']} "
             f"products and {found['seconds']:.1f} s, at most {found['open']:,} more to be had"
         )
-    result = {
-        "config": config,
-        "dim": trained.weights.size,
-        "epsilon": float(trained.epsilon),
-        "num_examples": sum(len(batch[1]) for batch in trained.batches),
-        "seconds": seconds,
-        "certificates": certificates,
-        "environment": environment(),
+    return {"seconds": seconds, "certificates": certificates}
+
+
+def peers(trained: Trained) -> dict[str, Callable[[], Any]]:
+    """Make the scores of others [D], by name; the larger, the longer a weight stays."""
+    source = trained.loss, trained.params, trained.batches
+    weights = trained.weights
+    images = np.concatenate([np.asarray(batch[0]) for batch in trained.batches])
+    layers = peer_masks.layers_of(trained.params, images)
+
+    def by_layer(score: Callable) -> Any:
+        return peer_masks.flat(trained.params, layers, [score(layer) for layer in layers])
+
+    def of_fisher() -> Any:
+        every = np.ones(weights.size, bool)
+        rows = curvature.factor_rows(*source, mask=every, matrix="fisher")
+        return jax.numpy.asarray(peer_masks.wood_fisher(np.asarray(weights), rows))
+
+    return {
+        "magnitude": lambda: abs(weights),
+        "OBD": lambda: weights**2 * curvature.diagonal(*source) / 2,
+        "Wanda, as published": lambda: by_layer(lambda x: peer_masks.evenly(peer_masks.wanda(x))),
+        "Wanda's score over all weights": lambda: by_layer(peer_masks.wanda),
+        "layer-wise OBS": lambda: by_layer(peer_masks.layer_obs),
+        "WoodFisher": of_fisher,
     }
-    write_json(config.output / f"smallest_mask_{config.dataset}.json", result)
+
+
+def sparse_gpt(trained: Trained, limit: float) -> int:
+    """Find how few weights SparseGPT keeps within a loss; what it keeps, it also changes."""
+    images = np.concatenate([np.asarray(batch[0]) for batch in trained.batches])
+    layers = peer_masks.layers_of(trained.params, images)
+    sizes = np.array([len(batch[1]) for batch in trained.batches])
+    loss = jax.jit(trained.loss)
+
+    def prune(threshold: float) -> tuple[float, int]:
+        values = [peer_masks.sparse_gpt(layer, threshold) for layer in layers]
+        params = peer_masks.assemble(trained.params, layers, values)
+        losses = np.array([float(loss(params, batch)) for batch in trained.batches])
+        return sizes @ losses / sizes.sum(), sum(int((value != 0).sum()) for value in values)
+
+    low, high, kept = -30.0, 10.0, trained.weights.size
+    for _ in range(16):
+        middle = (low + high) / 2
+        rise, left = prune(np.exp(middle))
+        low, high, kept = (middle, high, left) if rise <= limit else (low, middle, kept)
+    return kept
+
+
+def masks(trained: Trained, seed: int) -> dict[str, Any]:
+    """Find the smallest mask by every way of choosing, at the same ε by the true loss."""
+    source = trained.loss, trained.params, trained.batches
+    kept, seconds = {}, {}
+    for name, scores in peers(trained).items():
+        start = time.perf_counter()
+        order = pruning.order_by(scores())
+        end = pruning.smallest_of_order(*source, order=order, epsilon=trained.epsilon)
+        kept[name], seconds[name] = end.num_kept, time.perf_counter() - start
+    start = time.perf_counter()
+    key = jax.random.fold_in(jax.random.key(seed), 2)
+    found = pruning.smallest_mask(*source, epsilon=trained.epsilon, key=key)
+    seconds["smallest mask"] = time.perf_counter() - start
+    start, name = time.perf_counter(), "SparseGPT, kept weights changed"
+    kept[name] = sparse_gpt(trained, found.dense_loss + found.epsilon)
+    seconds[name] = time.perf_counter() - start
+    certificate = found.certificate
+    return {
+        "seed": seed,
+        "dim": trained.weights.size,
+        "epsilon": found.epsilon,
+        "num_examples": sum(len(batch[1]) for batch in trained.batches),
+        "kept": kept | {c.method: c.num_kept for c in found.candidates},
+        "smallest": {"method": found.method, "num_kept": found.num_kept},
+        "certified": None if certificate is None else certificate.num_kept,
+        "seconds": seconds,
+    }
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Lay the masks out, a row a way of choosing."""
+    percent = lambda count, result: f"{count / result['dim']:.3%}"  # noqa: E731
+    ways = list(results[0]["kept"])
+    columns = {"mask": [*ways, "no mask, certified"]}
+    for result in results:
+        cells = [percent(result["kept"][way], result) if way in result["kept"] else "-"
+                 for way in ways]  # fmt: skip
+        certified = result["certified"]
+        cells.append("-" if certified is None else percent(certified, result))
+        columns[f"seed {result['seed']}"] = cells
+    return markdown_table(columns)
+
+
+def main(config: Config) -> None:
+    """Train or find the networks, measure, and write the results."""
+    results, course = [], {}
+    for seed in config.seeds:
+        folder = config.folder / config.dataset / f"seed-{seed}" / "checkpoint"
+        trained = trained_fc5(config.dataset, config.num_images, folder, seed=seed)
+        course = course or costs(trained, config)
+        results.append(masks(trained, seed))
+    console.print(table(results), soft_wrap=True)
+    content = {"config": config, "networks": results, **course, "environment": environment()}
+    write_json(config.output / f"smallest_mask_{config.dataset}.json", content)
 
 
 if __name__ == "__main__":

@@ -322,7 +322,7 @@ def sides_of(result: RunResult) -> dict[str, float | None]:
     return {
         "certificate": sides and sides.certificate,
         "found": sides and sides.found,
-        "magnitude": result.measured.by_loss,
+        "magnitude": sides.candidates["magnitude"] if sides else result.measured.by_loss,
         "predicted": result.prediction.ratio,
         "corrected": result.corrected.ratio,
     }

@@ -89,6 +89,14 @@ class TwoSides:
         certificate: no mask keeps less, within the Gauss-Newton quadratic; None without one.
         candidates: the smallest fraction that each way of choosing reached.
         notes: what was left out, and why.
+        loss: the true training loss of the mask that was found, and its test accuracy.
+        accuracy: likewise.
+        live: the fraction of weights that are not dead.
+        shares: what the mask takes of ε: linear, quadratic, remainder.
+        layers: weights of each layer under `all`, and how many of them `found` and `magnitude`
+            keep at their smallest, and `by_layer` asks for where it was asked.
+        residual: how far the live weights are from an l1 minimum, as `pruning.L1Residual`; None
+            without l1.
     """
 
     found: float
@@ -96,6 +104,12 @@ class TwoSides:
     certificate: float | None
     candidates: dict[str, float]
     notes: tuple[str, ...] = ()
+    loss: float | None = None
+    accuracy: float | None = None
+    live: float | None = None
+    shares: dict[str, float] | None = None
+    layers: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+    residual: dict[str, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

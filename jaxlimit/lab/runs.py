@@ -25,13 +25,12 @@ from jaxlimit import (
 )
 from jaxlimit._core import files
 from jaxlimit._core.checkpoints import digests
-from jaxlimit.lab import report
+from jaxlimit.lab import report, sides
 from jaxlimit.lab.console import Stages, console
 from jaxlimit.lab.jobs import sole_writer
 from jaxlimit.lab.results import (
     SPECTRA,
     RunResult,
-    TwoSides,
     kept_spectrum,
     known_result,
     write_result,
@@ -125,8 +124,8 @@ def analyse(net: Net, config: RunConfig, seed: int, folder: Path, stages: Stages
         rise = forecast(net, config)
     with stages.time("sweep"):
         sweeps = prune(net, estimate.epsilon, config, stages)
-    sides = find_mask(net, estimate.epsilon, seed, stages) if config.find_mask else None
-    findings = report.Findings(estimate, rise, *sweeps, sides)
+    both = sides.find(net, estimate.epsilon, config, seed, stages) if config.find_mask else None
+    findings = report.Findings(estimate, rise, *sweeps, both)
     result = report.collect(
         net, findings, config, seed=seed, stages=stages,
         spectra=spectra_identity(net, config, seed),
@@ -234,28 +233,6 @@ def prune(net: Net, epsilon: Any, config: RunConfig, stages: Stages) -> Sweeps:
     return Sweeps(
         jax.tree.map(lambda x: x[order], both),
         sweep(net.loss.accuracy, test, ratios, "sweep, accuracy"),
-    )
-
-
-def find_mask(net: Net, epsilon: Any, seed: int, stages: Stages) -> TwoSides:
-    """Search for the smallest mask within ε, and certify how few no mask can go below."""
-    with stages.time("smallest mask"):
-        found = pruning.smallest_mask(
-            *net.args,
-            datasets.to_batches(net.train),
-            net.trained.state,
-            epsilon=epsilon,
-            key=jax.random.fold_in(jax.random.key(seed), 2),
-            on_progress=stages.show,
-            mesh=net.mesh,
-        )
-    certificate = found.certificate
-    return TwoSides(
-        found=float(found.ratio),
-        method=found.method,
-        certificate=None if certificate is None else float(certificate.ratio),
-        candidates={candidate.method: float(candidate.ratio) for candidate in found.candidates},
-        notes=found.notes,
     )
 
 

@@ -24,6 +24,7 @@ class Training(TrainingConfig):
     schedule: Literal["constant", "cosine", "multi-step"] = "cosine"
     l1: float = 3e-4
     l1_method: Literal["subgradient", "proximal"] = "subgradient"
+    optimizer: Literal["sgd", "adam"] = "sgd"
     seed: tyro.conf.Suppress[int] = 0  # a run has its own
 
 
@@ -35,7 +36,7 @@ class RunConfig:
     """Train a network with l1, predict how far it can be pruned, prune it, and compare."""
 
     model: str = "fc5"
-    """One of fc5, fc12, alexnet, vgg16, resnet18, resnet50."""
+    """One of fc5, fc12, alexnet, vgg16, resnet18, resnet50, vit, cnn."""
     dataset: str = "digits"
     """digits, cifar10, cifar100, tiny_imagenet, or a TFDS name."""
     data_dir: Path | None = None
@@ -68,13 +69,15 @@ class RunConfig:
     """Loss of test accuracy that the limit by accuracy tolerates."""
     find_mask: bool = True
     """Search for the smallest mask within ε, and certify how few weights no mask can go below."""
+    layer_steps: int = 0
+    """Lanczos steps of each layer's own limit, beside what masks keep of it; 0 leaves it out."""
 
     def __post_init__(self) -> None:
         """Raise now what a run would raise only after its training."""
         models.create(self.model, num_classes=2)
         least = dict.fromkeys(("num_steps", "num_probes", "num_gap_steps", "images_at_once",
                                "hessian_images", "checkpoint_every"), 1)  # fmt: skip
-        least |= {"num_ratios": 3, "tolerance": 0, "accuracy_tolerance": 0}
+        least |= {"num_ratios": 3, "tolerance": 0, "accuracy_tolerance": 0, "layer_steps": 0}
         if self.max_images is not None:
             least["max_images"] = 1  # a negative one would drop the last images
         for name, minimum in least.items():

@@ -1,5 +1,6 @@
 """The trained FC5 networks that accuracy is measured on."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,11 +36,12 @@ class Trained(NamedTuple):
     num_classes: int
 
 
-def trained_fc5(dataset: str, num_images: int, folder: Path) -> Trained:
+def trained_fc5(dataset: str, num_images: int, folder: Path, *, seed: int = 0) -> Trained:
     """Train FC5 to its l1 minimum, or go on from the checkpoint in `folder`."""
     train = datasets.load(dataset, "train")
     module = models.create("fc5", num_classes=train.num_classes)
-    done = training.fit(module, train, CONFIGS[dataset], checkpoint_dir=folder)
+    told = dataclasses.replace(CONFIGS[dataset], seed=seed)
+    done = training.fit(module, train, told, checkpoint_dir=folder)
     mean, std = (np.asarray(value, np.float32) for value in done.normalization)
     batches = [
         (jnp.asarray((images - mean) / std), jnp.asarray(labels))

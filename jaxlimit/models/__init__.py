@@ -1,4 +1,4 @@
-"""The Flax Linen zoo by name: the networks of the paper's tables, and a small transformer.
+"""The Flax Linen zoo by name: those of the paper's tables, a small transformer, a small CNN.
 
 `create` gives a module; the rest of the package wants a `loss(params, batch, *operands)`, the mean
 over the examples of the batch. Model state, such as BatchNorm's running statistics, is an operand:
@@ -33,6 +33,7 @@ from jax.typing import DTypeLike
 
 from jaxlimit._core.checks import check_count
 from jaxlimit.models.alexnet import AlexNet
+from jaxlimit.models.cnn import CNN
 from jaxlimit.models.mlp import FC5_WIDTHS, FC12_WIDTHS, MLP
 from jaxlimit.models.resnet import ResNet
 from jaxlimit.models.vgg import VGG
@@ -46,6 +47,7 @@ _REGISTRY = {
     "resnet18": functools.partial(ResNet, stage_sizes=(2, 2, 2, 2)),
     "resnet50": functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), bottleneck=True),
     "vit": ViT,
+    "cnn": CNN,
 }
 
 
@@ -53,7 +55,7 @@ def names() -> tuple[str, ...]:
     """Return the names that `create` knows.
 
     >>> names()
-    ('fc5', 'fc12', 'alexnet', 'vgg16', 'resnet18', 'resnet50', 'vit')
+    ('fc5', 'fc12', 'alexnet', 'vgg16', 'resnet18', 'resnet50', 'vit', 'cnn')
     """
     return tuple(_REGISTRY)
 

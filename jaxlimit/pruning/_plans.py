@@ -87,11 +87,12 @@ def plan_of(module: Any) -> Plan:
         models.VGG: _vgg,
         models.AlexNet: _alexnet,
         models.ResNet: _resnet,
+        models.CNN: _cnn,
     }.items():
         if isinstance(module, kind):
             return plan(module)
     raise TypeError(
-        f"module must be an MLP, VGG, AlexNet or ResNet of jaxlimit.models, got "
+        f"module must be an MLP, VGG, AlexNet, ResNet or CNN of jaxlimit.models, got "
         f"{type(module).__name__}; compress_dense takes any chain of dense layers"
     )
 
@@ -150,6 +151,16 @@ def _alexnet(module: Any) -> Plan:
         return module.clone(channels=left[: len(convs)], hidden=left[len(convs) :])
 
     return Plan(spaces, rebuild)
+
+
+def _cnn(module: Any) -> Plan:
+    layers = [_layer(f"Conv_{i}") for i in range(len(module.channels))]
+    readers = [*(Reader(layer, padded=True) for layer in layers[1:]), Reader(_HEAD)]
+    spaces = tuple(
+        Space(f"Conv_{i}", ((layer,),), (reader,))
+        for i, (layer, reader) in enumerate(zip(layers, readers, strict=True))
+    )
+    return Plan(spaces, lambda widths: module.clone(channels=tuple(widths.values())))
 
 
 def _resnet(module: Any) -> Plan:

@@ -118,6 +118,11 @@ class Network:
         scale = max(abs(self.dense_loss), float(np.finfo(np.float32).tiny))
         return find_live(self.problem, self.key, _DEAD_SHARE * self.epsilon / scale)
 
+    @property
+    def found_live(self) -> Bool[Array, "D"] | None:
+        """What is not dead, if that was asked for."""
+        return self.live.live if "live" in vars(self) else None
+
     @cached_property
     def gradient(self) -> Float[Array, "D"]:
         """The gradient of the loss at w, over all examples."""

@@ -55,7 +55,7 @@ def compress(module: Any, params: Any, state: Any = None) -> Compressed:
     Costs some passes over the parameters on the host.
 
     Args:
-        module: an `MLP`, `VGG`, `AlexNet` or `ResNet` of `jaxlimit.models`.
+        module: an `MLP`, `VGG`, `AlexNet`, `ResNet` or `CNN` of `jaxlimit.models`.
         params: its parameters, pruned weights exactly 0.
         state: its `batch_stats`, if it has any.
 

@@ -67,6 +67,7 @@ class MaskSearch(NamedTuple):
             certificate, and where ε is 0.
         dense_loss: L(w).
         epsilon: ε.
+        live: pytree like the mask, True = not dead; None where no method asked.
         notes: candidates that were left out and why, and what the loss is if it is no mean over
             independent examples.
     """
@@ -81,6 +82,7 @@ class MaskSearch(NamedTuple):
     shares: limits.Shares | None
     dense_loss: float
     epsilon: float
+    live: Any
     notes: tuple[str, ...]
 
     def __repr__(self) -> str:
@@ -204,6 +206,7 @@ def smallest_mask(
         shares=_shares(network, found) if "relaxed" in methods else None,
         dense_loss=network.dense_loss,
         epsilon=network.epsilon,
+        live=None if network.found_live is None else mask_tree(network.found_live, params, where),
         notes=(*found.notes, *filter(None, [doubt])),
     )
 

@@ -17,7 +17,7 @@ from jaxlimit.training.evaluation import (
 )
 from jaxlimit.training.history import Metrics
 from jaxlimit.training.loop import TrainingResult, fit
-from jaxlimit.training.optimizer import l1_weights, reweighted_l1, sam, sgd, soft_threshold
+from jaxlimit.training.optimizer import adam, l1_weights, reweighted_l1, sam, sgd, soft_threshold
 from jaxlimit.training.sensitivity import sensitivity
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Normalization",
     "TrainingConfig",
     "TrainingResult",
+    "adam",
     "augment",
     "channel_statistics",
     "distance_from_minimum",

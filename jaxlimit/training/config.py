@@ -14,11 +14,12 @@ from jaxlimit._core.checks import check_choice, check_count, check_range
 SCHEDULES = ("constant", "cosine", "multi-step")
 L1_METHODS = ("subgradient", "proximal")
 L1_MEASURES = ("magnitude", "saliency")
+OPTIMIZERS = ("sgd", "adam")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Set up SGD with momentum on the mean cross-entropy + l1·‖w‖₁ + ½·l2·‖w‖₂².
+    """Set up SGD with momentum, or Adam, on the mean cross-entropy + l1·‖w‖₁ + ½·l2·‖w‖₂².
 
     Both penalties act on the leaves that `fit` is told to penalise, by default every parameter
     outside the scale and bias of normalisation layers (`curvature.is_weight`). With velocity v,
@@ -33,6 +34,9 @@ class TrainingConfig:
     the subgradient a weight that should be 0 wanders about it at the scale η·l1/(1-μ), which a
     cosine schedule takes to 0 and a constant one does not.
 
+    With `optimizer="adam"` the sum g + l1·sign(w) + l2·w goes through Adam (Kingma, Ba 2015,
+    β₁ = μ, β₂ = 0.999) in place of the velocity. It has no proximal form here.
+
     Args:
         epochs: passes over the training images; an epoch is `num_images // batch_size` steps of
             a fresh permutation, and the images left over (others each epoch) sit that epoch out.
@@ -44,6 +48,7 @@ class TrainingConfig:
         decay: what "multi-step" multiplies the rate by.
         warmup_epochs: epochs over which the rate climbs linearly, from η/steps to η.
         momentum: μ in [0, 1).
+        optimizer: "sgd" or "adam".
         l1: strength of the l1 penalty.
         l1_method: "subgradient" (as in the paper) or "proximal".
         l1_delta: δ of a reweighted l1: every weight's penalty is l1·|w|/(|v| + δ), v its value when
@@ -78,6 +83,7 @@ class TrainingConfig:
     decay: float = 0.1
     warmup_epochs: int = 0
     momentum: float = 0.9
+    optimizer: str = "sgd"
     l1: float = 0.0
     l1_method: str = "subgradient"
     l1_delta: float = 0.0
@@ -96,6 +102,9 @@ class TrainingConfig:
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("l1_method", self.l1_method, L1_METHODS)
         check_choice("l1_by", self.l1_by, L1_MEASURES)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        if (self.optimizer, self.l1_method) == ("adam", "proximal"):
+            raise ValueError('l1_method must be "subgradient" with the optimizer "adam"')
         for name in ("learning_rate", "momentum", "l1", "l1_delta", "l2", "decay", "sam_radius"):
             object.__setattr__(self, name, _check_finite(name, getattr(self, name)))
         if self.l1_by == "saliency" and not self.l1_delta:

@@ -15,7 +15,7 @@ from jaxlimit.training.data import Normalization, augment, normalize
 from jaxlimit.training.history import Metrics
 from jaxlimit.training.layout import Layout
 from jaxlimit.training.network import score
-from jaxlimit.training.optimizer import climb, l1_weights, penalty, sgd
+from jaxlimit.training.optimizer import adam, climb, l1_weights, penalty, sgd
 from jaxlimit.training.sensitivity import sensitivity
 
 
@@ -44,6 +44,7 @@ def lay_out(carry: Carry, layout: Layout) -> Carry:
         "augmented",
         "proximal",
         "by_saliency",
+        "adaptive",
     ),
     donate_argnums=0,
 )
@@ -68,6 +69,7 @@ def run_epoch(
     augmented: bool,
     proximal: bool,
     by_saliency: bool = False,
+    adaptive: bool = False,
 ) -> tuple[Carry, Float[Array, "... steps"], Bool[Array, "..."], Metrics]:
     """Run the steps of one epoch; return also their losses and whether all came out finite."""
     momentum, l1, l2 = strengths
@@ -82,7 +84,12 @@ def run_epoch(
         if sam_radius is not None:
             uphill = climb(carry.params, gradient, sam_radius, mask)
             gradient, *_ = gradient_at(carry._replace(params=uphill), *batch)
-        optimizer = sgd(rate, momentum, l1, l2, proximal=proximal, where=where)
+        settings = (rate, momentum, l1, l2)
+        optimizer = (
+            adam(*settings, where=where)
+            if adaptive
+            else sgd(*settings, proximal=proximal, where=where)
+        )
         updates, opt_state = optimizer.update(gradient, carry.opt_state, carry.params)
         if mask is not None:
             updates = jax.tree.map(lambda u, keep: jnp.where(keep, u, 0), updates, mask)

@@ -32,7 +32,7 @@ from jaxlimit.training.history import History, Metrics, empty_metrics
 from jaxlimit.training.identity import DEFAULTS, run_identity
 from jaxlimit.training.layout import Layout
 from jaxlimit.training.network import check_labels
-from jaxlimit.training.optimizer import penalised, sgd
+from jaxlimit.training.optimizer import adam, penalised, sgd
 
 
 class TrainingResult(NamedTuple):
@@ -73,15 +73,15 @@ def fit(
     shard_params: bool = False,
     between: tuple[int, int] | None = None,
 ) -> TrainingResult:
-    """Train a network by SGD with momentum on mean cross-entropy + l1·‖w‖₁ + ½·l2·‖w‖₂².
+    """Train a network by SGD or Adam on mean cross-entropy + l1·‖w‖₁ + ½·l2·‖w‖₂².
 
     `TrainingConfig` states the step. Every epoch is one run of one compiled program. With a
     `checkpoint_dir`, a run that is asked for again goes on from its newest checkpoint and ends, on
     the same machine, with the same bits as one that was never interrupted.
 
     Cost: three forward passes' worth of arithmetic a step, twice that with a `sam_radius`; memory
-    for three copies of the parameters, the training images as they came, and the activations of a
-    slice.
+    for three copies of the parameters (four with Adam), the training images as they came, and the
+    activations of a slice.
 
     Args:
         module: a Linen module, `__call__(images [n, h, w, c], *, train)` to logits; or a function
@@ -145,7 +145,8 @@ def fit(
     rates = learning_rates(config, _num_steps(len(images), config.batch_size))
     normalization = normalization or channel_statistics(images)
     key = _keys(config.seed)
-    carry = _start(module, key, images, normalization, params, state, mask)
+    params, state = _start(module, key, images, normalization, params, state, mask)
+    carry = Carry(params, state, _first_state(params, config, key))
     first = jax.tree.map(lambda leaf: leaf[(0,) * key.ndim], carry)
     check_labels(module, first.params, first.state, images, labels)
     one = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
@@ -223,7 +224,7 @@ def _start(
     params: PyTree,
     state: PyTree,
     mask: PyTree,
-) -> Carry:
+) -> tuple[PyTree, PyTree]:
     if params is None and isinstance(module, nn.Module):
         params, state = _initialize(key, normalize(images[:1], normalization), module=module)
     elif params is None:
@@ -238,7 +239,17 @@ def _start(
     if mask is not None:
         check_like("mask", mask, jax.tree.map(lambda w: w[(0,) * key.ndim], params))
         params = jax.tree.map(lambda w, keep: jnp.where(keep, w, 0), params, mask)
-    return Carry(params, state, sgd(0.0, 0.0, 0.0, 0.0, proximal=False).init(params))
+    return params, state
+
+
+def _first_state(params: PyTree, config: TrainingConfig, key: PRNGKeyArray) -> PyTree:
+    """Return what the optimizer starts from, of each seed its own."""
+    optimizer = (
+        adam(0.0, config.momentum, 0.0, 0.0)
+        if config.optimizer == "adam"
+        else sgd(0.0, config.momentum, 0.0, 0.0, proximal=False)
+    )
+    return jax.vmap(optimizer.init)(params) if key.ndim else optimizer.init(params)
 
 
 @functools.partial(jax.jit, static_argnames="module")
@@ -311,4 +322,5 @@ def _bind_epoch(
         augmented=config.augment,
         proximal=config.l1_method == "proximal",
         by_saliency=config.l1_by == "saliency",
+        adaptive=config.optimizer == "adam",
     )

@@ -57,14 +57,6 @@ def sgd(
     Array([0.93, 0.  ], dtype=float32)
     """
 
-    def pull(gradient: PyTree, params: PyTree) -> PyTree:
-        def one(g: Array, w: Array, l1: Any, on: bool) -> Array:
-            if not on:
-                return g
-            return g + l2 * w if proximal else g + (l1 * jnp.sign(w) + l2 * w)
-
-        return jax.tree.map(one, gradient, params, spread(l1, params), penalised(params, where))
-
     def shrink(update: PyTree, params: PyTree) -> PyTree:
         def one(u: Array, w: Array, l1: Any, on: bool) -> Array:
             return soft_threshold(w + u, rate * l1 / (1 - momentum)) - w if on else u
@@ -72,11 +64,54 @@ def sgd(
         return jax.tree.map(one, update, params, spread(l1, params), penalised(params, where))
 
     return optax.chain(
-        optax.stateless(pull),
+        _pull(0.0 if proximal else l1, l2, where),
         optax.trace(momentum),
         optax.scale_by_learning_rate(rate),
         optax.stateless(shrink) if proximal else optax.identity(),
     )
+
+
+def adam(
+    rate: Any, momentum: Any, l1: Any, l2: Any, *, where: Where = is_weight
+) -> optax.GradientTransformation:
+    """Chain penalties, Adam and rate as `TrainingConfig` states them; numbers may be traced.
+
+    Args:
+        rate: η of the step.
+        momentum: β₁.
+        l1: strength of the l1 penalty, as for `sgd`; by its subgradient.
+        l2: strength of the l2 penalty.
+        where: which leaves the penalties act on.
+
+    Returns:
+        The transformation of the gradient of the data loss to an update; it needs the parameters.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"kernel": jnp.array([1.0, -3.0])}
+    >>> optimizer = adam(0.1, 0.9, 0.0, 0.0)
+    >>> update, _ = optimizer.update(params, optimizer.init(params), params)
+    >>> update["kernel"].round(6).tolist()  # the first step has the length of the rate
+    [-0.1..., 0.1...]
+
+    Kingma, Ba (2015), "Adam: A Method for Stochastic Optimization", algorithm 1.
+    """
+    return optax.chain(
+        _pull(l1, l2, where),
+        optax.scale_by_adam(b1=momentum),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def _pull(l1: Any, l2: Any, where: Where) -> optax.GradientTransformation:
+    """Add the subgradients of the penalties to a gradient."""
+
+    def pull(gradient: PyTree, params: PyTree) -> PyTree:
+        def one(g: Array, w: Array, l1: Any, on: bool) -> Array:
+            return g + (l1 * jnp.sign(w) + l2 * w) if on else g
+
+        return jax.tree.map(one, gradient, params, spread(l1, params), penalised(params, where))
+
+    return optax.stateless(pull)
 
 
 def spread(l1: Any, params: PyTree) -> PyTree:

@@ -17,7 +17,7 @@ import pytest
 from lab_results import made_up
 
 from jaxlimit import datasets, models, planning, training
-from jaxlimit.lab import main_job, report, results, runs
+from jaxlimit.lab import main_job, report, results, runs, sides_table
 from jaxlimit.lab.console import Stages
 from jaxlimit.lab.content import read_json
 from jaxlimit.lab.settings import RunConfig, Training
@@ -233,7 +233,7 @@ def test_both_sides_stand_in_the_result(tmp_path, capsys, monkeypatch):
     """The mask that is found keeps no more than magnitude, and no less than is certified."""
     monkeypatch.setattr(runs.models, "create", lambda *_, **__: Small())
     config = RunConfig(max_images=300, num_steps=4, num_gap_steps=4, num_ratios=20)
-    config = config.replace(epochs=20, l1=1e-3)
+    config = config.replace(epochs=20, l1=1e-3, layer_steps=3)
     result = runs.run(config, 0, tmp_path)
     sides = result.two_sides
     assert 0 < sides.certificate <= sides.found <= sides.candidates["magnitude"]
@@ -243,6 +243,19 @@ def test_both_sides_stand_in_the_result(tmp_path, capsys, monkeypatch):
     assert results.read_result(tmp_path) == result == results.known_result(tmp_path, config)
     assert results.known_result(tmp_path, config.replace(find_mask=False)) is None
     assert (tmp_path / "two_sides.png").stat().st_size > 5_000
+    layers = {way: sum(counts.values()) for way, counts in sides.layers.items()}
+    assert layers["all"] == result.dim
+    assert layers["found"] == round(sides.found * result.dim)
+    assert layers["magnitude"] == round(sides.candidates["magnitude"] * result.dim)
+    assert 0 < layers["by_layer"] <= result.dim
+    assert 0 < sides.live <= 1
+    assert 0 <= sides.accuracy <= 1
+    rise = sides.loss - result.dense.loss
+    assert abs(sum(sides.shares.values()) * result.epsilon - rise) < 1e-4 * result.dense.loss
+    assert sides.residual["num_support"] == round(sides.live * result.dim)
+    table = sides_table.table({"fc5-digits": [result, result]})
+    assert f"**{100 * sides.found:.3g} ± 0 %** ({sides.method})" in table
+    assert sides_table.rows({"fc5-digits": [result]})["FC5, digits"]["found"] == sides.found
     report.show(result, tmp_path)
     assert f"{sides.found:.3%}" in capsys.readouterr().out
 

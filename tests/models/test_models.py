@@ -24,6 +24,7 @@ THIN = {
     "resnet18": {"stage_sizes": (1, 1), "width": 8},
     "resnet50": {"stage_sizes": (1, 1), "width": 4},
     "vit": {"width": 12, "num_blocks": 1, "num_heads": 2, "hidden": 16},
+    "cnn": {"channels": (8, 8)},
 }
 
 
@@ -68,6 +69,7 @@ def relative_error(actual, expected):
         ("fc5", 10, (8, 8, 1), 877_010),
         ("fc12", 10, (32, 32, 3), 7_269_610),
         ("alexnet", 10, (32, 32, 3), 46_787_978),
+        ("cnn", 10, (8, 8, 1), 160 + 4_640 + 9_248 + 330),
         ("vgg16", 10, (32, 32, 3), 14_728_266),
         ("resnet18", 100, (64, 64, 3), 11_220_132),
         ("resnet50", 100, (64, 64, 3), 23_705_252),

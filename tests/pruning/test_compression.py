@@ -19,8 +19,8 @@ ALEXNET = models.AlexNet(channels=(6, 8, 9, 7, 5), hidden=(10, 8), image_size=65
 RESNET18 = models.create("resnet18", num_classes=4, width=6)
 RESNET50 = models.create("resnet50", num_classes=4, width=4, stage_sizes=(1, 2))
 NETS = {"fc5": FC5, "fc12": FC12, "vgg16": VGG16, "alexnet": ALEXNET, "resnet18": RESNET18,
-        "resnet50": RESNET50}  # fmt: skip
-SIDE = {"fc5": 4, "fc12": 4, "vgg16": 32, "alexnet": 8, "resnet18": 8, "resnet50": 8}
+        "resnet50": RESNET50, "cnn": models.CNN(channels=(5, 7, 6), num_classes=4)}  # fmt: skip
+SIDE = {"fc5": 4, "fc12": 4, "vgg16": 32, "alexnet": 8, "resnet18": 8, "resnet50": 8, "cnn": 8}
 
 
 def make(name, seed=0):

@@ -244,6 +244,31 @@ def test_steps_follow_the_documented_recurrence(data, method, sam_radius):
     np.testing.assert_allclose(result.history.loss[-1] - losses[-1], penalty, rtol=1e-4)
 
 
+def test_adam_follows_its_algorithm(data):
+    """Softmax regression in float64, the whole set at once, by the paper's algorithm 1."""
+    images, labels = data
+    settings = {"l1": 0.02, "l2": 0.01, "momentum": 0.8, "optimizer": "adam"}
+    start = {"kernel": np.full((16, 3), 0.01, np.float32), "bias": np.zeros(3, np.float32)}
+    told = config(epochs=12, batch_size=44, **settings)
+    result = training.fit(linear, data, told, params=start)
+    mean, std = (np.array(value) for value in result.normalization)
+    inputs = ((images - mean) / std).reshape(44, 16)
+    weights = [np.float64(start[name]) for name in ("kernel", "bias")]
+    m, v = ([np.zeros_like(w) for w in weights] for _ in range(2))
+    for t in range(1, 13):
+        gradients = softmax_gradient(*weights, inputs, labels)[1:]
+        for i, g in enumerate(gradients):
+            g = g + 0.02 * np.sign(weights[i]) + 0.01 * weights[i]
+            m[i] = 0.8 * m[i] + 0.2 * g
+            v[i] = 0.999 * v[i] + 0.001 * g**2
+            weights[i] -= 0.1 * (m[i] / (1 - 0.8**t)) / (np.sqrt(v[i] / (1 - 0.999**t)) + 1e-8)
+    kernel, bias = weights
+    assert_close(result.params, {"kernel": kernel, "bias": bias}, rtol=2e-3, atol=2e-5)
+    both = training.fit(linear, data, config(epochs=12, batch_size=44, seed=(3, 4), **settings),
+                        params=start)  # fmt: skip
+    assert_close(jax.tree.map(lambda w: w[1], both.params), result.params, rtol=1e-3, atol=1e-5)
+
+
 def test_sharpness_aware_steps_with_slices_seeds_and_a_mask(data):
     """Slices change nothing; a radius next to 0 trains as none does; the mask holds."""
     settings = {"epochs": 2, "sam_radius": 0.2}

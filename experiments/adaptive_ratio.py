@@ -26,7 +26,7 @@ from jaxlimit.lab.console import Stages, console
 from jaxlimit.lab.content import write_json
 from jaxlimit.lab.environment import environment
 from jaxlimit.lab.markdown import markdown_table
-from jaxlimit.lab.settings import RunConfig
+from jaxlimit.lab.settings import TRIAL, RunConfig
 
 LEAST_CORRELATION = 0.8
 
@@ -43,7 +43,7 @@ class Config:
     num_budgets: int = 24
     """Total ratios at which budgets are drawn up, from 1e-4 to 1."""
     smoke: bool = False
-    """Two epochs, a few images and steps: shows that the command runs, and nothing else."""
+    """A tiny network: shows that the command runs, and nothing else."""
     output: Path = Path("runs/adaptive_ratio")
 
 
@@ -67,7 +67,7 @@ def budgets(study: studies.LayerStudy, masks: dict, weights: Any, number: int) -
 
 def analyse(config: Config, seed: int) -> dict[str, Any]:
     """Train one seed and compare the budgets on it."""
-    run = config.run.replace(max_images=128, epochs=2) if config.smoke else config.run
+    run = TRIAL if config.smoke else config.run
     with Stages() as stages:
         net = runs.train(run, seed, config.output / run.name() / f"seed-{seed}", stages)
         problem = (*net.args, datasets.to_batches(net.train), net.trained.state)

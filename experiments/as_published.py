@@ -24,10 +24,12 @@ from jaxlimit.lab.results import read_result, read_spectrum
 class Config:
     """Read the prediction as published."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders with result.json and spectrum.npz."""
     depths: tuple[int, ...] = (96, 128)
     """Lanczos steps of their reading."""
+    smoke: bool = False
+    """The committed FC5 on digits, at little depth: shows that the command runs."""
     output: Path = Path("runs/as_published")
     """Where as_published.json goes."""
 
@@ -48,6 +50,9 @@ def read(run: Path, depth: int) -> dict[str, float]:
 
 def main(config: Config) -> None:
     """Read every run, write and print."""
+    if config.smoke:
+        digits = Path(__file__).parent / "results" / "fc5-digits"
+        config = dataclasses.replace(config, runs=(digits,), depths=(8, 16))
     if not config.runs:
         raise ValueError("runs must name at least one folder, got none")
     rows = {

@@ -36,7 +36,7 @@ class RunConfig:
     """Train a network with l1, predict how far it can be pruned, prune it, and compare."""
 
     model: str = "fc5"
-    """One of fc5, fc12, alexnet, vgg16, resnet18, resnet50, vit, cnn."""
+    """One of fc5, fc12, fc3, alexnet, vgg16, resnet18, resnet50, vit, cnn."""
     dataset: str = "digits"
     """digits, cifar10, cifar100, tiny_imagenet, or a TFDS name."""
     data_dir: Path | None = None
@@ -117,3 +117,7 @@ def nested(values: dict[str, Any]) -> dict[str, Any]:
 def read_config(values: dict[str, Any], where: str) -> RunConfig:
     """Make the settings of a run from flat or nested values; `where` they stand is for messages."""
     return build(RunConfig, nested(values), where)
+
+
+# What `--smoke` runs on: shows that a command runs, and nothing else.
+TRIAL = RunConfig(model="fc3", max_images=192).replace(epochs=20, l1=1e-3)

@@ -34,7 +34,7 @@ from jax.typing import DTypeLike
 from jaxlimit._core.checks import check_count
 from jaxlimit.models.alexnet import AlexNet
 from jaxlimit.models.cnn import CNN
-from jaxlimit.models.mlp import FC5_WIDTHS, FC12_WIDTHS, MLP
+from jaxlimit.models.mlp import FC3_WIDTHS, FC5_WIDTHS, FC12_WIDTHS, MLP
 from jaxlimit.models.resnet import ResNet
 from jaxlimit.models.vgg import VGG
 from jaxlimit.models.vit import ViT
@@ -42,6 +42,7 @@ from jaxlimit.models.vit import ViT
 _REGISTRY = {
     "fc5": functools.partial(MLP, widths=FC5_WIDTHS),
     "fc12": functools.partial(MLP, widths=FC12_WIDTHS),
+    "fc3": functools.partial(MLP, widths=FC3_WIDTHS),
     "alexnet": AlexNet,
     "vgg16": VGG,
     "resnet18": functools.partial(ResNet, stage_sizes=(2, 2, 2, 2)),
@@ -55,7 +56,7 @@ def names() -> tuple[str, ...]:
     """Return the names that `create` knows.
 
     >>> names()
-    ('fc5', 'fc12', 'alexnet', 'vgg16', 'resnet18', 'resnet50', 'vit', 'cnn')
+    ('fc5', 'fc12', 'fc3', 'alexnet', 'vgg16', 'resnet18', 'resnet50', 'vit', 'cnn')
     """
     return tuple(_REGISTRY)
 

@@ -1,4 +1,4 @@
-"""Fully connected nets: the FC5 and FC12 of the paper's tables."""
+"""Fully connected nets: the FC5 and FC12 of the paper's tables, and a small FC3 for trials."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from jaxlimit.models._layers import Head, check_images, he_init
 
+FC3_WIDTHS = (32, 16)
 FC5_WIDTHS = (1000, 600, 300, 100)
 FC12_WIDTHS = (1000, 900, 800, 750, 700, 650, 600, 500, 400, 200, 100)
 

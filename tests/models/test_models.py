@@ -19,6 +19,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures" / "torch_models.npz"
 THIN = {
     "fc5": {"widths": (16,) * 4},
     "fc12": {"widths": (16,) * 11},
+    "fc3": {},
     "alexnet": {"channels": (4, 8, 8, 8, 8), "hidden": (16, 16)},
     "vgg16": {"stages": ((4,), (8,))},
     "resnet18": {"stage_sizes": (1, 1), "width": 8},
@@ -68,6 +69,7 @@ def relative_error(actual, expected):
         ("fc5", 10, (32, 32, 3), 3_885_010),
         ("fc5", 10, (8, 8, 1), 877_010),
         ("fc12", 10, (32, 32, 3), 7_269_610),
+        ("fc3", 10, (8, 8, 1), 2_778),
         ("alexnet", 10, (32, 32, 3), 46_787_978),
         ("cnn", 10, (8, 8, 1), 160 + 4_640 + 9_248 + 330),
         ("vgg16", 10, (32, 32, 3), 14_728_266),

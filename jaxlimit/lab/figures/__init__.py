@@ -3,6 +3,7 @@
 from jaxlimit.lab.figures.comparisons import plot_depth, plot_gaps, plot_sensitivity
 from jaxlimit.lab.figures.factors import plot_factors, plot_rounds
 from jaxlimit.lab.figures.growth import plot_growth
+from jaxlimit.lab.figures.iterative import plot_iterative
 from jaxlimit.lab.figures.lomp import plot_lomp
 from jaxlimit.lab.figures.quadratics import QuadraticComparison, plot_quadratic_limits
 from jaxlimit.lab.figures.quadrature import plot_rule_errors
@@ -19,6 +20,7 @@ __all__ = [
     "plot_factors",
     "plot_gaps",
     "plot_growth",
+    "plot_iterative",
     "plot_lomp",
     "plot_phase_transitions",
     "plot_quadratic_limits",

@@ -183,7 +183,7 @@ def narrow_resnet50() -> Network:
 def project(network: Network, machine: Machine, efficiency: float, **how: Any) -> dict[str, Any]:
     """Project one, with the sum for a run."""
     how = how | {"num_steps": STEPS}
-    cost = cost_model.product_cost(network, machine, efficiency=efficiency, **how)
+    cost = cost_model.product_cost(network, cost_model.derated(machine, efficiency), **how)
     return {
         "network": network,
         "how": how,

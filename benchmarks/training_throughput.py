@@ -113,7 +113,13 @@ def compare(args: Args) -> dict:
         plain.append(mark - now)
         console.print(f"epoch {metrics.epoch}: fit {ours[-1]:.2f} s, plain {plain[-1]:.2f} s")
 
-    training.fit(network, (images, labels), config, normalization=normalization, on_epoch=take_turn)
+    training.fit(
+        network,
+        (images, labels),
+        config,
+        start=training.Start(normalization=normalization),
+        monitor=training.Monitor(on_epoch=take_turn),
+    )
     seen = len(images) // config.batch_size * config.batch_size
     ratios = [b / a for a, b in zip(ours[1:], plain[1:], strict=True)]
     return {

@@ -163,10 +163,8 @@ def prune_once(
         net.module,
         net.train,
         run.replace(epochs=epochs).train(0),
-        params=pruned.params,
-        state=pruned.state,
+        start=pruned,
         mask=mask,
-        normalization=pruned.normalization,
     )
     after = net._replace(trained=again)
     return after, {

@@ -100,8 +100,7 @@ class Bench(NamedTuple):
                 dim=flatten_weights(self.net.trained.params, where)[0].size,
                 num_steps=self.num_steps,
                 num_probes=self.settings.num_probes,
-                on_progress=self.stages.show,
-                stage=name,
+                monitor=spectrum.Monitor(on_progress=self.stages.show, stage=name),
             )
         path.parent.mkdir(exist_ok=True)
         spectrum.save(path, measure, identity=identity)

@@ -1,6 +1,7 @@
 """Checks on eight devices; `test_mesh.py` runs them in a process that has as many."""
 
 import re
+from dataclasses import replace
 
 import flax.linen as nn
 import jax
@@ -176,7 +177,9 @@ def trace_within(H, **kw):
 KEY, START = jax.random.key(5), jax.random.normal(jax.random.key(6), (103,))
 TAKES_MESH = {
     "spectral_measure": lambda H, **kw: spectrum.spectral_measure(H, KEY, num_steps=6, **kw).nodes,
-    "run_probes": lambda H, **kw: spectrum.run_probes(H, KEY, num_steps=6, chunk=4, **kw).nodes,
+    "run_probes": lambda H, **kw: (
+        spectrum.run_probes(H, KEY, num_steps=6, monitor=spectrum.Monitor(chunk=4), **kw).nodes
+    ),
     "trace_within": lambda H, **kw: trace_within(H, **kw).estimate.value[None],
     "tridiagonalize": lambda H, **kw: lanczos.tridiagonalize(H, START, num_steps=6, **kw).diagonal,
     "two passes": lambda H, **kw: (
@@ -567,7 +570,9 @@ def test_spectral_measure_and_run_probes_agree():
     matvec = curvature.hessian_matvec(loss, params, ragged(batch), mesh=AUTO)
     settings = {"dim": 103, "num_steps": 10, "num_probes": 2, "mesh": AUTO}
     measure = spectrum.spectral_measure(matvec, jax.random.key(0), **settings)
-    again = spectrum.run_probes(matvec, jax.random.key(0), chunk=3, **settings)
+    again = spectrum.run_probes(
+        matvec, jax.random.key(0), monitor=spectrum.Monitor(chunk=3), **settings
+    )
     close(measure.recurrence.diagonal, again.recurrence.diagonal, 1e-5)
 
 
@@ -674,8 +679,17 @@ def test_training_goes_on_on_another_mesh(tmp_path):
 
     at = {"checkpoint_dir": tmp_path, "checkpoint_every": 1}
     with pytest.raises(KeyboardInterrupt):
-        training.fit(net, images(), config, mesh=AUTO, shard_params=True, on_epoch=stop, **at)
-    result = training.fit(net, images(), config, mesh=MESHES["three devices"], **at)
+        training.fit(
+            net,
+            images(),
+            config,
+            mesh=AUTO,
+            shard_params=True,
+            monitor=training.Monitor(on_epoch=stop, **at),
+        )
+    result = training.fit(
+        net, images(), config, mesh=MESHES["three devices"], monitor=training.Monitor(**at)
+    )
     assert result.resumed_from == 1
     wanted = training.fit(net, images(), config)
     jax.tree.map(lambda a, b: close(a, b, 1e-5), result.params, wanted.params)
@@ -685,20 +699,25 @@ def test_training_goes_on_on_another_mesh(tmp_path):
 def test_lanczos_goes_on_from_its_checkpoint(store, tmp_path):
     params, batch = problem()
     matvec = curvature.hessian_matvec(loss, params, ragged(batch), mesh=AUTO)
-    settings = {"dim": 103, "num_steps": 12, "num_probes": 2, "chunk": 3, "mesh": AUTO}
+    settings = {"dim": 103, "num_steps": 12, "num_probes": 2, "mesh": AUTO}
     settings["store"] = store
-    wanted = spectrum.run_probes(matvec, jax.random.key(0), **settings)
-    settings |= {"checkpoint_dir": tmp_path, "checkpoint_every": 3}
+    monitor = spectrum.Monitor(chunk=3, checkpoint_dir=tmp_path, checkpoint_every=3)
+    whole = spectrum.Monitor(chunk=3)
+    wanted = spectrum.run_probes(matvec, jax.random.key(0), monitor=whole, **settings)
 
     def stop(stage, done, total):
         if done > 14:
             raise KeyboardInterrupt
 
+    watched = replace(monitor, on_progress=stop)
     with pytest.raises(KeyboardInterrupt):
-        spectrum.run_probes(matvec, jax.random.key(0), on_progress=stop, **settings)
+        spectrum.run_probes(matvec, jax.random.key(0), monitor=watched, **settings)
     seen = []
     result = spectrum.run_probes(
-        matvec, jax.random.key(0), on_progress=lambda *a: seen.append(a[1]), **settings
+        matvec,
+        jax.random.key(0),
+        monitor=replace(monitor, on_progress=lambda *a: seen.append(a[1])),
+        **settings,
     )
     assert seen[0] > 12
     for found, known in zip(result.recurrence, wanted.recurrence, strict=True):
@@ -706,14 +725,15 @@ def test_lanczos_goes_on_from_its_checkpoint(store, tmp_path):
     settings |= {"mesh": MESHES["three devices"]}
     matvec = curvature.hessian_matvec(loss, params, ragged(batch), mesh=settings["mesh"])
     with pytest.raises(ValueError, match="padded_dim: checkpoint 104, this run 105"):
-        spectrum.run_probes(matvec, jax.random.key(0), **settings)
+        spectrum.run_probes(matvec, jax.random.key(0), monitor=monitor, **settings)
 
 
 @pytest.mark.parametrize("mesh", [None, AUTO], ids=["one device", "mesh"])
 def test_another_problem_does_not_go_on(mesh, tmp_path):
     params, batch = problem()
     matvec = curvature.hessian_matvec(loss, params, ragged(batch))
-    settings = {"num_steps": 6, "chunk": 3, "checkpoint_dir": tmp_path, "checkpoint_every": 3}
+    monitor = spectrum.Monitor(chunk=3, checkpoint_dir=tmp_path, checkpoint_every=3)
+    settings = {"num_steps": 6, "monitor": monitor}
     spectrum.run_probes(matvec, jax.random.key(0), dim=103, mesh=mesh, **settings)
     with pytest.raises(ValueError, match=r"another run, which differs in dim: .* 103, this run 99"):
         spectrum.run_probes(lambda v: 2 * v, jax.random.key(0), dim=99, mesh=mesh, **settings)

@@ -42,10 +42,11 @@ def check(folder: Path) -> None:
         cases.close(pairs.values, wanted.values, 1e-5)
 
     for store in lanczos.STORES:
-        settings = {"dim": DIM, "num_steps": 12, "chunk": 3, "store": store}
-        wanted = spectrum.run_probes(one, key, **settings)
-        at = {"checkpoint_dir": folder / store, "checkpoint_every": 3}
-        result = spectrum.run_probes(many, key, **at, **both, **settings)
+        settings = {"dim": DIM, "num_steps": 12, "store": store}
+        monitor = spectrum.Monitor(chunk=3)
+        wanted = spectrum.run_probes(one, key, monitor=monitor, **settings)
+        monitor = spectrum.Monitor(chunk=3, checkpoint_dir=folder / store, checkpoint_every=3)
+        result = spectrum.run_probes(many, key, monitor=monitor, **both, **settings)
         cases.close(result.diagonal, wanted.diagonal, 1e-4 if store == "bfloat16" else 1e-5)
 
 

@@ -72,7 +72,7 @@ def weights(folder, epochs):
         models.create("fc5", num_classes=10),
         train,
         config,
-        checkpoint_dir=folder / "seed-0" / "checkpoint",
+        monitor=training.Monitor(checkpoint_dir=folder / "seed-0" / "checkpoint"),
     )
     assert result.resumed_from == epochs
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(result.params)])

@@ -90,7 +90,8 @@ print(round(float(measure.nodes.max()), 4))
         ("import jaxlimit.datasets.tiny_imagenet", "data"),
         (
             "import jax, jaxlimit; jaxlimit.spectrum.run_probes("
-            "lambda v: v, jax.random.key(0), dim=4, num_steps=2, checkpoint_dir='run')",
+            "lambda v: v, jax.random.key(0), dim=4, num_steps=2, "
+            "monitor=jaxlimit.spectrum.Monitor(checkpoint_dir='run'))",
             "train",
         ),
     ],

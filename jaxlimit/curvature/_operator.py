@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -64,23 +64,24 @@ class MatvecSettings(TypedDict, total=False):
     shard_params: bool
 
 
+_DEFAULTS: dict[str, Any] = {
+    "mask": None,
+    "where": is_weight,
+    "mode": "auto",
+    "memory_budget": 4 * 2**30,
+    "product_dtype": None,
+    "mesh": None,
+    "shard_params": False,
+}
+
+
 def make_operator(
-    kind: Any,
-    params: Any,
-    batches: Any,
-    operands: tuple,
-    *,
-    mask: Any = None,
-    where: Where = is_weight,
-    mode: str = "auto",
-    memory_budget: float = 4 * 2**30,
-    product_dtype: Any = None,
-    mesh: Mesh | None = None,
-    shard_params: bool = False,
+    kind: Any, params: Any, batches: Any, operands: tuple, **settings: Unpack[MatvecSettings]
 ) -> Operator:
     """Make the product with the derivative of a gradient map; see `MatvecSettings`."""
+    mask, where, mode, budget, product_dtype, mesh, shard_params = (_DEFAULTS | settings).values()
     check_choice("mode", mode, MATVEC_MODES)
-    check_range("memory_budget", float(memory_budget), 0)
+    check_range("memory_budget", float(budget), 0)
     weights, unflatten = wide_weights(params, where)
     if product_dtype is not None:
         _check_product_dtype(product_dtype, weights.dtype, mode)
@@ -92,7 +93,7 @@ def make_operator(
     else:
         form = lay_out(kind, mesh, unflatten, weights, batches, operands, shard_params)
     form, num_bytes = _differentiable(form, mode, product_dtype)
-    if mode == "linearized" or (mode == "auto" and num_bytes <= memory_budget):
+    if mode == "linearized" or (mode == "auto" and num_bytes <= budget):
         operator = form.linearized(product_dtype)
     else:
         operator = form.recomputed()

@@ -107,6 +107,17 @@ def product_flops(network: Network, num_examples: int, mode: str = "linearized")
     return num_examples * total
 
 
+def derated(machine: Machine, efficiency: float) -> Machine:
+    """Return a machine that reaches this share of its arithmetic and of its memory's bandwidth.
+
+    >>> derated(Machine(1e12, 1e11, 1e10, 1e10), 0.5)[:2]
+    (500000000000.0, 50000000000.0)
+    """
+    return machine._replace(
+        flops=machine.flops * efficiency, memory_bandwidth=machine.memory_bandwidth * efficiency
+    )
+
+
 def product_cost(
     network: Network,
     machine: Machine,
@@ -117,7 +128,6 @@ def product_cost(
     mode: str = "forward-over-reverse",
     sharded: bool = False,
     passes: int = 1,
-    efficiency: float = 1.0,
     product_bytes: int = 4,
     reorthogonalize: str = "auto",
 ) -> Cost:
@@ -129,14 +139,13 @@ def product_cost(
 
     Args:
         network: its numbers.
-        machine: those of a device.
+        machine: those of a device; see `derated` for one that does not reach its peak.
         num_examples: examples in all.
         num_steps: Lanczos steps of the run, whose basis is held.
         num_devices: n.
         mode: see `product_flops`.
         sharded: whether parameters are split over the devices too.
         passes: shares that a device's examples are gone through in, 1 for a linearisation.
-        efficiency: share of the matmul peak and of the bandwidth that is reached.
         product_bytes: bytes of a number in the products: 4, or 2 where they are in bfloat16.
         reorthogonalize: see `spectrum.spectral_measure`.
 
@@ -165,8 +174,8 @@ def product_cost(
         flops=flops,
         memory_bytes=memory,
         link_bytes=link,
-        compute_seconds=flops / (machine.flops * efficiency),
-        memory_seconds=memory / (machine.memory_bandwidth * efficiency),
+        compute_seconds=flops / machine.flops,
+        memory_seconds=memory / machine.memory_bandwidth,
         link_seconds=link / machine.link_bandwidth,
         vector_bytes=lanczos_bytes(dim, 4, num_steps, reorthogonalize=kind) / num_devices,
         parameter_bytes=4 * dim / (num_devices if sharded else 1),

@@ -105,16 +105,13 @@ def fit(
         done = f"{len(metrics.epoch)} of {config.epochs} epochs"
         console.print(f"resuming from {folder / 'checkpoint'}: {done}")
 
-    return training.fit(
-        module,
-        train,
-        config,
+    monitor = training.Monitor(
         on_epoch=lambda metrics: stages.show("training", int(metrics.epoch), config.epochs),
         on_resume=resumed,
         checkpoint_dir=folder / "checkpoint",
         metrics_path=folder / "metrics.jsonl",
-        mesh=mesh,
     )
+    return training.fit(module, train, config, monitor=monitor, mesh=mesh)
 
 
 def analyse(net: Net, config: RunConfig, seed: int, folder: Path, stages: Stages) -> RunResult:

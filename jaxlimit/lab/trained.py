@@ -41,7 +41,7 @@ def trained_fc5(dataset: str, num_images: int, folder: Path, *, seed: int = 0) -
     train = datasets.load(dataset, "train")
     module = models.create("fc5", num_classes=train.num_classes)
     told = dataclasses.replace(CONFIGS[dataset], seed=seed)
-    done = training.fit(module, train, told, checkpoint_dir=folder)
+    done = training.fit(module, train, told, monitor=training.Monitor(checkpoint_dir=folder))
     mean, std = (np.asarray(value, np.float32) for value in done.normalization)
     batches = [
         (jnp.asarray((images - mean) / std), jnp.asarray(labels))

@@ -77,11 +77,9 @@ def prune(
         module,
         dataset,
         finetune,
-        params=trained.params,
-        state=trained.state,
+        start=trained,
         mask=mask,
         where=where,
-        normalization=trained.normalization,
     )
     return PrunedNetwork(result.params, result.state, mask, result.history)
 

@@ -218,17 +218,14 @@ class _Rounds:
         self._where, self._folder = where, None if checkpoint_dir is None else Path(checkpoint_dir)
 
     def fit(self, name, network, mask, between) -> TrainingResult:
-        start: dict[str, Any] = {}
-        if network is not None:
-            start = {"params": network.params, "state": network.state,
-                     "normalization": network.normalization}  # fmt: skip
+        folder = None if self._folder is None else self._folder / name
         return training.fit(
             *self._told,
-            **start,
+            start=network,
             mask=mask,
             where=self._where,
             between=between,
-            checkpoint_dir=None if self._folder is None else self._folder / name,
+            monitor=training.Monitor(checkpoint_dir=folder),
         )
 
 

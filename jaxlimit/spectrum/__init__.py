@@ -17,12 +17,14 @@ from jaxlimit.spectrum.measure import (
     pinned_measure,
     truncate,
 )
+from jaxlimit.spectrum.monitor import Monitor
 from jaxlimit.spectrum.persistence import load, save
 from jaxlimit.spectrum.probes import spectral_measure
 from jaxlimit.spectrum.recurrences import probe
 from jaxlimit.spectrum.staged import TraceRun, run_probes, trace_within
 
 __all__ = [
+    "Monitor",
     "PinnedRules",
     "SpectralMeasure",
     "TraceRun",

@@ -11,6 +11,7 @@ from jaxlimit import lanczos
 from jaxlimit._core.checks import check_key
 from jaxlimit._core.operator import takes_operator
 from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
+from jaxlimit.spectrum.monitor import Monitor
 from jaxlimit.spectrum.recurrences import plan_run, probe
 from jaxlimit.spectrum.staged import run_probes
 
@@ -79,7 +80,8 @@ def spectral_measure(
     if vectorize and not operator.traceable:
         raise ValueError("vectorize must be False where matvec loops over data on the host")
     if mesh is not None or not operator.traceable:
-        return run_probes(operator, key, chunk=num_steps, store=store, mesh=mesh, **asked)
+        whole = Monitor(chunk=num_steps)
+        return run_probes(operator, key, store=store, monitor=whole, mesh=mesh, **asked)
     if vectorize and store == "pinned_host":
         raise ValueError("vectorize must be False where store is 'pinned_host'")
     keys = jax.random.split(key, num_probes)

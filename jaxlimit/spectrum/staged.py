@@ -1,7 +1,9 @@
 """Runs that are looked at as they go: stopped when good enough, kept on disk, carried on."""
 
+import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import jax
 from jax.sharding import Mesh
@@ -9,13 +11,15 @@ from jaxtyping import Array, PRNGKeyArray
 
 from jaxlimit import lanczos
 from jaxlimit._core.checkpoints import Checkpoints, check_directory
-from jaxlimit._core.checks import check_count, check_key, check_range, check_type
+from jaxlimit._core.checks import check_key, check_range, check_type
 from jaxlimit._core.estimate import NORMAL_QUANTILE, Estimate
 from jaxlimit._core.memory import catching_refusals
-from jaxlimit._core.operator import takes_operator
+from jaxlimit._core.moved import gathers_keywords
+from jaxlimit._core.operator import Operator, prepare, takes_operator
 from jaxlimit.lanczos import LanczosState
 from jaxlimit.spectrum.functions import trace_bracket
 from jaxlimit.spectrum.measure import SpectralMeasure, check_steps
+from jaxlimit.spectrum.monitor import CHUNK, Monitor
 from jaxlimit.spectrum.recurrences import (
     arrays,
     carry,
@@ -26,10 +30,35 @@ from jaxlimit.spectrum.recurrences import (
     resume,
 )
 
-CHUNK = 32
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
 FIRST_DEPTH = 64
 
 
+def _dtype_by_operator(function: Callable[Params, Result]) -> Callable[Params, Result]:
+    """Take the keyword `dtype` of an earlier version, with a warning."""
+
+    @wraps(function)
+    def wrapper(*args: Params.args, **kwargs: Params.kwargs) -> Result:
+        given: Any = kwargs
+        if given.get("dtype") is None:
+            given.pop("dtype", None)
+            return function(*args, **kwargs)
+        warnings.warn(
+            "run_probes(matvec, dim=..., dtype=...) is now run_probes(Operator(matvec, dim, dtype))"
+            "; the old form goes in the next version",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+        matvec: Any = prepare(args[0], given.get("dim"), given.pop("dtype"))
+        return cast(Callable, function)(matvec, *args[1:], **kwargs)
+
+    return wrapper
+
+
+@gathers_keywords(monitor=Monitor)
+@_dtype_by_operator
 @takes_operator
 def run_probes(
     matvec: Any,
@@ -41,14 +70,8 @@ def run_probes(
     reorthogonalize: str = "auto",
     store: str = "device",
     states: tuple[LanczosState, ...] = (),
-    chunk: int = CHUNK,
-    stop: Callable[[SpectralMeasure], bool] | None = None,
-    on_progress: Callable[[str, int, int], None] | None = None,
-    stage: str = "spectrum",
-    dtype: Any = None,
+    monitor: Monitor | None = None,
     mesh: Mesh | None = None,
-    checkpoint_dir: Any = None,
-    checkpoint_every: int = 128,
 ) -> SpectralMeasure:
     """Run `spectral_measure` in chunks, so that it can be watched, stopped and carried on.
 
@@ -64,16 +87,8 @@ def run_probes(
         store: see `spectral_measure`.
         states: recurrences to go on from, one a probe, those of a `DeviceMemoryError`; they keep
             their own store.
-        chunk: steps between two looks.
-        stop: called with the measure so far, once the depth has doubled since the last look and
-            at least 4 chunks are done; True ends the run.
-        on_progress: called as `on_progress(stage, steps_done, steps)` after every chunk.
-        stage: a name for `on_progress`.
-        dtype: floating type of the probes; float32 where `matvec` does not know.
+        monitor: chunks, callbacks and checkpoints.
         mesh: see `spectral_measure`.
-        checkpoint_dir: where this run, and no other, keeps its newest checkpoint: a run that is
-            asked for again goes on from it, and ends with the same bits on the same machine.
-        checkpoint_every: steps a probe between checkpoints, in whole chunks; the last makes one.
 
     Returns:
         A `SpectralMeasure` of the depth reached.
@@ -90,63 +105,65 @@ def run_probes(
 
     >>> import jax, jax.numpy as jnp
     >>> measure = run_probes(
-    ...     lambda v: jnp.arange(64.0) * v, jax.random.key(0), dim=64, num_steps=64, chunk=4,
-    ...     stop=lambda measure: measure.nodes.max() > 62.9)
+    ...     lambda v: jnp.arange(64.0) * v, jax.random.key(0), dim=64, num_steps=64,
+    ...     monitor=Monitor(chunk=4, stop=lambda measure: measure.nodes.max() > 62.9))
     >>> measure.nodes.shape[1] in (16, 32, 64)
     True
     """
     check_key("key", key)
-    check_count("chunk", chunk)
-    check_count("checkpoint_every", checkpoint_every)
-    check_directory(checkpoint_dir)
-    check_callback("stop", stop)
-    check_callback("on_progress", on_progress)
+    monitor = monitor or Monitor()
+    check_type("monitor", monitor, Monitor)
+    check_directory(monitor.checkpoint_dir)
     asked = {"num_steps": num_steps, "num_probes": num_probes, "reorthogonalize": reorthogonalize}
-    operator, num_steps, mode = plan_run(matvec, dim, dtype, mesh, store=store, **asked)
-    dim, dtype = operator.dim, operator.dtype
+    operator, num_steps, mode = plan_run(matvec, dim, None, mesh, store=store, **asked)
     for state in states:
         check_type("states", state, LanczosState)
     kept: dict[str, Any] = {"reorthogonalize": mode, "store": store, "mesh": mesh}
     recurrences = list(states) or [
-        lanczos.start(probe(k, dim, dtype), num_steps=num_steps, **kept)
+        lanczos.start(probe(k, operator.dim, operator.dtype), num_steps=num_steps, **kept)
         for k in jax.random.split(key, num_probes)
     ]
     with Checkpoints(
-        checkpoint_dir,
-        checkpoint_every,
+        monitor.checkpoint_dir,
+        monitor.checkpoint_every,
         lambda: identity(key, recurrences),
         unit="step",
     ) as checkpoints:
         if not states:
             recurrences = resume(checkpoints, recurrences, operator)
-        done, looked = min(int(state.step) for state in recurrences), 2 * chunk
-        while 2 * looked < done:
-            looked *= 2
-        while done < num_steps:
-            if stop is not None and done >= 2 * looked:
-                looked = done
-                if stop(measure_of(recurrences, done, dim, mesh)):
-                    break
-            goal = min(done + chunk, num_steps)
-            for i, state in enumerate(recurrences):
-                if int(state.step) >= goal:
-                    continue
-                with catching_refusals(f"at step {done} of probe {i}", recurrences):
-                    following = carry(operator, state, goal, chunk)
-                    recurrences[i] = jax.block_until_ready(following)
-                check_steps(recurrences[i].failed_step, i)
-                if on_progress is not None:
-                    steps = done * num_probes + (i + 1) * (goal - done)
-                    on_progress(stage, steps, num_steps * num_probes)
-            done = goal
-            checkpoints.save(done, arrays(recurrences), last=done == num_steps)
-    return measure_of(recurrences, done, dim, mesh)
+        done = _watched(operator, recurrences, num_steps, monitor, checkpoints)
+    return measure_of(recurrences, done, operator.dim, mesh)
 
 
-def check_callback(name: str, function: Any) -> None:
-    """Raise `TypeError` unless `function` is one, or None."""
-    if function is not None and not callable(function):
-        raise TypeError(f"{name} must be a function or None, got {function!r}")
+def _watched(
+    operator: Operator,
+    recurrences: list[LanczosState],
+    num_steps: int,
+    monitor: Monitor,
+    checkpoints: Checkpoints,
+) -> int:
+    """Carry recurrences on in place, chunk by chunk; return the depth where the run ended."""
+    done, looked = min(int(state.step) for state in recurrences), 2 * monitor.chunk
+    while 2 * looked < done:
+        looked *= 2
+    while done < num_steps:
+        if monitor.stop is not None and done >= 2 * looked:
+            looked = done
+            if monitor.stop(measure_of(recurrences, done, operator.dim, operator.mesh)):
+                break
+        goal = min(done + monitor.chunk, num_steps)
+        for i, state in enumerate(recurrences):
+            if int(state.step) >= goal:
+                continue
+            with catching_refusals(f"at step {done} of probe {i}", recurrences):
+                following = carry(operator, state, goal, monitor.chunk)
+                recurrences[i] = jax.block_until_ready(following)
+            check_steps(recurrences[i].failed_step, i)
+            steps = done * len(recurrences) + (i + 1) * (goal - done)
+            monitor.report(steps, num_steps * len(recurrences))
+        done = goal
+        checkpoints.save(done, arrays(recurrences), last=done == num_steps)
+    return done
 
 
 class TraceRun(NamedTuple):

@@ -225,13 +225,13 @@ def estimate_limit(
         {name: chosen[name] for name in ("num_steps", "num_probes", "memory")},
         cuttable=doubt is None,
     )
-    watch = {name: chosen[name] for name in ("num_probes", "on_progress", "checkpoint_every")}
 
-    def run(key, stage="spectrum", **how):
+    def run(key, stage="spectrum", stop=None, **how):
         folder = chosen["checkpoint_dir"]
         folder = folder and Path(folder) / stage.replace(" ", "-")
-        how = {"stage": stage, "checkpoint_dir": folder, "dtype": weights.dtype, **watch, **how}
-        return planned.run(key, **how)
+        watch = {name: chosen[name] for name in ("on_progress", "checkpoint_every")}
+        monitor = spectrum.Monitor(stop=stop, stage=stage, checkpoint_dir=folder, **watch)
+        return planned.run(key, num_probes=chosen["num_probes"], monitor=monitor, **how)
 
     key, removed_key = jax.random.split(key)
     if measure is None:

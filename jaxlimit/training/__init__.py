@@ -19,13 +19,16 @@ from jaxlimit.training.history import Metrics
 from jaxlimit.training.loop import TrainingResult, fit
 from jaxlimit.training.optimizer import adam, l1_weights, reweighted_l1, sam, sgd, soft_threshold
 from jaxlimit.training.sensitivity import sensitivity
+from jaxlimit.training.settings import Monitor, Start
 
 __all__ = [
     "DataLoss",
     "Evaluation",
     "Metrics",
     "MinimumDistance",
+    "Monitor",
     "Normalization",
+    "Start",
     "TrainingConfig",
     "TrainingResult",
     "adam",

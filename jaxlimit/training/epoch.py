@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 from jaxlimit._core.programs import canonical_convolutions
 from jaxlimit._core.scale import wide_type
 from jaxlimit._core.weights import Where
+from jaxlimit.training.config import TrainingConfig
 from jaxlimit.training.data import Normalization, augment, normalize
 from jaxlimit.training.history import Metrics
 from jaxlimit.training.layout import Layout
@@ -33,63 +34,94 @@ def lay_out(carry: Carry, layout: Layout) -> Carry:
     return Carry(layout.params(params), layout.whole(state), layout.params(opt_state))
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=(
-        "layout",
-        "module",
-        "where",
-        "batch_size",
-        "accumulate",
-        "augmented",
-        "proximal",
-        "by_saliency",
-        "adaptive",
-    ),
-    donate_argnums=0,
-)
+class Data(NamedTuple):
+    """What is trained on, all of it on the device."""
+
+    images: Shaped[Array, "n h w c"]
+    labels: Int[Array, " n"]
+    normalization: Normalization
+
+
+class Strengths(NamedTuple):
+    """Numbers of the step, operands of the program; None leaves a part of it out."""
+
+    momentum: Any
+    l1: Any
+    l2: Any
+    sam_radius: Any
+    l1_delta: Any
+
+    @classmethod
+    def of(cls, config: TrainingConfig) -> "Strengths":
+        """Take them from the settings."""
+        return cls(
+            config.momentum,
+            config.l1,
+            config.l2,
+            config.sam_radius or None,
+            config.l1_delta or None,
+        )
+
+
+class Program(NamedTuple):
+    """What the program of an epoch is compiled for."""
+
+    module: Any
+    where: Where
+    layout: Layout
+    batch_size: int
+    accumulate: int
+    augmented: bool
+    proximal: bool
+    by_saliency: bool
+    adaptive: bool
+
+    @classmethod
+    def of(cls, config: TrainingConfig, module: Any, where: Where, layout: Layout) -> "Program":
+        """Take the rest from the settings."""
+        return cls(
+            module,
+            where,
+            layout,
+            config.batch_size,
+            config.accumulate,
+            augmented=config.augment,
+            proximal=config.l1_method == "proximal",
+            by_saliency=config.l1_by == "saliency",
+            adaptive=config.optimizer == "adam",
+        )
+
+    def optimizer(self, *strengths: Any) -> optax.GradientTransformation:
+        """Return the step at a rate, a momentum and the strengths of both penalties."""
+        if self.adaptive:
+            return adam(*strengths, where=self.where)
+        return sgd(*strengths, proximal=self.proximal, where=self.where)
+
+
+@functools.partial(jax.jit, static_argnames="program", donate_argnums=0)
 def run_epoch(
     carry: Carry,
     epoch: Int[Array, ""],
     rates: Float[Array, " steps"],
     *,
     key: PRNGKeyArray,
-    images: Shaped[Array, "n h w c"],
-    labels: Int[Array, " n"],
-    normalization: Normalization,
+    data: Data,
     mask: PyTree,
-    where: Where,
-    strengths: tuple[Any, Any, Any],
-    layout: Layout,
-    sam_radius: Any,
-    l1_delta: Any,
-    module: Any,
-    batch_size: int,
-    accumulate: int,
-    augmented: bool,
-    proximal: bool,
-    by_saliency: bool = False,
-    adaptive: bool = False,
+    strengths: Strengths,
+    program: Program,
 ) -> tuple[Carry, Float[Array, "... steps"], Bool[Array, "..."], Metrics]:
     """Run the steps of one epoch; return also their losses and whether all came out finite."""
-    momentum, l1, l2 = strengths
+    momentum, l1, l2, sam_radius, l1_delta = strengths
+    layout = program.layout
 
     def step(l1: PyTree, carry: Carry, xs: tuple) -> tuple[Carry, tuple[Array, Array]]:
         rows, key, rate = xs
-        batch = (images, labels, normalization, rows, key)
-        gradient_at = functools.partial(
-            _batch_gradient, layout=layout, module=module, augmented=augmented
-        )
-        gradient, state, loss, accuracy = gradient_at(carry, *batch)
+        gradient_at = functools.partial(_batch_gradient, data, rows, key, program)
+        gradient, state, loss, accuracy = gradient_at(carry)
         if sam_radius is not None:
             uphill = climb(carry.params, gradient, sam_radius, mask)
-            gradient, *_ = gradient_at(carry._replace(params=uphill), *batch)
-        settings = (rate, momentum, l1, l2)
-        optimizer = (
-            adam(*settings, where=where)
-            if adaptive
-            else sgd(*settings, proximal=proximal, where=where)
-        )
+            gradient, *_ = gradient_at(carry._replace(params=uphill))
+        optimizer = program.optimizer(rate, momentum, l1, l2)
         updates, opt_state = optimizer.update(gradient, carry.opt_state, carry.params)
         if mask is not None:
             updates = jax.tree.map(lambda u, keep: jnp.where(keep, u, 0), updates, mask)
@@ -98,23 +130,22 @@ def run_epoch(
 
     def run(carry: Carry, key: PRNGKeyArray) -> tuple:
         order_key, step_key = jax.random.split(jax.random.fold_in(key, epoch))
-        order = jax.random.permutation(order_key, len(images))[: len(rates) * batch_size]
-        rows = order.reshape(len(rates), accumulate, batch_size // accumulate)
+        order = jax.random.permutation(order_key, len(data.images))
+        slices = (program.accumulate, program.batch_size // program.accumulate)
+        rows = order[: len(rates) * program.batch_size].reshape(len(rates), *slices)
         keys = jax.random.split(step_key, len(rates))
         # A reweighted l1 takes its weights from those of the network as they are now.
         by_weight, shares = l1, None
-        if by_saliency:
-            first = rows[0].reshape(-1)
-            batch = normalize(images[first], normalization), labels[first]
+        if program.by_saliency:
             probe_key = jax.random.fold_in(order_key, 1)
-            shares = sensitivity(module, carry.params, carry.state, batch, probe_key, where=where)
+            shares = _sensitivity(data, rows[0].reshape(-1), probe_key, program, carry)
         if l1_delta is not None:
             by_weight = l1_weights(carry.params, l1_delta, strength=l1, sensitivity=shares)
         one_step = functools.partial(step, by_weight)
         carry, (losses, accuracies) = jax.lax.scan(one_step, carry, (rows, keys, rates))
         finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((carry, losses))]
         data_loss = losses.mean()
-        loss = data_loss + penalty(carry.params, by_weight, l2, where=where)
+        loss = data_loss + penalty(carry.params, by_weight, l2, where=program.where)
         return carry, losses, jnp.all(jnp.stack(finite)), (loss, data_loss, accuracies.mean())
 
     outcome = jax.vmap(run)(carry, key) if key.ndim else run(carry, key)
@@ -122,31 +153,34 @@ def run_epoch(
     return carry, losses, finite, Metrics(epoch, loss, data_loss, accuracy, rates[-1])
 
 
+def _sensitivity(
+    data: Data, rows: Int[Array, " batch"], key: PRNGKeyArray, program: Program, carry: Carry
+) -> PyTree:
+    batch = normalize(data.images[rows], data.normalization), data.labels[rows]
+    at = (program.module, carry.params, carry.state, batch)
+    return sensitivity(*at, key, where=program.where)
+
+
 def _batch_gradient(
-    carry: Carry,
-    images: Array,
-    labels: Array,
-    normalization: Normalization,
+    data: Data,
     rows: Int[Array, "accumulate slice"],
     key: PRNGKeyArray,
-    *,
-    layout: Layout,
-    module: Any,
-    augmented: bool,
+    program: Program,
+    carry: Carry,
 ) -> tuple[PyTree, PyTree, Array, Array]:
     """Average the gradient over the slices of a batch, the state going from slice to slice."""
 
     def slice_loss(params: PyTree, state: PyTree, rows: Array, key: PRNGKeyArray) -> tuple:
         shift_key, network_key = jax.random.split(key)
-        rows = layout.examples(rows)
-        batch = layout.examples(images[rows])
-        batch = augment(batch, shift_key) if augmented else batch
+        rows = program.layout.examples(rows)
+        batch = program.layout.examples(data.images[rows])
+        batch = augment(batch, shift_key) if program.augmented else batch
         losses, correct, state = score(
-            module,
+            program.module,
             params,
             state,
-            (batch, labels[rows]),
-            normalization,
+            (batch, data.labels[rows]),
+            data.normalization,
             train=True,
             key=network_key,
         )

@@ -1,7 +1,6 @@
 """The training loop: an epoch is one compiled scan over data that stays on the device."""
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jaxlimit._core import sharding
 from jaxlimit._core.batches import check_like
 from jaxlimit._core.checkpoints import Checkpoints, check_directory
-from jaxlimit._core.checks import check_count, check_floating_tree
+from jaxlimit._core.checks import check_count, check_floating_tree, check_type
 from jaxlimit._core.memory import catching_refusals
+from jaxlimit._core.moved import gathers_keywords
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, is_weight
 from jaxlimit.training.config import TrainingConfig, learning_rates
@@ -26,13 +26,14 @@ from jaxlimit.training.data import (
     check_dataset,
     normalize,
 )
-from jaxlimit.training.epoch import Carry, lay_out
+from jaxlimit.training.epoch import Carry, Data, Program, Strengths, lay_out
 from jaxlimit.training.epoch import run_epoch as _epoch
 from jaxlimit.training.history import History, Metrics, empty_metrics
 from jaxlimit.training.identity import DEFAULTS, run_identity
 from jaxlimit.training.layout import Layout
 from jaxlimit.training.network import check_labels
 from jaxlimit.training.optimizer import adam, penalised, sgd
+from jaxlimit.training.settings import Monitor, Start, as_start
 
 
 class TrainingResult(NamedTuple):
@@ -53,31 +54,26 @@ class TrainingResult(NamedTuple):
     resumed_from: int
 
 
+@gathers_keywords(start=Start, monitor=Monitor)
 @takes_mesh
 def fit(
     module: Any,
     dataset: Any,
     config: TrainingConfig,
     *,
-    params: PyTree = None,
-    state: PyTree = None,
+    start: Start | TrainingResult | None = None,
     mask: PyTree = None,
     where: Where = is_weight,
-    normalization: Normalization | None = None,
-    on_epoch: Callable[[Metrics], None] | None = None,
-    on_resume: Callable[[Metrics], None] | None = None,
-    metrics_path: str | os.PathLike | None = None,
-    checkpoint_dir: str | os.PathLike | None = None,
-    checkpoint_every: int = 10,
+    between: tuple[int, int] | None = None,
+    monitor: Monitor | None = None,
     mesh: Mesh | None = None,
     shard_params: bool = False,
-    between: tuple[int, int] | None = None,
 ) -> TrainingResult:
     """Train a network by SGD or Adam on mean cross-entropy + l1·‖w‖₁ + ½·l2·‖w‖₂².
 
     `TrainingConfig` states the step. Every epoch is one run of one compiled program. With a
-    `checkpoint_dir`, a run that is asked for again goes on from its newest checkpoint and ends, on
-    the same machine, with the same bits as one that was never interrupted.
+    `Monitor(checkpoint_dir=...)`, a run that is asked for again goes on from its newest checkpoint
+    and ends, on the same machine, with the same bits as one that was never interrupted.
 
     Cost: three forward passes' worth of arithmetic a step, twice that with a `sam_radius`; memory
     for three copies of the parameters (four with Adam), the training images as they came, and the
@@ -85,35 +81,29 @@ def fit(
 
     Args:
         module: a Linen module, `__call__(images [n, h, w, c], *, train)` to logits; or a function
-            `(params, state, images, *, train, key) -> (logits, state)`, with `params` given.
-            It is called with floating images, and with `key` None in evaluation.
+            `(params, state, images, *, train, key) -> (logits, state)`, with parameters to start
+            from. It is called with floating images, and with `key` None in evaluation.
         dataset: images uint8 [n, h, w, c] and labels [n], the first two of a sequence; floating
             images are taken as normalised.
         config: the settings.
-        params: start from these; a Linen module is initialised from the seed if not given.
-        state: what goes with `params`, `{}` if nothing.
+        start: parameters, state and normalization to start from, or the result of another run.
         mask: pytree of booleans like the parameters; a False entry is set to 0 and stays there.
         where: `where(name, leaf)` says which leaves the penalties act on; by default all but the
             scale and bias of layers named as normalisation.
-        normalization: of the images; measured on them if not given.
-        on_epoch: called with the `Metrics` of each epoch when it is done.
-        on_resume: called with the `Metrics` of the epochs found in a checkpoint, if there is one.
-        metrics_path: a file that gets the metrics, one JSON object a line and epoch.
-        checkpoint_dir: where this run, and no other, keeps its newest checkpoint. A function is
-            told from another of its name by its jaxpr in evaluation mode, not by arrays in it.
-        checkpoint_every: epochs between checkpoints; the last epoch always makes one.
+        between: run only a part of the `epochs` of `config`, those after the first number and up to
+            the second, with the rates and the order of images that they have in the whole; the
+            velocity starts at 0. All by default.
+        monitor: callbacks, the file of metrics and checkpoints.
         mesh: devices to share each batch, a `jax.sharding.Mesh`: split over its first axis, the
             same steps up to the order of summation. Every device has the training images.
         shard_params: keep only a part of each parameter and its momentum on each device of `mesh`,
             split along the longest axis that their number divides; they stay so in the result.
-        between: run only a part of the `epochs` of `config`, those after the first number and up to
-            the second, with the rates and the order of images that they have in the whole; the
-            velocity starts at 0. All by default.
 
     Returns:
         The `TrainingResult`.
 
     Raises:
+        TypeError: if `start` is neither of the two.
         ValueError: for a data set that the network or the batch size does not fit, a checkpoint
             of another run (says what differs) or a damaged one, or `shard_params` without `mesh`.
         FloatingPointError: if the loss or a weight stops being finite; says in which epoch and
@@ -131,64 +121,82 @@ def fit(
     ...     forward,
     ...     (images, images.ravel().astype(np.int32)),
     ...     TrainingConfig(epochs=2, learning_rate=0.5, batch_size=16),
-    ...     params={"kernel": np.zeros((1, 2), np.float32)},
+    ...     start=Start({"kernel": np.zeros((1, 2), np.float32)}),
     ... )
     >>> result.history.accuracy[-1].item()
     1.0
     """
-    check_count("checkpoint_every", checkpoint_every)
-    check_directory(checkpoint_dir)
+    start, monitor = as_start(start), monitor or Monitor()
+    check_type("monitor", monitor, Monitor)
+    check_directory(monitor.checkpoint_dir)
     if shard_params and mesh is None:
         raise ValueError("shard_params needs a mesh to spread the parameters over, got mesh=None")
-    start, end = _check_between(between, config.epochs)
+    done, end = _check_between(between, config.epochs)
     images, labels = check_dataset(dataset)
     rates = learning_rates(config, _num_steps(len(images), config.batch_size))
-    normalization = normalization or channel_statistics(images)
+    data = Data(images, labels, start.normalization or channel_statistics(images))
     key = _keys(config.seed)
-    params, state = _start(module, key, images, normalization, params, state, mask)
+    params, state = _first_network(module, key, data, start, mask)
     carry = Carry(params, state, _first_state(params, config, key))
-    first = jax.tree.map(lambda leaf: leaf[(0,) * key.ndim], carry)
-    check_labels(module, first.params, first.state, images, labels)
-    one = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
+    one = jax.tree.map(lambda leaf: leaf[(0,) * key.ndim], carry)
+    check_labels(module, one.params, one.state, images, labels)
     layout = Layout(mesh, shard_params)
-    run_epoch = _bind_epoch(module, config, key, images, labels, normalization, mask, where, layout)
-    with Checkpoints(
-        checkpoint_dir,
-        checkpoint_every,
-        lambda: (
-            run_identity(
-                module,
-                config,
-                carry.params,
-                (first.params, first.state, one),
-                penalised(first.params, where),
-                data=(images, labels, normalization),
-                start=(carry, mask),
-            )
-            | ({} if between is None else {"between": [start, end]})
-        ),
-        unit="epoch",
-        defaults=DEFAULTS,
-        optional=("program", "penalised"),
-    ) as checkpoints:
-        carry, past = _resume(checkpoints, lay_out(carry, layout), key.shape, start)
-        if len(past.epoch) and on_resume is not None:
-            on_resume(past)
-        path = metrics_path if jax.process_index() == 0 else None
-        history = History(past, on_epoch, path, checkpoints.describe)
-        for epoch in range(start + len(past.epoch) + 1, end + 1):
-            with catching_refusals(
-                f"in epoch {epoch} of training ({checkpoints.describe()}): "
-                "raise accumulate or lower batch_size"
-            ):
-                carry, losses, finite, metrics = run_epoch(carry, epoch, rates[epoch - 1])
-                _check_finite(losses, finite, epoch, config, checkpoints)
+    run_epoch = _bind_epoch(module, config, key, data, mask, where, layout)
+
+    def identity() -> dict:
+        image = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
+        example = (one.params, one.state, image)
+        arrays = {"data": tuple(data), "start": (carry, mask)}
+        told = (module, config, carry.params, example, penalised(one.params, where))
+        return run_identity(*told, **arrays) | ({} if between is None else {"between": [done, end]})
+
+    with _checkpoints_of(monitor, identity) as checkpoints:
+        carry, past = _resume(checkpoints, lay_out(carry, layout), key.shape, done)
+        history = _history_of(monitor, past, checkpoints)
+        for epoch in range(done + len(past.epoch) + 1, end + 1):
+            carry, metrics = _guarded(run_epoch, carry, epoch, rates, config, checkpoints)
             history.append(metrics)
             tree = {**carry._asdict(), "history": history.stacked()._asdict()}
             checkpoints.save(epoch, tree, last=epoch == end)
     params = carry.params if shard_params else sharding.local(carry.params, mesh)
     state = sharding.local(carry.state, mesh)
-    return TrainingResult(params, state, normalization, history.stacked(), len(past.epoch))
+    return TrainingResult(params, state, data.normalization, history.stacked(), len(past.epoch))
+
+
+def _checkpoints_of(monitor: Monitor, identity: Callable[[], dict]) -> Checkpoints:
+    return Checkpoints(
+        monitor.checkpoint_dir,
+        monitor.checkpoint_every,
+        identity,
+        unit="epoch",
+        defaults=DEFAULTS,
+        optional=("program", "penalised"),
+    )
+
+
+def _history_of(monitor: Monitor, past: Metrics, checkpoints: Checkpoints) -> History:
+    if len(past.epoch) and monitor.on_resume is not None:
+        monitor.on_resume(past)
+    path = monitor.metrics_path if jax.process_index() == 0 else None
+    return History(past, monitor.on_epoch, path, checkpoints.describe)
+
+
+def _guarded(
+    run_epoch: Callable,
+    carry: Carry,
+    epoch: int,
+    rates: Any,
+    config: TrainingConfig,
+    checkpoints: Checkpoints,
+) -> tuple[Carry, Metrics]:
+    """Run an epoch, or say in which one it failed and what is left of the run."""
+    with catching_refusals(
+        f"in epoch {epoch} of training ({checkpoints.describe()}): "
+        "raise accumulate or lower batch_size"
+    ):
+        carry, losses, finite, metrics = run_epoch(carry, epoch, rates[epoch - 1])
+        _check_finite(losses, finite, epoch, config, checkpoints)
+    return carry, metrics
 
 
 def _check_between(between: tuple[int, int] | None, epochs: int) -> tuple[int, int]:
@@ -216,17 +224,13 @@ def _keys(seed: int | tuple[int, ...]) -> PRNGKeyArray:
     return jax.random.key(seed)
 
 
-def _start(
-    module: Any,
-    key: PRNGKeyArray,
-    images: Shaped[Array, "n h w c"],
-    normalization: Normalization,
-    params: PyTree,
-    state: PyTree,
-    mask: PyTree,
+def _first_network(
+    module: Any, key: PRNGKeyArray, data: Data, start: Start, mask: PyTree
 ) -> tuple[PyTree, PyTree]:
+    params, state = start.params, start.state
     if params is None and isinstance(module, nn.Module):
-        params, state = _initialize(key, normalize(images[:1], normalization), module=module)
+        image = normalize(data.images[:1], data.normalization)
+        params, state = _initialize(key, image, module=module)
     elif params is None:
         raise ValueError("params must be given when module is a function, got None")
     else:
@@ -296,31 +300,18 @@ def _bind_epoch(
     module: Any,
     config: TrainingConfig,
     key: PRNGKeyArray,
-    images: Any,
-    labels: Any,
-    normalization: Normalization,
+    data: Data,
     mask: PyTree,
     where: Where,
     layout: Layout,
 ) -> Callable:
     """Fix what all epochs share: arrays as operands, what shapes the program as static."""
+    images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
     return functools.partial(
         _epoch,
         key=layout.whole(key),
-        images=layout.whole(jnp.asarray(images)),
-        labels=layout.whole(jnp.asarray(labels)),
-        normalization=normalization,
+        data=Data(layout.whole(images), layout.whole(labels), data.normalization),
         mask=layout.params(mask),
-        where=where,
-        layout=layout,
-        strengths=(config.momentum, config.l1, config.l2),
-        sam_radius=config.sam_radius or None,
-        l1_delta=config.l1_delta or None,
-        module=module,
-        batch_size=config.batch_size,
-        accumulate=config.accumulate,
-        augmented=config.augment,
-        proximal=config.l1_method == "proximal",
-        by_saliency=config.l1_by == "saliency",
-        adaptive=config.optimizer == "adam",
+        strengths=Strengths.of(config),
+        program=Program.of(config, module, where, layout),
     )

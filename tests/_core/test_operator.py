@@ -39,7 +39,9 @@ def trace_within(H, **kw):
 # Every function that takes an operator, with what it makes of one with and without `dim=`.
 ALGORITHMS = {
     "spectral_measure": lambda H, **kw: spectrum.spectral_measure(H, KEY, num_steps=5, **kw),
-    "run_probes": lambda H, **kw: spectrum.run_probes(H, KEY, num_steps=5, chunk=2, **kw),
+    "run_probes": lambda H, **kw: spectrum.run_probes(
+        H, KEY, num_steps=5, monitor=spectrum.Monitor(chunk=2), **kw
+    ),
     "trace_within": trace_within,
     "extremal_eigenpairs": lambda H, **kw: lanczos.extremal_eigenpairs(H, KEY, num_pairs=2, **kw),
     "hutchinson": lambda H, **kw: traces.hutchinson(H, KEY, num_matvecs=4, **kw),

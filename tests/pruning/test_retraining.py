@@ -82,12 +82,10 @@ def test_gradual_pruning_is_a_training_with_masks_that_shrink(data):
     found = retraining.gradual(Net(), data, CONFIG, 0.1, num_rounds=2, prune_until=3)
     first = training.fit(Net(), data, CONFIG, between=(0, 2))
     half = pruning.magnitude_mask(first.params, 0.1 + 0.9 / 8)
-    start = {"params": first.params, "state": first.state}
-    second = training.fit(Net(), data, CONFIG, **start, mask=half, between=(2, 3))
+    second = training.fit(Net(), data, CONFIG, start=first, mask=half, between=(2, 3))
     kept = np.abs(flat(second.params)).argsort()[::-1][: round(0.1 * DIM)]
     np.testing.assert_array_equal(np.flatnonzero(flat(found.mask)), np.sort(kept))
-    start = {"params": second.params, "state": second.state}
-    last = training.fit(Net(), data, CONFIG, **start, mask=found.mask, between=(3, 5))
+    last = training.fit(Net(), data, CONFIG, start=second, mask=found.mask, between=(3, 5))
     same((found.params, found.state), (last.params, last.state))
     assert found.history.epoch.tolist() == [1, 2, 3, 4, 5]
     assert np.count_nonzero(flat(found.params)) == round(0.1 * DIM)
@@ -110,8 +108,7 @@ def test_iterative_pruning_goes_back_to_the_early_weights(data):
     for found, ratio in zip(rounds, (0.5, 0.25), strict=True):
         mask = retraining.shrink_mask(dense.params, None, ratio)
         same(found.mask, mask)
-        start = {"params": early.params, "state": early.state}
-        again = training.fit(Net(), data, CONFIG, **start, mask=mask, between=(1, 5))
+        again = training.fit(Net(), data, CONFIG, start=early, mask=mask, between=(1, 5))
         same((found.params, found.state, found.history), (again.params, again.state, again.history))
         assert np.count_nonzero(flat(found.params)) == round(ratio * DIM)
         assert found.history.epoch.tolist() == [2, 3, 4, 5]

@@ -280,6 +280,8 @@ def test_callbacks_are_looked_at_before_the_run():
     settings = {"dim": 8, "num_steps": 4}
     for name in ("stop", "on_progress"):
         with pytest.raises(TypeError, match=f"{name} must be a function or None, got 3"):
-            spectrum.run_probes(operator, jax.random.key(0), **settings, **{name: 3})
+            spectrum.Monitor(**{name: 3})
+    with pytest.raises(TypeError, match="monitor must be a Monitor, got int 3"):
+        spectrum.run_probes(operator, jax.random.key(0), **settings, monitor=3)
     with pytest.raises(TypeError, match="f must be a function of eigenvalues, got str"):
         spectrum.trace_within(operator, jax.random.key(0), "f", dim=8, tolerance=0.1)

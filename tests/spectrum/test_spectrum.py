@@ -199,7 +199,10 @@ def test_vectorised_mapped_and_chunked_runs_agree():
     others = [
         spectrum.spectral_measure(operator, key, vectorize=True, **settings),
         spectrum.run_probes(
-            operator, key, chunk=5, on_progress=lambda *now: seen.append(now), **settings
+            operator,
+            key,
+            monitor=spectrum.Monitor(chunk=5, on_progress=lambda *now: seen.append(now)),
+            **settings,
         ),
         jax.jit(lambda k: spectrum.spectral_measure(operator, k, **settings))(key),
     ]
@@ -212,7 +215,11 @@ def test_vectorised_mapped_and_chunked_runs_agree():
 def test_run_stops_when_told_and_is_a_prefix():
     operator, key = diagonal_operator(np.linspace(0, 1, 256)), jax.random.key(5)
     short = spectrum.run_probes(
-        operator, key, dim=256, num_steps=200, chunk=4, stop=lambda m: m.nodes.shape[-1] >= 16
+        operator,
+        key,
+        dim=256,
+        num_steps=200,
+        monitor=spectrum.Monitor(chunk=4, stop=lambda m: m.nodes.shape[-1] >= 16),
     )
     assert short.nodes.shape == (1, 16)
     whole = spectrum.spectral_measure(operator, key, dim=256, num_steps=16)

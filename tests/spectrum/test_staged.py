@@ -8,6 +8,7 @@ from jax.experimental import io_callback
 
 from jaxlimit import lanczos, spectrum
 from jaxlimit._core import memory
+from jaxlimit.spectrum import Monitor
 
 DIM = 400
 EIGENVALUES = np.concatenate([np.zeros(300), np.linspace(-1, 3, 97), [10, 20, 40]])
@@ -47,26 +48,29 @@ def test_a_tolerance_out_of_reach_says_how_far_it_got():
 
 @pytest.mark.parametrize("reorthogonalize", lanczos.REORTHOGONALIZE)
 def test_a_run_that_was_cut_off_goes_on_to_the_same_measure(tmp_path, reorthogonalize):
-    settings = {"dim": DIM, "num_steps": 80, "reorthogonalize": reorthogonalize, "chunk": 16}
-    kept = {"checkpoint_dir": tmp_path / "run", "checkpoint_every": 16}
+    settings = {"dim": DIM, "num_steps": 80, "reorthogonalize": reorthogonalize}
+    kept = {"checkpoint_dir": tmp_path / "run", "checkpoint_every": 16, "chunk": 16}
 
     def cut_off(stage, done, total):
         if done == 64:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        spectrum.run_probes(OPERATOR, KEY, on_progress=cut_off, **kept, **settings)
+        spectrum.run_probes(OPERATOR, KEY, monitor=Monitor(on_progress=cut_off, **kept), **settings)
     seen = []
     progress = lambda _, done, total: seen.append(done)  # noqa: E731
-    resumed = spectrum.run_probes(OPERATOR, KEY, on_progress=progress, **kept, **settings)
+    resumed = spectrum.run_probes(
+        OPERATOR, KEY, monitor=Monitor(on_progress=progress, **kept), **settings
+    )
     assert seen == [64, 80]  # the chunk that was cut off had not been written
-    assert_same(resumed, spectrum.run_probes(OPERATOR, KEY, **settings))
+    whole = spectrum.run_probes(OPERATOR, KEY, monitor=Monitor(chunk=16), **settings)
+    assert_same(resumed, whole)
 
 
 def test_a_run_goes_on_once_a_failing_operator_is_mended(tmp_path):
-    settings = {"dim": DIM, "num_steps": 90, "reorthogonalize": "full", "chunk": 16}
-    kept = {"checkpoint_dir": tmp_path / "run", "checkpoint_every": 16}
-    whole = spectrum.run_probes(OPERATOR, KEY, **settings)
+    settings = {"dim": DIM, "num_steps": 90, "reorthogonalize": "full"}
+    kept = {"checkpoint_dir": tmp_path / "run", "checkpoint_every": 16, "chunk": 16}
+    whole = spectrum.run_probes(OPERATOR, KEY, monitor=Monitor(chunk=16), **settings)
     calls = []
 
     def count(product):
@@ -80,10 +84,13 @@ def test_a_run_goes_on_once_a_failing_operator_is_mended(tmp_path):
     seen = []
     with pytest.raises(FloatingPointError, match="at Lanczos step 40 of probe 0"):
         spectrum.run_probes(
-            failing, KEY, on_progress=lambda *a: seen.append(a[1]), **kept, **settings
+            failing,
+            KEY,
+            monitor=Monitor(on_progress=lambda *a: seen.append(a[1]), **kept),
+            **settings,
         )
     assert seen == [16, 32]  # it stopped in the chunk that failed
-    mended = spectrum.run_probes(OPERATOR, KEY, **kept, **settings)
+    mended = spectrum.run_probes(OPERATOR, KEY, monitor=Monitor(**kept), **settings)
     assert mended.nodes.shape == whole.nodes.shape
     estimates = [spectrum.trace_bracket(measure, share) for measure in (mended, whole)]
     np.testing.assert_allclose(*estimates, rtol=1e-3)
@@ -107,16 +114,27 @@ def test_a_recurrence_goes_on_beyond_its_first_plan(tmp_path, reorthogonalize):
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
-    spectrum.run_probes(OPERATOR, KEY, dim=DIM, num_steps=4, checkpoint_dir=tmp_path)
+    spectrum.run_probes(
+        OPERATOR, KEY, dim=DIM, num_steps=4, monitor=Monitor(checkpoint_dir=tmp_path)
+    )
     with pytest.raises(ValueError, match="differs in dim: checkpoint 400, this run 3"):
-        spectrum.run_probes(lambda v: v, KEY, dim=3, num_steps=3, checkpoint_dir=tmp_path)
+        spectrum.run_probes(
+            lambda v: v, KEY, dim=3, num_steps=3, monitor=Monitor(checkpoint_dir=tmp_path)
+        )
     with pytest.raises(ValueError, match="basis: checkpoint 'float32', this run 'uint16'"):
         spectrum.run_probes(
-            OPERATOR, KEY, dim=DIM, num_steps=4, checkpoint_dir=tmp_path, store="bfloat16"
+            OPERATOR,
+            KEY,
+            dim=DIM,
+            num_steps=4,
+            store="bfloat16",
+            monitor=Monitor(checkpoint_dir=tmp_path),
         )
     twice = jax.tree_util.Partial(jnp.multiply, 2 * OPERATOR.args[0])
     with pytest.raises(ValueError, match="another operator"):
-        spectrum.run_probes(twice, KEY, dim=DIM, num_steps=4, checkpoint_dir=tmp_path)
+        spectrum.run_probes(
+            twice, KEY, dim=DIM, num_steps=4, monitor=Monitor(checkpoint_dir=tmp_path)
+        )
 
 
 def test_a_saved_recurrence_comes_back_and_foreign_files_are_refused(tmp_path):
@@ -200,7 +218,8 @@ def test_a_device_that_does_not_tell_its_memory_refuses_nothing(monkeypatch):
     ("damage", "what"), [("truncated", ".*"), ("flipped", "not as it was saved is 0/basis")]
 )
 def test_a_damaged_checkpoint_is_named(tmp_path, damage, what):
-    settings = {"dim": DIM, "num_steps": 32, "chunk": 16, "checkpoint_dir": tmp_path}
+    monitor = Monitor(chunk=16, checkpoint_dir=tmp_path)
+    settings = {"dim": DIM, "num_steps": 32, "monitor": monitor}
     spectrum.run_probes(OPERATOR, KEY, **settings)
     data = max((tmp_path / "32" / "run").rglob("d/*"), key=lambda file: file.stat().st_size)
     content = bytearray(data.read_bytes())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxlimit import training
-from jaxlimit.training import Normalization, TrainingConfig, learning_rates
+from jaxlimit.training import Monitor, Normalization, Start, TrainingConfig, learning_rates
 
 SETTINGS = {"learning_rate": 0.1, "batch_size": 8, "momentum": 0.0}
 
@@ -27,9 +27,9 @@ def linear(params, state, images, *, train, key):
     return images.reshape(len(images), -1) @ params["kernel"], state
 
 
-def fit(data, module=linear, *, params=START, epochs=2, more=None, **settings):
+def fit(data, module=linear, *, params=START, epochs=2, more=None, start=None, **settings):
     config = TrainingConfig(epochs=epochs, **SETTINGS | (more or {}))
-    return training.fit(module, data, config, params=params, **settings)
+    return training.fit(module, data, config, start=start or Start(params), **settings)
 
 
 class Net(nn.Module):
@@ -41,14 +41,14 @@ class Net(nn.Module):
 
 def test_arguments_are_checked_whether_they_are_used_or_not(data):
     with pytest.raises(ValueError, match="checkpoint_every must be at least 1, got 0"):
-        fit(data, checkpoint_every=0)
+        Monitor(checkpoint_every=0)
     with pytest.raises(ValueError, match="shard_params needs a mesh"):
         fit(data, shard_params=True)
 
 
 def test_the_given_normalization_is_taken(data):
     given = Normalization((10.0,), (300.0,))
-    result = fit(data, normalization=given)
+    result = fit(data, start=Start(START, normalization=given))
     assert result.normalization == given
     floating = ((data[0].astype(np.float32) - 10) / 300, data[1])
     np.testing.assert_allclose(result.params["kernel"], fit(floating).params["kernel"], rtol=1e-5)
@@ -62,17 +62,18 @@ def test_every_checkpoint_is_of_its_own_mask_and_labels(data, tmp_path):
     # Where the other mask is False, so that the weights alone do not tell them apart.
     start = {"kernel": START["kernel"].copy()}
     start["kernel"][2, 1] = 0
-    fit(data, params=start, mask=mask, checkpoint_dir=tmp_path, checkpoint_every=10)
-    again = fit(data, params=start, mask=mask, checkpoint_dir=tmp_path)
+    at = Monitor(checkpoint_dir=tmp_path, checkpoint_every=10)
+    fit(data, params=start, mask=mask, monitor=at)
+    again = fit(data, params=start, mask=mask, monitor=at)
     assert again.resumed_from == 2  # the last epoch made one, whatever the interval
     other = {"kernel": mask["kernel"].copy()}
     other["kernel"][2, 1] = False
     with pytest.raises(ValueError, match=r"another run, which differs in checksum\.start"):
-        fit(data, params=start, mask=other, checkpoint_dir=tmp_path)
+        fit(data, params=start, mask=other, monitor=at)
     labels = data[1].copy()
     labels[3] = (labels[3] + 1) % 3
     with pytest.raises(ValueError, match=r"another run, which differs in checksum\.data"):
-        fit((data[0], labels), params=start, mask=mask, checkpoint_dir=tmp_path)
+        fit((data[0], labels), params=start, mask=mask, monitor=at)
 
 
 def test_arrays_that_are_given_stay_the_callers(data):
@@ -107,9 +108,9 @@ def test_a_state_that_is_not_finite_is_noticed_though_no_loss_shows_it(data):
         logits, _ = linear(params, state, images, train=train, key=key)
         return logits, {"count": state["count"] * 1e30} if train else state
 
-    start = {"params": START, "state": {"count": np.float32(1)}}
+    start = Start(START, {"count": np.float32(1)})
     with pytest.raises(FloatingPointError, match="network's state stopped being finite in epoch 1"):
-        fit(data, module, **start)
+        fit(data, module, start=start)
 
 
 def test_the_step_that_went_wrong_is_named(data):
@@ -136,7 +137,7 @@ def test_the_step_that_went_wrong_is_named(data):
 
 def test_each_epoch_has_its_own_order_and_reports_its_last_rate(data):
     config = TrainingConfig(epochs=3, schedule="cosine", **SETTINGS)
-    result = training.fit(linear, data, config, params=START)
+    result = training.fit(linear, data, config, start=Start(START))
     rates = learning_rates(config, 2)
     np.testing.assert_array_equal(result.history.learning_rate, rates[:, -1])
     assert (rates[:, -1] < rates[:, 0]).all()
@@ -147,10 +148,10 @@ def test_each_epoch_has_its_own_order_and_reports_its_last_rate(data):
 
 
 def test_only_the_first_process_writes_the_metrics(data, tmp_path, monkeypatch):
-    fit(data, metrics_path=tmp_path / "first.jsonl")
+    fit(data, monitor=Monitor(metrics_path=tmp_path / "first.jsonl"))
     assert len((tmp_path / "first.jsonl").read_text().splitlines()) == 2
     monkeypatch.setattr(jax, "process_index", lambda *_: 1)
-    fit(data, metrics_path=tmp_path / "second.jsonl")
+    fit(data, monitor=Monitor(metrics_path=tmp_path / "second.jsonl"))
     assert not (tmp_path / "second.jsonl").exists()
 
 

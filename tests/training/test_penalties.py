@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jaxlimit import training
-from jaxlimit.training import TrainingConfig
+from jaxlimit.training import Monitor, Start, TrainingConfig
 from jaxlimit.training.evaluation import _residual_norms
 from jaxlimit.training.optimizer import climb, penalty, tree_norm
 
@@ -51,7 +51,7 @@ def test_reweighted_l1_alone_against_its_closed_form(data, method, momentum):
             l1_delta=delta,
             l1_method=method,
         ),
-        params={"kernel": START},
+        start=Start({"kernel": START}),
     )
     w, velocity = START.astype(np.float64), np.zeros(6)
     for _ in range(epochs):
@@ -73,10 +73,10 @@ def test_reweighted_l1_alone_against_its_closed_form(data, method, momentum):
 def test_a_tiny_weight_is_pulled_harder_and_a_large_delta_makes_it_plain(data):
     settings = {"epochs": 2, "batch_size": 8, "learning_rate": 0.1, "momentum": 0.0}
     plain = training.fit(
-        idle, data, TrainingConfig(**settings, l1=0.02), params={"kernel": START}
+        idle, data, TrainingConfig(**settings, l1=0.02), start=Start({"kernel": START})
     ).params["kernel"]
     large = TrainingConfig(**settings, l1=0.02 * 1e4, l1_delta=1e4)
-    same = training.fit(idle, data, large, params={"kernel": START}).params["kernel"]
+    same = training.fit(idle, data, large, start=Start({"kernel": START})).params["kernel"]
     np.testing.assert_allclose(same, plain, rtol=1e-3, atol=1e-6)
 
 
@@ -86,16 +86,17 @@ def test_a_reweighted_run_resumes_to_the_same_bits(data, tmp_path, seed):
         epochs=4, batch_size=8, learning_rate=0.1, l1=0.01, l1_delta=0.05, seed=seed
     )
     start = {"kernel": np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)}
-    whole = training.fit(linear, data, config, params=start)
+    whole = training.fit(linear, data, config, start=Start(start))
 
     def interrupt(metrics):
         if metrics.epoch == 2:
             raise KeyboardInterrupt
 
-    run = {"params": start, "checkpoint_dir": tmp_path, "checkpoint_every": 1}
+    at = {"checkpoint_dir": tmp_path, "checkpoint_every": 1}
+    monitor = Monitor(on_epoch=interrupt, **at)
     with pytest.raises(KeyboardInterrupt):
-        training.fit(linear, data, config, on_epoch=interrupt, **run)
-    resumed = training.fit(linear, data, config, **run)
+        training.fit(linear, data, config, start=Start(start), monitor=monitor)
+    resumed = training.fit(linear, data, config, start=Start(start), monitor=Monitor(**at))
     assert resumed.resumed_from == 1
     np.testing.assert_array_equal(resumed.params["kernel"], whole.params["kernel"])
     np.testing.assert_array_equal(resumed.history.loss, whole.history.loss)
@@ -182,7 +183,7 @@ def test_sharpness_aware_steps_are_those_of_optax(data):
         epochs=6, batch_size=24, learning_rate=0.3, momentum=0.7, l1=0.01, l2=0.02, sam_radius=0.4
     )
     start = {"kernel": np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)}
-    ours = training.fit(linear, data, config, params=start)
+    ours = training.fit(linear, data, config, start=Start(start))
     loss = training.make_loss(linear, normalization)
     gradient = jax.jit(jax.grad(lambda params, i: loss(params, data)))
     optimizer = training.sam(training.sgd(0.3, 0.7, 0.01, 0.02, proximal=False), 0.4)
@@ -194,7 +195,7 @@ def test_sharpness_aware_steps_are_those_of_optax(data):
     np.testing.assert_allclose(ours.params["kernel"], params["kernel"], rtol=2e-5, atol=1e-6)
     plain = training.fit(linear, data, TrainingConfig(
         epochs=6, batch_size=24, learning_rate=0.3, momentum=0.7, l1=0.01, l2=0.02
-    ), params=start)  # fmt: skip
+    ), start=Start(start))  # fmt: skip
     assert np.abs(plain.params["kernel"] - params["kernel"]).max() > 1e-3
     # Where nothing rises `fit` stays, and optax says NaN, as the docstring has it.
     assert climb(jnp.ones(2), jnp.zeros(2), 0.4).tolist() == [1, 1]
@@ -259,7 +260,7 @@ def test_slices_of_a_batch_add_in_float32(data):
         config = TrainingConfig(
             epochs=1, batch_size=24, learning_rate=1, momentum=0.0, accumulate=accumulate
         )
-        after = training.fit(wide, data, config, params=start).params["kernel"]
+        after = training.fit(wide, data, config, start=Start(start)).params["kernel"]
         assert after.dtype == jnp.bfloat16
         return np.asarray(after, np.float64) - start["kernel"].astype(np.float64)
 
@@ -267,7 +268,7 @@ def test_slices_of_a_batch_add_in_float32(data):
         linear,
         data,
         TrainingConfig(epochs=1, batch_size=24, learning_rate=1, momentum=0.0),
-        params=jax.tree.map(lambda w: w.astype(np.float32), start),
+        start=Start(jax.tree.map(lambda w: w.astype(np.float32), start)),
     ).params["kernel"] - start["kernel"].astype(np.float64)
     one, many = (np.abs(update(n) - truth).max() for n in (1, 24))
     assert many <= 1.01 * one
@@ -278,10 +279,10 @@ def test_parts_of_a_training_are_those_of_the_whole(data):
     settings = {"schedule": "cosine", "momentum": 0.0, "l1": 1e-3, "learning_rate": 0.2}
     config = TrainingConfig(epochs=5, batch_size=8, **settings)
     start = {"kernel": np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)}
-    whole = training.fit(linear, data, config, params=start)
+    whole = training.fit(linear, data, config, start=Start(start))
     params, histories = start, []
     for between in ((0, 2), (2, 2), (2, 5)):
-        part = training.fit(linear, data, config, params=params, between=between)
+        part = training.fit(linear, data, config, between=between, start=Start(params))
         params = part.params
         histories.append(part.history)
     np.testing.assert_array_equal(params["kernel"], whole.params["kernel"])
@@ -292,8 +293,10 @@ def test_parts_of_a_training_are_those_of_the_whole(data):
 
 def test_a_part_resumes_and_is_no_other_part(data, tmp_path):
     config = TrainingConfig(epochs=6, batch_size=8, learning_rate=0.2)
-    run = {"params": {"kernel": np.ones((4, 3), np.float32)}, "checkpoint_every": 1}
-    whole = training.fit(linear, data, config, between=(2, 5), **run)
+    start = Start({"kernel": np.ones((4, 3), np.float32)})
+    at = {"checkpoint_dir": tmp_path, "checkpoint_every": 1}
+    part = {"start": start, "between": (2, 5)}
+    whole = training.fit(linear, data, config, **part)
     seen = []
 
     def interrupt(metrics):
@@ -302,16 +305,14 @@ def test_a_part_resumes_and_is_no_other_part(data, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        training.fit(
-            linear, data, config, between=(2, 5), on_epoch=interrupt, checkpoint_dir=tmp_path, **run
-        )
+        training.fit(linear, data, config, **part, monitor=Monitor(on_epoch=interrupt, **at))
     assert seen == [3, 4]
-    resumed = training.fit(linear, data, config, between=(2, 5), checkpoint_dir=tmp_path, **run)
+    resumed = training.fit(linear, data, config, **part, monitor=Monitor(**at))
     assert resumed.resumed_from == 1
     jax.tree.map(np.testing.assert_array_equal, resumed.history, whole.history)
     np.testing.assert_array_equal(resumed.params["kernel"], whole.params["kernel"])
     with pytest.raises(ValueError, match=r"another run, which differs in between"):
-        training.fit(linear, data, config, checkpoint_dir=tmp_path, **run)
+        training.fit(linear, data, config, start=start, monitor=Monitor(**at))
 
 
 @pytest.mark.parametrize(
@@ -322,7 +323,9 @@ def test_a_part_resumes_and_is_no_other_part(data, tmp_path):
 def test_parts_that_are_none_are_refused(data, between, error):
     config = TrainingConfig(epochs=6, batch_size=8, learning_rate=0.2)
     with pytest.raises(error, match="between"):
-        training.fit(linear, data, config, params={"kernel": np.ones((4, 3))}, between=between)
+        training.fit(
+            linear, data, config, between=between, start=Start({"kernel": np.ones((4, 3))})
+        )
 
 
 @pytest.mark.parametrize(
@@ -339,7 +342,7 @@ def test_parts_that_are_none_are_refused(data, between, error):
 def test_a_data_set_that_is_no_two_arrays_is_told_what_to_be(dataset, error, says):
     config = TrainingConfig(epochs=1, batch_size=2, learning_rate=0.2)
     with pytest.raises(error, match=f"dataset must begin with two arrays.*{says}"):
-        training.fit(linear, dataset, config, params={"kernel": np.ones((4, 3))})
+        training.fit(linear, dataset, config, start=Start({"kernel": np.ones((4, 3))}))
 
 
 def deep(params, state, images, *, train, key):
@@ -392,7 +395,7 @@ def test_a_penalty_by_saliency_against_steps_by_hand(data, seed):
         epochs=3, batch_size=24, learning_rate=0.3, momentum=0.5, l1=0.02, l1_delta=0.1,
         l1_by="saliency", seed=seed,
     )  # fmt: skip
-    got = training.fit(deep, data, config, params=DEEP)
+    got = training.fit(deep, data, config, start=Start(DEEP))
     normalization = training.channel_statistics(data[0])
     loss, images = training.make_loss(deep), training.normalize(data[0], normalization)
     for i, one in enumerate(np.atleast_1d(seed)):

@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from jaxlimit import training
 from jaxlimit._core.checkpoints import digests
 from jaxlimit._core.memory import DeviceMemoryError
-from jaxlimit.training import TrainingConfig, identity, loop
+from jaxlimit.training import Monitor, Start, TrainingConfig, identity, loop
 
 
 class Net(nn.Module):
@@ -227,7 +227,9 @@ def test_steps_follow_the_documented_recurrence(data, method, sam_radius):
         linear,
         data,
         config(epochs=12, batch_size=44, l1_method=method, **settings),
-        params={"kernel": np.full((16, 3), 0.01, np.float32), "bias": np.zeros(3, np.float32)},
+        start=Start(
+            {"kernel": np.full((16, 3), 0.01, np.float32), "bias": np.zeros(3, np.float32)}
+        ),
     )
     mean, std = (np.array(value) for value in result.normalization)
     (kernel, bias), losses, penalty = numpy_sgd(
@@ -250,7 +252,7 @@ def test_adam_follows_its_algorithm(data):
     settings = {"l1": 0.02, "l2": 0.01, "momentum": 0.8, "optimizer": "adam"}
     start = {"kernel": np.full((16, 3), 0.01, np.float32), "bias": np.zeros(3, np.float32)}
     told = config(epochs=12, batch_size=44, **settings)
-    result = training.fit(linear, data, told, params=start)
+    result = training.fit(linear, data, told, start=Start(start))
     mean, std = (np.array(value) for value in result.normalization)
     inputs = ((images - mean) / std).reshape(44, 16)
     weights = [np.float64(start[name]) for name in ("kernel", "bias")]
@@ -265,7 +267,7 @@ def test_adam_follows_its_algorithm(data):
     kernel, bias = weights
     assert_close(result.params, {"kernel": kernel, "bias": bias}, rtol=2e-3, atol=2e-5)
     both = training.fit(linear, data, config(epochs=12, batch_size=44, seed=(3, 4), **settings),
-                        params=start)  # fmt: skip
+                        start=Start(start))  # fmt: skip
     assert_close(jax.tree.map(lambda w: w[1], both.params), result.params, rtol=1e-3, atol=1e-5)
 
 
@@ -286,8 +288,8 @@ def test_sharpness_aware_steps_with_slices_seeds_and_a_mask(data):
 
     start = {"bias": jnp.zeros(3), "kernel": jnp.ones((16, 3))}
     mask = {"bias": np.ones(3, bool), "kernel": np.zeros((16, 3), bool)}
-    held = training.fit(linear, data, config(**settings), params=start, mask=mask)
-    alone = training.fit(biased, data, config(**settings), params={"bias": start["bias"]})
+    held = training.fit(linear, data, config(**settings), mask=mask, start=Start(start))
+    alone = training.fit(biased, data, config(**settings), start=Start({"bias": start["bias"]}))
     assert_close(held.params["bias"], alone.params["bias"], rtol=1e-5)
 
 
@@ -295,7 +297,7 @@ def test_proximal_training_ends_at_the_l1_minimum(data):
     """At the minimum |∇L| ≤ l1 off the support and ∇L = -l1·sign(w) on it, momentum or not."""
     start = {"kernel": np.zeros((16, 3), np.float32), "bias": np.zeros(3, np.float32)}
     settings = {"learning_rate": 0.05, "batch_size": 44, "l1": 0.05, "l1_method": "proximal"}
-    result = training.fit(linear, data, config(epochs=600, **settings), params=start)
+    result = training.fit(linear, data, config(epochs=600, **settings), start=Start(start))
     mean, std = (np.array(value) for value in result.normalization)
     flat = ((data[0] - mean) / std).reshape(44, 16)
     kernel = np.asarray(result.params["kernel"], float)
@@ -333,7 +335,7 @@ def test_penalties_act_where_they_are_told_to(data, method):
     settings = {"epochs": 1, "batch_size": 44, "l1_method": method}
 
     def step(l1, **how):
-        return training.fit(linear, data, config(l1=l1, **settings), params=start, **how)
+        return training.fit(linear, data, config(l1=l1, **settings), start=Start(start), **how)
 
     free = step(0.0)
     of_bias = step(0.5, where=lambda name, leaf: name == "bias" and leaf.ndim == 1)
@@ -356,10 +358,14 @@ def test_penalties_act_where_they_are_told_to(data, method):
 
 def test_checkpoint_of_other_penalties_is_refused(data, tmp_path):
     run = {"checkpoint_dir": tmp_path}
-    training.fit(Net(), data, config(epochs=1, seed=(0, 1)), **run)
+    training.fit(Net(), data, config(epochs=1, seed=(0, 1)), monitor=Monitor(**run))
     with pytest.raises(ValueError, match=r"penalised\.Dense_0/bias: checkpoint True, this run F"):
         training.fit(
-            Net(), data, config(epochs=1, seed=(0, 1)), where=lambda _, leaf: leaf.ndim > 1, **run
+            Net(),
+            data,
+            config(epochs=1, seed=(0, 1)),
+            where=lambda _, leaf: leaf.ndim > 1,
+            monitor=Monitor(**run),
         )
 
 
@@ -399,8 +405,7 @@ def test_epochs_are_permutations_that_leave_other_images_out():
             recorder,
             (images, np.zeros(11, int)),
             config(epochs=epochs, batch_size=4),
-            params=params,
-            state=state,
+            start=Start(params, state=state),
         )
         orders.append(np.asarray(result.state["count"]))
     each = np.diff([np.zeros(11), *orders], axis=0)
@@ -432,7 +437,7 @@ def test_mask_holds_weights_at_zero_and_leaves_the_given_params_alone(data):
     start = Net().init(jax.random.key(1), jnp.zeros((1, 4, 4, 1)))["params"]
     copy = jax.tree.map(np.array, start)
     mask = jax.tree.map(lambda w: np.arange(w.size).reshape(w.shape) % 3 == 0, start)
-    settings = {"params": start, "mask": mask}
+    settings = {"start": Start(start), "mask": mask}
     for method in ("subgradient", "proximal"):
         result = training.fit(Net(), data, config(l1=1e-3, l1_method=method), **settings)
         for got, keep in zip(*map(jax.tree.leaves, (result.params, mask)), strict=True):
@@ -442,7 +447,7 @@ def test_mask_holds_weights_at_zero_and_leaves_the_given_params_alone(data):
         assert (np.asarray(moved)[kept] != 0).all()
     assert_same_bits(start, copy)
     with pytest.raises(ValueError, match="mask must have the structure"):
-        training.fit(Net(), data, config(), params=start, mask={"Dense_0": True})
+        training.fit(Net(), data, config(), mask={"Dense_0": True}, start=Start(start))
 
 
 def test_linen_nnx_equinox_and_bare_functions_train_alike(data):
@@ -467,9 +472,9 @@ def test_linen_nnx_equinox_and_bare_functions_train_alike(data):
 
     start = {name: jnp.asarray(weights["linear"][name][...]) for name in ("kernel", "bias")}
     settings = config(l1=1e-3)
-    bare = training.fit(linear, data, settings, params=start)
-    linen = training.fit(Linen(), data, settings, params={"Dense_0": start})
-    from_nnx = training.fit(merged, data, settings, params=weights)
+    bare = training.fit(linear, data, settings, start=Start(start))
+    linen = training.fit(Linen(), data, settings, start=Start({"Dense_0": start}))
+    from_nnx = training.fit(merged, data, settings, start=Start(weights))
     assert_close(linen.params["Dense_0"], bare.params, rtol=1e-5, atol=1e-7)
     assert_close(
         jax.tree.leaves(from_nnx.params), jax.tree.leaves(bare.params), rtol=1e-5, atol=1e-7
@@ -487,7 +492,7 @@ def test_linen_nnx_equinox_and_bare_functions_train_alike(data):
         model = eqx.combine(params, static)
         return jax.vmap(model)(images.reshape(len(images), -1)), state
 
-    from_equinox = training.fit(combined, data, settings, params=arrays)
+    from_equinox = training.fit(combined, data, settings, start=Start(arrays))
     np.testing.assert_allclose(
         from_equinox.params.weight.T, bare.params["kernel"], rtol=1e-5, atol=1e-7
     )
@@ -618,9 +623,9 @@ def test_resumed_equals_uninterrupted_to_the_bit(data, tmp_path, seed):
         "checkpoint_every": 2,
     }
     with pytest.raises(InterruptedRunError):
-        training.fit(net, data, settings, on_epoch=interrupt_after(3), **files)
+        training.fit(net, data, settings, monitor=Monitor(on_epoch=interrupt_after(3), **files))
     seen = []
-    resumed = training.fit(net, data, settings, on_resume=seen.append, **files)
+    resumed = training.fit(net, data, settings, monitor=Monitor(on_resume=seen.append, **files))
     assert resumed.resumed_from == 2
     assert seen[0].epoch.tolist() == [1, 2]
     assert_same_bits(resumed[:4], whole[:4])
@@ -629,7 +634,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(data, tmp_path, seed):
     np.testing.assert_array_equal(
         np.moveaxis([line["loss"] for line in lines], 0, -1).astype(np.float32), whole.history.loss
     )
-    again = training.fit(net, data, settings, on_epoch=pytest.fail, **files)
+    again = training.fit(net, data, settings, monitor=Monitor(on_epoch=pytest.fail, **files))
     assert again.resumed_from == 4
     assert_same_bits(again[:4], whole[:4])
 
@@ -644,11 +649,16 @@ def test_checkpoint_older_than_a_setting_is_taken_at_its_default(data, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "run_identity", without_sam)
-        training.fit(Net(), data, config(epochs=1), checkpoint_dir=tmp_path)
-    again = training.fit(Net(), data, config(epochs=1), checkpoint_dir=tmp_path)
+        training.fit(Net(), data, config(epochs=1), monitor=Monitor(checkpoint_dir=tmp_path))
+    again = training.fit(Net(), data, config(epochs=1), monitor=Monitor(checkpoint_dir=tmp_path))
     assert again.resumed_from == 1
     with pytest.raises(ValueError, match=r"config.sam_radius: checkpoint 0.0, this run 0.1"):
-        training.fit(Net(), data, config(epochs=1, sam_radius=0.1), checkpoint_dir=tmp_path)
+        training.fit(
+            Net(),
+            data,
+            config(epochs=1, sam_radius=0.1),
+            monitor=Monitor(checkpoint_dir=tmp_path),
+        )
 
 
 def test_random_keys_in_the_state_resume_too(data, tmp_path):
@@ -668,11 +678,12 @@ def test_random_keys_in_the_state_resume_too(data, tmp_path):
         return model(images), nnx.split(model, nnx.Param, ...)[2]
 
     start = {"params": weights, "state": rest}
-    whole = training.fit(net, data, config(), **start)
-    run = start | {"checkpoint_dir": tmp_path, "checkpoint_every": 1}
+    whole = training.fit(net, data, config(), start=Start(**start))
+    run = {"checkpoint_dir": tmp_path, "checkpoint_every": 1}
+    monitor = Monitor(on_epoch=interrupt_after(2), **run)
     with pytest.raises(InterruptedRunError):
-        training.fit(net, data, config(), on_epoch=interrupt_after(2), **run)
-    resumed = training.fit(net, data, config(), **run)
+        training.fit(net, data, config(), start=Start(**start), monitor=monitor)
+    resumed = training.fit(net, data, config(), start=Start(**start), monitor=Monitor(**run))
     assert resumed.resumed_from == 1
     assert_same_bits(resumed.params, whole.params)
     keys = [jax.tree.leaves(jax.tree.map(jax.random.key_data, found.state.filter(nnx.RngKey)))
@@ -683,7 +694,7 @@ def test_random_keys_in_the_state_resume_too(data, tmp_path):
 
 def test_checkpoint_of_another_run_is_refused_with_the_difference(data, tmp_path):
     run = {"checkpoint_dir": tmp_path, "metrics_path": tmp_path / "metrics.jsonl"}
-    training.fit(Net(), data, config(epochs=1), **run)
+    training.fit(Net(), data, config(epochs=1), monitor=Monitor(**run))
     metrics = run["metrics_path"].read_text()
     others = [
         (Net(), data, config(epochs=1, l1=0.5), "config.l1: checkpoint 0.0, this run 0.5"),
@@ -692,7 +703,7 @@ def test_checkpoint_of_another_run_is_refused_with_the_difference(data, tmp_path
     ]
     for module, dataset, settings, says in others:
         with pytest.raises(ValueError, match=f"checkpoint_dir.*another run.*{says}"):
-            training.fit(module, dataset, settings, **run)
+            training.fit(module, dataset, settings, monitor=Monitor(**run))
     assert run["metrics_path"].read_text() == metrics
 
 
@@ -705,7 +716,7 @@ def activated(activation):
 
 def test_checkpoint_of_another_function_of_one_name_is_refused(data, tmp_path, monkeypatch):
     start = {"kernel": np.zeros((16, 3), np.float32), "bias": np.zeros(3, np.float32)}
-    run = {"params": start, "checkpoint_dir": tmp_path}
+    run = {"start": Start(start), "monitor": Monitor(checkpoint_dir=tmp_path)}
     nothing = activated(lambda x: 0 * x)
     training.fit(activated(jnp.tanh), data, config(epochs=1), **run)
     assert training.fit(activated(jnp.tanh), data, config(epochs=1), **run).resumed_from == 1
@@ -726,8 +737,8 @@ def test_checkpoint_from_before_programs_is_taken(data, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "run_identity", without_program)
-        training.fit(Net(), data, config(epochs=1), checkpoint_dir=tmp_path)
-    again = training.fit(Net(), data, config(epochs=1), checkpoint_dir=tmp_path)
+        training.fit(Net(), data, config(epochs=1), monitor=Monitor(checkpoint_dir=tmp_path))
+    again = training.fit(Net(), data, config(epochs=1), monitor=Monitor(checkpoint_dir=tmp_path))
     assert again.resumed_from == 1
 
 
@@ -763,18 +774,15 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(data, tmp_path
         broken = jnp.where(state["step"] >= 7, jnp.nan, 1.0)
         return logits * broken, {"step": state["step"] + train}
 
-    start = {
-        "params": {"kernel": np.zeros((16, 3), np.float32)},
-        "state": {"step": np.zeros((), np.int32)},
-        "checkpoint_dir": tmp_path,
-        "checkpoint_every": 1,
-    }
+    start = Start({"kernel": np.zeros((16, 3), np.float32)}, {"step": np.zeros((), np.int32)})
+    at = {"checkpoint_dir": tmp_path, "checkpoint_every": 1}
     says = "loss stopped being finite in epoch 2, step 3 of 5.*checkpoint of epoch 1.*is whole"
     with pytest.raises(FloatingPointError, match=says):
-        training.fit(breaks, data, config(), **start)
+        training.fit(breaks, data, config(), start=start, monitor=Monitor(**at))
     seen = []
+    monitor = Monitor(on_resume=seen.append, **at)
     with pytest.raises(FloatingPointError, match="epoch 2, step 3"):
-        training.fit(breaks, data, config(), on_resume=seen.append, **start)
+        training.fit(breaks, data, config(), start=start, monitor=monitor)
     assert seen[0].epoch.tolist() == [1]
 
 
@@ -784,16 +792,16 @@ def test_non_finite_loss_names_the_seeds(data):
         broken = train and jax.random.uniform(key) < 0.1
         return jnp.where(broken, jnp.nan, logits), state
 
-    start = {"params": {"kernel": np.zeros((16, 3), np.float32), "bias": np.zeros(3, np.float32)}}
+    start = Start({"kernel": np.zeros((16, 3), np.float32), "bias": np.zeros(3, np.float32)})
     failed = []
     for seed in range(4):
         try:
-            training.fit(breaks, data, config(epochs=1, seed=seed), **start)
+            training.fit(breaks, data, config(epochs=1, seed=seed), start=start)
         except FloatingPointError:
             failed.append(str(seed))
     assert 0 < len(failed) < 4
     with pytest.raises(FloatingPointError, match=rf"loss of seed {', '.join(failed)} stopped"):
-        training.fit(breaks, data, config(epochs=1, seed=(0, 1, 2, 3)), **start)
+        training.fit(breaks, data, config(epochs=1, seed=(0, 1, 2, 3)), start=start)
 
 
 def test_weights_that_overflow_in_the_last_step_are_noticed(data):
@@ -802,7 +810,7 @@ def test_weights_that_overflow_in_the_last_step_are_noticed(data):
     settings = config(epochs=1, batch_size=44, learning_rate=1e10)
     says = "a weight, its velocity or the network's state stopped.*epoch 1, no loss shows.*no check"
     with pytest.raises(FloatingPointError, match=says):
-        training.fit(linear, (images, data[1]), settings, params=params)
+        training.fit(linear, (images, data[1]), settings, start=Start(params))
 
 
 # The threads of a failed save report to an event loop that the failure has already closed.
@@ -820,10 +828,10 @@ def test_disk_full_while_saving_leaves_the_previous_checkpoint_whole(data, tmp_p
     whole = training.fit(Net(), data, config())
     try:
         with pytest.raises(OSError, match=r"epoch 2; the checkpoint of epoch 1 .* is whole"):
-            training.fit(Net(), data, config(), on_epoch=fill_disk, **run)
+            training.fit(Net(), data, config(), monitor=Monitor(on_epoch=fill_disk, **run))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    resumed = training.fit(Net(), data, config(), **run)
+    resumed = training.fit(Net(), data, config(), monitor=Monitor(**run))
     assert resumed.resumed_from == 1
     assert_same_bits(resumed.params, whole.params)
 
@@ -841,9 +849,9 @@ def test_disk_full_while_metrics_are_written_names_file_and_checkpoint(data, tmp
     run = {"checkpoint_dir": tmp_path / "run", "checkpoint_every": 1, "metrics_path": path}
     says = rf"metrics to {path}; the checkpoint of epoch 2 in .* is whole: .*No space left"
     with pytest.raises(OSError, match=says):
-        training.fit(Net(), data, config(), on_epoch=fill_disk, **run)
+        training.fit(Net(), data, config(), monitor=Monitor(on_epoch=fill_disk, **run))
     path.unlink()
-    assert training.fit(Net(), data, config(), **run).resumed_from == 2
+    assert training.fit(Net(), data, config(), monitor=Monitor(**run)).resumed_from == 2
     assert len(path.read_text().splitlines()) == 4
 
 
@@ -874,8 +882,8 @@ def test_device_out_of_memory_names_the_checkpoint_and_the_run_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_epoch", refuse)
         with pytest.raises(DeviceMemoryError, match=says):
-            training.fit(Net(), data, config(), **run)
-    resumed = training.fit(Net(), data, config(), **run)
+            training.fit(Net(), data, config(), monitor=Monitor(**run))
+    resumed = training.fit(Net(), data, config(), monitor=Monitor(**run))
     assert resumed.resumed_from == 2
     assert_same_bits(resumed[:4], whole[:4])
 
@@ -895,7 +903,7 @@ def test_damaged_checkpoint_is_named(data, tmp_path, damage):
     """Whatever file of it is damaged, the run goes on rightly or says which checkpoint it was."""
     folder, intact = tmp_path / "run", tmp_path / "intact"
     run = {"checkpoint_dir": folder, "checkpoint_every": 1}
-    whole = training.fit(Net(), data, config(epochs=1), **run)
+    whole = training.fit(Net(), data, config(epochs=1), monitor=Monitor(**run))
     folder.rename(intact)
     says = rf"checkpoint of (epoch 1 in {folder} is damaged: .*move it away|another run)"
     named = set()
@@ -904,7 +912,7 @@ def test_damaged_checkpoint_is_named(data, tmp_path, damage):
         file = folder / file.relative_to(intact)
         damage(file)
         try:
-            again = training.fit(Net(), data, config(epochs=1), **run)
+            again = training.fit(Net(), data, config(epochs=1), monitor=Monitor(**run))
         except ValueError as error:
             assert re.search(says, str(error)), error  # noqa: PT017 (it may go on as well)
             assert len(str(error)) < 600  # noqa: PT017
@@ -918,9 +926,9 @@ def test_damaged_checkpoint_is_named(data, tmp_path, damage):
 
 def test_a_checkpoint_from_before_digests_is_taken(data, tmp_path):
     run = {"checkpoint_dir": tmp_path, "checkpoint_every": 1}
-    whole = training.fit(Net(), data, config(epochs=1), **run)
+    whole = training.fit(Net(), data, config(epochs=1), monitor=Monitor(**run))
     shutil.rmtree(tmp_path / "1" / "digests")
-    again = training.fit(Net(), data, config(epochs=1), **run)
+    again = training.fit(Net(), data, config(epochs=1), monitor=Monitor(**run))
     assert again.resumed_from == 1
     assert_same_bits(again.params, whole.params)
 
@@ -931,10 +939,10 @@ def test_a_device_that_refuses_memory_does_not_make_a_checkpoint_damaged(
     def refuse(*args, **kwargs):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying")
 
-    training.fit(Net(), data, config(epochs=1), checkpoint_dir=tmp_path)
+    training.fit(Net(), data, config(epochs=1), monitor=Monitor(checkpoint_dir=tmp_path))
     monkeypatch.setattr(ocp.CheckpointManager, "restore", refuse)
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
-        training.fit(Net(), data, config(epochs=1), checkpoint_dir=tmp_path)
+        training.fit(Net(), data, config(epochs=1), monitor=Monitor(checkpoint_dir=tmp_path))
 
 
 def test_digests_tell_any_word_and_its_place():

@@ -1,0 +1,60 @@
+"""How a Lanczos run is looked at as it goes, and what it leaves on disk."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxlimit._core.checks import check_count
+from jaxlimit.spectrum.measure import SpectralMeasure
+
+CHUNK = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Monitor:
+    """How a run is looked at as it goes, and what it leaves on disk.
+
+    Attributes:
+        chunk: steps between two looks.
+        stop: called with the measure so far, once the depth has doubled since the last look and
+            at least 4 chunks are done; True ends the run.
+        on_progress: called as `on_progress(stage, steps_done, steps)` after every chunk.
+        stage: a name for `on_progress`.
+        checkpoint_dir: where this run, and no other, keeps its newest checkpoint: a run that is
+            asked for again goes on from it, and ends with the same bits on the same machine.
+        checkpoint_every: steps a probe between checkpoints, in whole chunks; the last makes one.
+
+    Raises:
+        TypeError: if a count is no int, or `stop` or `on_progress` no function.
+        ValueError: if a count is below 1.
+
+    >>> Monitor(chunk=0)
+    Traceback (most recent call last):
+    ValueError: chunk must be at least 1, got 0
+    """
+
+    chunk: int = CHUNK
+    stop: Callable[[SpectralMeasure], bool] | None = None
+    on_progress: Callable[[str, int, int], None] | None = None
+    stage: str = "spectrum"
+    checkpoint_dir: str | os.PathLike | None = None
+    checkpoint_every: int = 128
+
+    def __post_init__(self) -> None:
+        """Raise at once what would raise on the way."""
+        check_count("chunk", self.chunk)
+        check_count("checkpoint_every", self.checkpoint_every)
+        check_callback("stop", self.stop)
+        check_callback("on_progress", self.on_progress)
+
+    def report(self, steps_done: int, steps: int) -> None:
+        """Tell how far the run has come."""
+        if self.on_progress is not None:
+            self.on_progress(self.stage, steps_done, steps)
+
+
+def check_callback(name: str, function: Any) -> None:
+    """Raise `TypeError` unless `function` is one, or None."""
+    if function is not None and not callable(function):
+        raise TypeError(f"{name} must be a function or None, got {function!r}")

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxlimit._core import files
 from jaxlimit.studies import Study, summary
+from jaxlimit.studies.findings import Found
 
 SCHEMA_VERSION = 1
 SCHEMA = "https://json-schema.org/draft/2020-12/schema"
@@ -38,43 +39,41 @@ def content(study: Study) -> dict[str, Any]:
             "radii": measured.radii,
             "accuracies": measured.accuracies,
         },
-        "found": None,
+        "found": None if found is None else _found(found, dim),
         "certified": None,
-        "prediction": None,
+        "prediction": None if study.estimate is None else _prediction(study),
         "layers": None,
-        "guaranteed": None,
+        "guaranteed": study.guaranteed,
         "safe_ratio": study.safe_ratio,
         "verdict": summary.verdict(study),
         "missing": study.missing,
         "seconds": study.seconds,
     }
-    if found is not None:
-        whole["found"] = {
-            "ratio": found.num_kept / dim,
-            "num_kept": found.num_kept,
-            "method": found.method,
-            "loss": found.loss,
-            "accuracy": found.accuracy,
-            "notes": found.notes,
-            "candidates": [
-                {"method": name, "num_kept": kept, "ratio": kept / dim, "loss": loss}
-                for name, kept, loss in zip(found.names, found.kept, found.losses, strict=True)
-            ],
-        }
     if study.certified is not None:
         certified = study.certified._asdict()
         shares = dict(zip(("linear", "quadratic", "remainder"), certified["shares"], strict=True))
         whole["certified"] = certified | {"ratio": certified["num_kept"] / dim, "shares": shares}
-    if study.estimate is not None:
-        whole["prediction"] = _prediction(study)
     if study.layers is not None:
         whole["layers"] = [
             {"name": name, "size": size, "magnitude": by_size, "found": of_mask, "theory": asked}
             for name, size, by_size, of_mask, asked in layer_rows(study)
         ]
-    if study.guaranteed is not None:
-        whole["guaranteed"] = study.guaranteed
     return plain(whole)
+
+
+def _found(found: Found, dim: int) -> dict[str, Any]:
+    return {
+        "ratio": found.num_kept / dim,
+        "num_kept": found.num_kept,
+        "method": found.method,
+        "loss": found.loss,
+        "accuracy": found.accuracy,
+        "notes": found.notes,
+        "candidates": [
+            {"method": name, "num_kept": kept, "ratio": kept / dim, "loss": loss}
+            for name, kept, loss in zip(found.names, found.kept, found.losses, strict=True)
+        ],
+    }
 
 
 def _prediction(study: Study) -> dict[str, Any]:

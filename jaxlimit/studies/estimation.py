@@ -225,37 +225,39 @@ def estimate_limit(
         {name: chosen[name] for name in ("num_steps", "num_probes", "memory")},
         cuttable=doubt is None,
     )
-
-    def run(key, stage="spectrum", stop=None, **how):
-        folder = chosen["checkpoint_dir"]
-        folder = folder and Path(folder) / stage.replace(" ", "-")
-        watch = {name: chosen[name] for name in ("on_progress", "checkpoint_every")}
-        monitor = spectrum.Monitor(stop=stop, stage=stage, checkpoint_dir=folder, **watch)
-        return planned.run(key, num_probes=chosen["num_probes"], monitor=monitor, **how)
-
     key, removed_key = jax.random.split(key)
+    how = {"num_probes": chosen["num_probes"]}
     if measure is None:
 
         def is_closed(measure):
             limit = limits.pruning_limit(measure, weights, epsilon)
             return bool(limit.upper - limit.lower <= chosen["tolerance"] * limit.ratio)
 
-        stop = is_closed if chosen["tolerance"] else None
-        measure = run(key, dim=weights.size, num_steps=chosen["num_steps"], stop=stop)
+        monitor = _monitor(chosen, "spectrum", is_closed if chosen["tolerance"] else None)
+        how |= {"dim": weights.size, "num_steps": chosen["num_steps"]}
+        measure = planned.run(key, monitor=monitor, **how)
     prediction = limits.pruning_limit(measure, weights, epsilon)
     num_removed = weights.size - int(prediction.num_kept)
     if prediction.num_kept == 0 or prediction.radius == 0:
         removed_measure = None
     elif removed_measure is None or removed_measure.dim != num_removed:
         removed = ~np.asarray(pruning.flat_magnitude_mask(weights, prediction.num_kept))
-        how = {"mask": removed, "dim": num_removed, "num_steps": chosen["num_gap_steps"]}
-        removed_measure = run(removed_key, stage="removed weights", **how)
+        how |= {"dim": num_removed, "num_steps": chosen["num_gap_steps"]}
+        monitor = _monitor(chosen, "removed weights")
+        removed_measure = planned.run(removed_key, removed, monitor=monitor, **how)
     report = _report(measure, removed_measure, weights, epsilon, prediction)
     doubts = [doubt] if doubt else []
     return report._replace(
         studied=describe_selection(params, where),
         reasons=(*doubts, *report.reasons, *planned.notes),
     )
+
+
+def _monitor(chosen: dict[str, Any], stage: str, stop: Any = None) -> spectrum.Monitor:
+    folder = chosen["checkpoint_dir"]
+    folder = folder and Path(folder) / stage.replace(" ", "-")
+    watch = {name: chosen[name] for name in ("on_progress", "checkpoint_every")}
+    return spectrum.Monitor(stop=stop, stage=stage, checkpoint_dir=folder, **watch)
 
 
 def _split_settings(settings: LimitSettings) -> tuple[dict[str, Any], dict[str, Any]]:

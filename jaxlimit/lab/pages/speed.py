@@ -58,36 +58,54 @@ def speeds(root: Path) -> str:
 
 def remarks(root: Path) -> list[str]:
     """Say in words what the other results come to."""
-    said = []
-    if product := read(root, "hessian_product_fc5"):
-        rates = product["matmul_rates"]
-        ours = product["share_of_matmul_rate, ours"]
-        bare = product["share_of_matmul_rate, bare products"]["float32"]
-        least = {name: taken["minimum"] for name, taken in product["seconds"].items()}
-        peer = min(least["PyHessian"], least["curvlinops"])
-        first = product["seconds"]["ours, float32"]["until_first"]
-        said.append(
-            f"One product on FC5 is {peer / least['ours, float32']:.2f} times as fast as the "
-            f"fastest PyTorch peer's in float32 and {peer / least['ours, bfloat16']:.2f} times in "
-            f"bfloat16, {least['plain JAX'] / least['ours, float32']:.2f} times as fast as plain "
-            f"JAX; the first comes after {first:.1f} s."
-        )
-        said.append(
-            f"Square matrix products ran at {rates['matmul float32'] / 1e9:.0f} GFLOP/s in float32 "
-            f"and {rates['matmul bfloat16'] / 1e9:.0f} in bfloat16 in the same run; counted on the "
-            f"linear part's operations, ours reach {ours['float32']:.0%} and "
-            f"{ours['bfloat16']:.0%} of that; the float32 matrix products alone, of the same "
-            f"shapes but with nothing between them, reach {bare:.0%}."
-        )
-        if kept := read(root, "kept_memory/hessian_product_fc5"):
-            least = {name: taken["minimum"] for name, taken in kept["seconds"].items()}
+    said = _of_products(root) + _of_runs(root)
+    for dataset, name in (("digits", "digits"), ("cifar10", "CIFAR-10")):
+        if precision := read(root, f"precision_{dataset}"):
+            errors = precision["relative_errors"]["bfloat16"]
             said.append(
-                "Where the allocator keeps freed memory (`MALLOC_MMAP_MAX_=0 "
-                "MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_ARENA_MAX=1`) no call waits for fresh "
-                f"pages: {least['ours, float32']:.3g} s, {least['ours, bfloat16']:.3g} s, and "
-                f"{least['PyHessian']:.3g} s for PyHessian. In the one compiled loop of a Lanczos "
-                "run that is so anyway."
+                f"bfloat16 products change λ_max, tr H and ρ* of an FC5 trained on {name} by "
+                f"{errors['largest']:+.2%}, {errors['trace']:+.2%} and {errors['ratio']:+.2%}."
             )
+    return said
+
+
+def _of_products(root: Path) -> list[str]:
+    if not (product := read(root, "hessian_product_fc5")):
+        return []
+    said = []
+    rates = product["matmul_rates"]
+    ours = product["share_of_matmul_rate, ours"]
+    bare = product["share_of_matmul_rate, bare products"]["float32"]
+    least = {name: taken["minimum"] for name, taken in product["seconds"].items()}
+    peer = min(least["PyHessian"], least["curvlinops"])
+    first = product["seconds"]["ours, float32"]["until_first"]
+    said.append(
+        f"One product on FC5 is {peer / least['ours, float32']:.2f} times as fast as the "
+        f"fastest PyTorch peer's in float32 and {peer / least['ours, bfloat16']:.2f} times in "
+        f"bfloat16, {least['plain JAX'] / least['ours, float32']:.2f} times as fast as plain "
+        f"JAX; the first comes after {first:.1f} s."
+    )
+    said.append(
+        f"Square matrix products ran at {rates['matmul float32'] / 1e9:.0f} GFLOP/s in float32 "
+        f"and {rates['matmul bfloat16'] / 1e9:.0f} in bfloat16 in the same run; counted on the "
+        f"linear part's operations, ours reach {ours['float32']:.0%} and "
+        f"{ours['bfloat16']:.0%} of that; the float32 matrix products alone, of the same "
+        f"shapes but with nothing between them, reach {bare:.0%}."
+    )
+    if kept := read(root, "kept_memory/hessian_product_fc5"):
+        least = {name: taken["minimum"] for name, taken in kept["seconds"].items()}
+        said.append(
+            "Where the allocator keeps freed memory (`MALLOC_MMAP_MAX_=0 "
+            "MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_ARENA_MAX=1`) no call waits for fresh "
+            f"pages: {least['ours, float32']:.3g} s, {least['ours, bfloat16']:.3g} s, and "
+            f"{least['PyHessian']:.3g} s for PyHessian. In the one compiled loop of a Lanczos "
+            "run that is so anyway."
+        )
+    return said
+
+
+def _of_runs(root: Path) -> list[str]:
+    said = []
     if quadrature := read(root, "lanczos_speed_side-by-side"):
         share = quadrature["share_of_recurrence"]["float32"]
         least = {name: taken["minimum"] for name, taken in quadrature["seconds"].items()}
@@ -112,13 +130,6 @@ def remarks(root: Path) -> list[str]:
             f"{(of['peak'] - of['before']) / 2**30:.2f} GiB at its peak, "
             f"{sum(held) / 2**30:.2f} of them basis, operands and linearisation."
         )
-    for dataset, name in (("digits", "digits"), ("cifar10", "CIFAR-10")):
-        if precision := read(root, f"precision_{dataset}"):
-            errors = precision["relative_errors"]["bfloat16"]
-            said.append(
-                f"bfloat16 products change λ_max, tr H and ρ* of an FC5 trained on {name} by "
-                f"{errors['largest']:+.2%}, {errors['trace']:+.2%} and {errors['ratio']:+.2%}."
-            )
     return said
 
 

@@ -79,7 +79,8 @@ def make_operator(
     kind: Any, params: Any, batches: Any, operands: tuple, **settings: Unpack[MatvecSettings]
 ) -> Operator:
     """Make the product with the derivative of a gradient map; see `MatvecSettings`."""
-    mask, where, mode, budget, product_dtype, mesh, shard_params = (_DEFAULTS | settings).values()
+    chosen: dict[str, Any] = {**_DEFAULTS, **settings}
+    mask, where, mode, budget, product_dtype, mesh, shard_params = chosen.values()
     check_choice("mode", mode, MATVEC_MODES)
     check_range("memory_budget", float(budget), 0)
     weights, unflatten = wide_weights(params, where)

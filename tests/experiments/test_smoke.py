@@ -13,6 +13,7 @@ FIGURES = {
     "adaptive_ratio": "layers.png",
     "as_published": None,
     "iterative_pruning": "iterative_pruning.png",
+    "regularisation": "regularisation.png",
 }
 
 

@@ -5,6 +5,7 @@ from jaxlimit.lab.figures.factors import plot_factors, plot_rounds
 from jaxlimit.lab.figures.growth import plot_growth
 from jaxlimit.lab.figures.iterative import plot_iterative
 from jaxlimit.lab.figures.lomp import plot_lomp
+from jaxlimit.lab.figures.penalties import plot_penalties
 from jaxlimit.lab.figures.quadratics import QuadraticComparison, plot_quadratic_limits
 from jaxlimit.lab.figures.quadrature import plot_rule_errors
 from jaxlimit.lab.figures.scaling import plot_scaling
@@ -22,6 +23,7 @@ __all__ = [
     "plot_growth",
     "plot_iterative",
     "plot_lomp",
+    "plot_penalties",
     "plot_phase_transitions",
     "plot_quadratic_limits",
     "plot_rounds",

@@ -1,6 +1,7 @@
 """Prune to a tolerance: ε in, mask, pruned parameters and certificate out."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +31,7 @@ class PrunedTo(NamedTuple):
         search: what the mask was chosen from, with the counts and losses; with refitting the last,
             on the refitted network.
         rounds: with refitting, how many weights were left after each round, the first without.
+        num_products: of the curvature, made in the rounds; those of the searches do not count.
     """
 
     mask: Any
@@ -37,6 +39,7 @@ class PrunedTo(NamedTuple):
     certificate: Any
     search: MaskSearch
     rounds: tuple[int, ...] = ()
+    num_products: int = 0
 
     def __repr__(self) -> str:
         """Show the search's table, and what the rounds kept."""
@@ -126,33 +129,44 @@ def prune_to(
         return PrunedTo(mask, params, search.certificate, search)
     data = _Data(loss, batches, operands, where, settings.get("mesh"), refit, key)
     limit = search.dense_loss + float(value_of(epsilon))
-    counts = [search.num_kept]
-    params, mask, now = _in_rounds(data, params, mask, limit, num_rounds, counts)
+    progress = _Progress([search.num_kept])
+    params, mask, now = _in_rounds(data, params, mask, limit, num_rounds, progress)
     last = pruning.smallest_mask(
         loss, params, batches, *operands, epsilon=max(limit - now, 0.0),
         key=jax.random.fold_in(key, 1), **settings,
     )  # fmt: skip
-    if last.num_kept < counts[-1]:
+    if last.num_kept < progress.counts[-1]:
         mask = jax.tree.map(lambda new, old: new & old, last.mask, mask)
-        params, _ = _refitted(data, pruning.apply_mask(params, mask), mask)
-        counts.append(last.num_kept)
-    return PrunedTo(mask, params, last.certificate, last, tuple(counts))
+        params, _ = _refitted(data, pruning.apply_mask(params, mask), mask, progress)
+        progress.counts.append(last.num_kept)
+    return PrunedTo(
+        mask, params, last.certificate, last, tuple(progress.counts), progress.num_products
+    )
+
+
+@dataclass
+class _Progress:
+    """What is left after each round, and what the rounds cost."""
+
+    counts: list[int]
+    num_products: int = 0
 
 
 def _in_rounds(
-    data: _Data, params: Any, mask: Any, limit: float, num_rounds: int, counts: list[int]
+    data: _Data, params: Any, mask: Any, limit: float, num_rounds: int, progress: _Progress
 ) -> tuple[Any, Any, float]:
-    """Refit, and remove more while the loss stays below `limit`; add to `counts` what is left."""
-    (params, now), share = _refitted(data, params, mask), 1.0
+    """Refit, and remove more while the loss stays below `limit`."""
+    (params, now), share = _refitted(data, params, mask, progress), 1.0
     for i in range(num_rounds):
         left, key = max(limit - now, 0.0), jax.random.fold_in(data.key, 2 + i)
-        start, smaller, count = _bite(data, params, share * left, key)
-        if count >= counts[-1]:
+        found, start, smaller = _bite(data, params, share * left, key)
+        progress.num_products += found.num_products
+        if found.num_kept >= progress.counts[-1]:
             break
-        tried, loss = _refitted(data, start, smaller)
+        tried, loss = _refitted(data, start, smaller, progress)
         if loss <= limit:
             params, mask, now = tried, smaller, loss
-            counts.append(count)
+            progress.counts.append(found.num_kept)
         else:
             share *= _CAUTION
     return params, mask, now
@@ -173,10 +187,10 @@ def _bite(data: _Data, params: Any, epsilon: float, key: PRNGKeyArray) -> tuple:
     found = limits.refitted_rounds(
         make(*at, **settings), gradient, weights, epsilon, diagonal=diagonal
     )
-    return unflatten(found.weights), mask_tree(found.kept, params, data.where), found.num_kept
+    return found, unflatten(found.weights), mask_tree(found.kept, params, data.where)
 
 
-def _refitted(data: _Data, params: Any, mask: Any) -> tuple[Any, float]:
+def _refitted(data: _Data, params: Any, mask: Any, progress: _Progress) -> tuple[Any, float]:
     """Refit what is kept, and return it with its loss; what came if that is lower."""
 
     def measured(params: Any) -> tuple[Any, float]:
@@ -192,4 +206,5 @@ def _refitted(data: _Data, params: Any, mask: Any) -> tuple[Any, float]:
     found = pruning.refit(
         data.loss, params, data.batches, *data.operands, mask=mask, where=data.where, mesh=data.mesh
     )
+    progress.num_products += found.num_products
     return found.params, found.loss

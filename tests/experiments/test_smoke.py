@@ -14,6 +14,7 @@ FIGURES = {
     "as_published": None,
     "iterative_pruning": "iterative_pruning.png",
     "regularisation": "regularisation.png",
+    "way_to_prune": "way_to_prune.png",
 }
 
 

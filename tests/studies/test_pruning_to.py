@@ -65,6 +65,7 @@ def test_refitting_goes_on_to_what_least_squares_can_reach():
     best = min(least(list(c))[0] for c in itertools.combinations(range(13), sizes))
     assert best > limit
     assert found.rounds[0] == alone.search.num_kept
+    assert found.num_products > 0 == alone.num_products
     assert "by rounds" in repr(found)
 
 

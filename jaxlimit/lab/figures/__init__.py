@@ -11,6 +11,7 @@ from jaxlimit.lab.figures.quadrature import plot_rule_errors
 from jaxlimit.lab.figures.scaling import plot_scaling
 from jaxlimit.lab.figures.tables import MeanAndDeviation, TableRow, plot_tables
 from jaxlimit.lab.figures.transitions import Transition, plot_phase_transitions
+from jaxlimit.lab.figures.ways import plot_ways
 
 __all__ = [
     "MeanAndDeviation",
@@ -31,4 +32,5 @@ __all__ = [
     "plot_scaling",
     "plot_sensitivity",
     "plot_tables",
+    "plot_ways",
 ]

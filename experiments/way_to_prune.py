@@ -1,0 +1,314 @@
+"""A whole way to prune beside those that others use: what is kept at equal accuracy and cost?
+
+python experiments/way_to_prune.py                                # FC5 on digits, three seeds
+python experiments/way_to_prune.py --smoke                        # in seconds, that it runs
+
+- ours: train with the best penalty of `regularisation.py`, then `prune_to(refit=True)`: the
+  smallest mask, refits, rounds; one round, whose cost is within the budget, and to the end.
+- LOMP: train with plain l1, prune by magnitude in one shot, fine-tune.
+- WoodFisher-like: the same training, pruned by ½w²/(F⁻¹)ᵢᵢ in steps with fine-tuning between.
+- gradual magnitude (Zhu and Gupta): prune by a cubic schedule while training, no penalty.
+- iterative magnitude with rewinding (Frankle et al.): train, prune, rewind, repeat, no penalty.
+
+All have one budget of gradient evaluations, `epochs` of the whole network; a pass over a network
+cut to its live units counts by its share of the weights, and a product of the curvature for two
+gradients. A way keeps, in a seed, the fewest weights at which its test accuracy is still at least
+that of the plain l1 network less a point, here and at all larger ratios that it tried.
+
+Written down before the runs: at equal accuracy ours keeps the fewest weights in the mean over
+seeds, within the budget; where it does not, that is said.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import jaxlimit
+from jaxlimit import curvature, flatten_weights, plotting, training
+from jaxlimit.lab import figures, live, peer_masks, runs
+from jaxlimit.lab.console import Stages, console
+from jaxlimit.lab.content import write_json
+from jaxlimit.lab.environment import environment
+from jaxlimit.lab.markdown import markdown_table
+from jaxlimit.lab.settings import TRIAL, RunConfig
+from jaxlimit.pruning import retraining
+from jaxlimit.pruning.masked import mask_tree
+
+OURS, OURS_TO_END = "ours, one round", "ours, to the end"
+TOLERATED = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Compare ways to prune."""
+
+    run: RunConfig = dataclasses.field(default_factory=lambda: RunConfig().replace(l1=1e-3))
+    """Data, network and plain l1 training, but for the epochs."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: int = 160
+    """The budget."""
+    finetune_epochs: int = 40
+    """Of the budget, for what comes after the training."""
+    finetune_rate: float = 0.02
+    l1: float = 1e-4
+    """Of the best penalty."""
+    l1_delta: float = 0.1
+    l1_by: str = "magnitude"
+    ratios: tuple[float, ...] = (0.004, 0.002, 0.0012, 0.0008, 0.0005, 0.0003)
+    """Fractions kept at which the others are tried."""
+    tolerances: tuple[float, ...] = (4.0, 1.0, 0.25)
+    """ε of ours, in units of the published one."""
+    steps: int = 3
+    """Rounds of the WoodFisher-like way."""
+    num_rounds: int = 5
+    """Rounds of the iterative way, and of the gradual one."""
+    smoke: bool = False
+    """A tiny network: shows that the command runs, and nothing else."""
+    output: Path = Path("runs/way_to_prune")
+
+    def before(self, **changes: Any) -> RunConfig:
+        """Return the settings of a training before what is fine-tuned."""
+        return self.run.replace(epochs=self.epochs - self.finetune_epochs, **changes)
+
+    def finetuning(self, seed: int, epochs: int) -> training.TrainingConfig:
+        """Return what a fine-tuning is told."""
+        return training.TrainingConfig(
+            epochs=epochs, learning_rate=self.finetune_rate, schedule="cosine", seed=seed,
+            batch_size=self.run.training.batch_size,
+        )  # fmt: skip
+
+
+class Bench:
+    """One seed: the data, the networks that several ways begin with, and what a way reaches."""
+
+    def __init__(self, config: Config, seed: int, stages: Stages) -> None:
+        self.config, self.seed, self.stages = config, seed, stages
+        self.key = jax.random.fold_in(jax.random.key(seed), 6)
+
+    def trained(self, **changes: Any) -> live.Live:
+        """Train, and cut to what is alive."""
+        run = self.config.before(**changes)
+        folder = self.config.output / run.name() / f"seed-{self.seed}"
+        return live.cut(runs.train(run, self.seed, folder, self.stages), self.key)
+
+    def finetune(self, part: live.Live, params: Any, mask: Any, epochs: int) -> Any:
+        """Train what a mask keeps, without penalty."""
+        trained = part.net.trained
+        start = training.Start(params, trained.state, trained.normalization)
+        told = self.config.finetuning(self.seed, epochs)
+        net = part.net
+        return training.fit(net.module, net.train, told, start=start, mask=mask).params
+
+    def row(self, part: live.Live, kept: int, params: Any, cost: float) -> dict[str, float]:
+        """Tell what a pruned network keeps, how good it is, and what it cost in epochs."""
+        return {"ratio": kept / part.dim, "accuracy": part.accuracy(params), "cost": cost}
+
+    def share(self, part: live.Live) -> float:
+        """Return the cost of a pass over the network of live units."""
+        return flatten_weights(part.net.trained.params)[0].size / part.dim
+
+
+def ours(bench: Bench, num_rounds: int) -> list[dict[str, float]]:
+    """Train with the best penalty, find the mask, refit, repeat."""
+    config = bench.config
+    part = bench.trained(l1=config.l1, l1_delta=config.l1_delta, l1_by=config.l1_by)
+    rows = []
+    for tolerance in config.tolerances:
+        found = jaxlimit.prune_to(
+            *part.problem, epsilon=tolerance * part.epsilon, key=bench.key, refit=True,
+            num_rounds=num_rounds, methods=live.METHODS,
+        )  # fmt: skip
+        cost = config.epochs - config.finetune_epochs
+        cost += 2 * found.num_products * bench.share(part)
+        rows.append(bench.row(part, found.rounds[-1], found.params, cost))
+    return rows
+
+
+def lomp(bench: Bench) -> list[dict[str, float]]:
+    """Prune the l1 network by magnitude in one shot and fine-tune."""
+    part = bench.trained()
+    params, rows = part.net.trained.params, []
+    for ratio in bench.config.ratios:
+        mask = retraining.shrink_mask(params, None, min(1.0, ratio / bench.share(part)))
+        epochs = bench.config.finetune_epochs
+        tuned = bench.finetune(part, params, mask, epochs)
+        cost = bench.config.epochs - epochs + epochs * bench.share(part)
+        rows.append(bench.row(part, count(mask), tuned, cost))
+    return rows
+
+
+def wood_fisher(bench: Bench) -> list[dict[str, float]]:
+    """Prune the l1 network by its inverse Fisher matrix, in steps with fine-tuning between."""
+    part, config = bench.trained(), bench.config
+    rows, per_step = [], config.finetune_epochs // config.steps
+    for ratio in config.ratios:
+        params = part.net.trained.params
+        dim = flatten_weights(params)[0].size
+        mask = jax.tree.map(lambda w: jnp.ones(w.shape, bool), params)
+        for i in range(1, config.steps + 1):
+            weights = np.asarray(flatten_weights(params)[0])
+            kept = np.flatnonzero(weights)
+            pieces = curvature.factor_rows(*part.at(params), mask=weights != 0, matrix="fisher")
+            scores = peer_masks.wood_fisher(weights[kept], pieces)
+            number = round(ratio * part.dim * (dim / (ratio * part.dim)) ** (1 - i / config.steps))
+            chosen = np.zeros(dim, bool)
+            chosen[kept[np.argsort(-scores)[:number]]] = True
+            mask = mask_tree(jnp.asarray(chosen), params, curvature.is_weight)
+            params = bench.finetune(part, params, mask, max(1, per_step))
+        cost = config.epochs - config.finetune_epochs * (1 - bench.share(part))
+        rows.append(bench.row(part, count(mask), params, cost))
+    return rows
+
+
+def gradual(bench: Bench) -> list[dict[str, float]]:
+    """Prune while training."""
+    config = bench.config
+    part, net = whole(bench)
+    rows = []
+    for ratio in config.ratios:
+        told = config.run.replace(epochs=config.epochs, l1=0.0).train(bench.seed)
+        folder = config.output / "gradual" / f"seed-{bench.seed}-{ratio:g}"
+        found = retraining.gradual(
+            net.module, net.train, told, ratio, num_rounds=config.num_rounds,
+            prune_until=config.epochs * 3 // 4, checkpoint_dir=folder,
+        )  # fmt: skip
+        rows.append(bench.row(part, count(found.mask), found.params, config.epochs))
+    return rows
+
+
+def iterative(bench: Bench) -> list[dict[str, float]]:
+    """Train, prune, rewind, train again; the last round is within the budget, the others below."""
+    config = bench.config
+    part, net = whole(bench)
+    per_round = max(2, config.epochs // (config.num_rounds + 1))
+    told = config.run.replace(epochs=per_round, l1=0.0).train(bench.seed)
+    found = retraining.iterative(
+        net.module, net.train, told, min(config.ratios), num_rounds=config.num_rounds,
+        rewind_epoch=1, checkpoint_dir=config.output / "iterative" / f"seed-{bench.seed}",
+    )  # fmt: skip
+    return [
+        bench.row(part, count(network.mask), network.params, per_round * (i + 2))
+        for i, network in enumerate(found)
+    ]
+
+
+def whole(bench: Bench) -> tuple[live.Live, runs.Net]:
+    """Return the data with a network as it is before training."""
+    run = bench.config.before()
+    folder = bench.config.output / run.name() / f"seed-{bench.seed}"
+    net = runs.train(run, bench.seed, folder, bench.stages)
+    dim = flatten_weights(net.trained.params)[0].size
+    return live.Live(net, dim, 0.0, 0.0), net
+
+
+def count(mask: Any) -> int:
+    """Count what a mask keeps."""
+    return int(sum(np.sum(leaf) for leaf in jax.tree.leaves(mask)))
+
+
+WAYS = {
+    OURS: lambda bench: ours(bench, 1),
+    OURS_TO_END: lambda bench: ours(bench, 20),
+    "LOMP": lomp,
+    "WoodFisher-like": wood_fisher,
+    "iterative magnitude, rewinding": iterative,
+    "gradual magnitude": gradual,
+}
+
+
+def kept_at(rows: list[dict[str, float]], accuracy: float) -> float:
+    """Return the smallest ratio that is as accurate, as are all larger ones; 1 if none is."""
+    best = 1.0
+    for row in sorted(rows, key=lambda row: -row["ratio"]):
+        if row["accuracy"] < accuracy:
+            break
+        best = row["ratio"]
+    return best
+
+
+def summarise(results: dict[str, list[dict[str, Any]]], targets: list[float]) -> dict[str, dict]:
+    """Return mean and spread over seeds of what each way keeps, and the most it cost."""
+    summary = {}
+    for way, by_seed in results.items():
+        kept = [kept_at(rows, at) for rows, at in zip(by_seed, targets, strict=True)]
+        spread = float(np.std(kept, ddof=1)) if len(kept) > 1 else 0.0
+        cost = max(row["cost"] for rows in by_seed for row in rows)
+        summary[way] = {"kept": kept, "mean": float(np.mean(kept)), "spread": spread, "cost": cost}
+    return summary
+
+
+def conclude(summary: dict[str, dict[str, Any]], config: Config) -> str:
+    """Say whether the claim held, and where ours loses."""
+    others = {way: row for way, row in summary.items() if way not in (OURS, OURS_TO_END)}
+    best = min(others, key=lambda way: others[way]["mean"])
+    mine, end = summary[OURS], summary[OURS_TO_END]
+    held = mine["mean"] < others[best]["mean"] and mine["cost"] <= config.epochs
+    lost = [
+        f"{way} in seed {seed}"
+        for way, row in others.items()
+        for seed, theirs, own in zip(config.seeds, row["kept"], mine["kept"], strict=True)
+        if theirs <= own
+    ]
+    return (
+        f"At the accuracy of the plain l1 network less a point, ours keeps {mine['mean']:.3%} "
+        f"(± {mine['spread']:.3%}) within a budget of {config.epochs} epochs (it took "
+        f"{mine['cost']:.0f}), {end['mean']:.3%} to the end (at {end['cost']:.0f}); the best of "
+        f"the others, {best}, {others[best]['mean']:.3%} (± {others[best]['spread']:.3%}). "
+        f"Claimed: ours the fewest within the budget; the claim {'holds' if held else 'fails'}. "
+        f"Within the budget it loses to: "
+        f"{', '.join(lost) or 'none'}."
+    )
+
+
+def main(config: Config) -> None:
+    """Run every way on every seed, write, draw, and say what came out."""
+    if not config.seeds or not config.ratios:
+        raise ValueError("seeds and ratios must hold at least one each, got none")
+    if config.smoke:
+        config = dataclasses.replace(
+            config, run=TRIAL, seeds=(0,), epochs=6, finetune_epochs=2, ratios=(0.3,),
+            tolerances=(1.0,), steps=1, num_rounds=1,
+        )  # fmt: skip
+    told = dataclasses.replace(config, seeds=(), output=Path())
+    results: dict[str, list] = {way: [] for way in WAYS}
+    targets = []
+    with Stages() as stages:
+        for seed in config.seeds:
+            bench = Bench(config, seed, stages)
+            folder = config.output / "points"
+            dense = live.known_or_made(
+                folder / f"dense-{seed}.json", {"config": told, "seed": seed},
+                lambda bench=bench: {"accuracy": whole(bench)[0].accuracy(
+                    whole(bench)[1].trained.params)},
+            )  # fmt: skip
+            targets.append(dense["accuracy"] - TOLERATED)
+            for way, run in WAYS.items():
+                with stages.time(way):
+                    found = live.known_or_made(
+                        folder / f"{way}-{seed}.json".replace(" ", "-"),
+                        {"config": told, "seed": seed, "way": way},
+                        lambda run=run, bench=bench: {"rows": run(bench)},
+                    )  # fmt: skip
+                results[way].append(found["rows"])
+    summary = summarise(results, targets)
+    sentence = conclude(summary, config)
+    table = markdown_table({
+        "way": list(summary),
+        "kept": [f"{row['mean']:.3%} ± {row['spread']:.3%}" for row in summary.values()],
+        "gradient evaluations, epochs": [f"{row['cost']:.0f}" for row in summary.values()],
+    })  # fmt: skip
+    plotting.save(figures.plot_ways(results, targets), config.output / "way_to_prune.png")
+    content = {"sentence": sentence, "table": table, "results": results, "targets": targets,
+               "summary": summary, "config": config, "environment": environment()}  # fmt: skip
+    write_json(config.output / "result.json", content)
+    console.print(table, soft_wrap=True)
+    console.print(sentence)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

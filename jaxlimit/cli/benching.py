@@ -1,6 +1,7 @@
 """Estimators side by side on one case, one of the user's own among them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 
 from jaxlimit import curvature, flatten_weights, models, spectrum, traces
+from jaxlimit.cli import peer_rows
 from jaxlimit.cli.commands import BenchOptions
 from jaxlimit.cli.errors import UsageError, near
 from jaxlimit.cli.tasks import find_function
@@ -27,12 +29,14 @@ class Case(NamedTuple):
         params: trained for a while.
         batches: of digits.
         dim: weights.
+        name: of the case.
     """
 
     loss: Callable
     params: Any
     batches: Any
     dim: int
+    name: str
 
 
 class Row(NamedTuple):
@@ -41,13 +45,13 @@ class Row(NamedTuple):
     Attributes:
         name: of it.
         call: gives the estimate.
-        products: Hessian products that it takes, None where that is not known.
+        products: Hessian products that it takes.
         error: relative, of what `call` gives.
     """
 
     name: str
     call: Callable[[], Any]
-    products: int | None
+    products: int
     error: Callable[[Any], float]
 
 
@@ -63,7 +67,7 @@ def table(options: BenchOptions) -> str:
         "estimator": [row.name for row in rows],
         "ms": [f"{1e3 * times[row.name]['minimum']:.3g}" for row in rows],
         "first call, s": [f"{times[row.name]['first']:.3g}" for row in rows],
-        "products": ["-" if row.products is None else str(row.products) for row in rows],
+        "products": [str(row.products) for row in rows],
         "relative error": [f"{row.error(row.call()):.2g}" for row in rows],
     }
     return f"{head}\n\n{markdown_table(columns)}"
@@ -102,7 +106,7 @@ def make_case(name: str, seed: int) -> Case:
         return jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(80))[0][0]
 
     params = train(params)
-    return Case(loss, params, batches, flatten_weights(params)[0].size)
+    return Case(loss, params, batches, flatten_weights(params)[0].size, name)
 
 
 def _network(name: str, key: Any, images: Any) -> tuple[Callable, Any]:
@@ -153,7 +157,9 @@ def _products(case: Case, own: Callable | None, key: Any) -> tuple[list[Row], st
     def error(found):
         return float(np.linalg.norm(found - np.asarray(reference)) / np.linalg.norm(reference))
 
-    rows = [Row(name, lambda call=call: call(vector), 1, error) for name, call in calls.items()]
+    rows = [Row(name, partial(call, vector), 1, error) for name, call in calls.items()]
+    for name, (call, flat) in peer_rows.products(case, vector).items():
+        rows.append(Row(name, call, 1, lambda found, flat=flat: error(flat(found))))
     return rows, what
 
 
@@ -187,16 +193,32 @@ def _traces(case: Case, own: Callable | None, key: Any) -> tuple[list[Row], str]
             matvec, key, dim=case.dim, num_matvecs=counts),
         "jaxlimit xtrace": lambda: traces.xtrace(matvec, key, dim=case.dim, num_matvecs=counts),
     }  # fmt: skip
-    if own is not None:
-        calls["yours"] = lambda: own(matvec, key, case.dim)
+    calls |= peer_rows.traces(matvec, key, case.dim, counts)
 
     def error(found):
         return abs(float(getattr(found, "value", found)) - exact) / abs(exact)
 
-    rows = [
-        Row(name, call, None if name == "yours" else counts, error) for name, call in calls.items()
-    ]
-    return rows, what
+    return [*_rows(calls, counts, error), *_own_rows(own, matvec, key, case.dim, error)], what
+
+
+def _rows(calls: dict[str, Callable], products: int, error: Callable) -> list[Row]:
+    return [Row(name, call, products, error) for name, call in calls.items()]
+
+
+def _own_rows(own: Any, matvec: Any, key: Any, dim: int, error: Callable) -> list[Row]:
+    """Return the row of the user's own estimator, its products counted in a run of its own."""
+    if own is None:
+        return []
+    counted = []
+
+    def counting(vector: Any) -> Any:
+        # Of an entry, so that it is called for each of the vectors under `vmap`.
+        jax.debug.callback(lambda _: counted.append(1), vector[0])
+        return matvec(vector)
+
+    jax.block_until_ready(own(counting, key, dim))
+    jax.effects_barrier()
+    return [Row("yours", lambda: own(matvec, key, dim), len(counted), error)]
 
 
 def _reference_trace(case: Case, matvec: Any) -> tuple[float, str]:
@@ -228,18 +250,14 @@ def _spectra(case: Case, own: Callable | None, key: Any) -> tuple[list[Row], str
         "jaxlimit spectral_measure": lambda: spectrum.spectral_measure(
             matvec, key, dim=case.dim, num_steps=steps)
     }  # fmt: skip
-    if own is not None:
-        calls["yours"] = lambda: own(matvec, key, case.dim)
+    calls |= peer_rows.spectra(matvec, key, case.dim, steps)
 
     def error(found):
         x, w = (found.nodes, found.weights) if hasattr(found, "nodes") else found
         w = np.asarray(w, float)
         return abs(of(np.asarray(x, float), w / w.sum()) - exact) / exact
 
-    rows = [
-        Row(name, call, None if name == "yours" else steps, error) for name, call in calls.items()
-    ]
-    return rows, what
+    return [*_rows(calls, steps, error), *_own_rows(own, matvec, key, case.dim, error)], what
 
 
 _ROWS = {"product": _products, "trace": _traces, "spectrum": _spectra}

@@ -29,9 +29,10 @@ class Size(NamedTuple):
         """Say in one line what each form takes."""
         sparse, how = min((self.bitmap, "a bitmap"), (self.indexed, "32-bit places"))
         share = sparse / self.dense if self.dense else 1
+        dense, sparse = map(readable_bytes, (self.dense, sparse))
         return (
             f"{self.num_kept:,} of {self.num_weights:,} numbers are not zero: "
-            f"{_bytes(self.dense)} dense, {_bytes(sparse)} sparse (values and {how}; "
+            f"{dense} dense, {sparse} sparse (values and {how}; "
             f"{share:.2%} of dense)"
         )
 
@@ -59,7 +60,12 @@ def _of_leaf(leaf: np.ndarray) -> Size:
     return Size(leaf.size, kept, leaf.nbytes, values + -(-leaf.size // 8), values + place * kept)
 
 
-def _bytes(count: float) -> str:
+def readable_bytes(count: float) -> str:
+    """Show bytes with three digits.
+
+    >>> readable_bytes(113), readable_bytes(34_567)
+    ('113 bytes', '34.6 kB')
+    """
     if count < 1000:
         return f"{count:.0f} bytes"
     power = min(int(math.log10(count)) // 3, 4)

@@ -17,3 +17,14 @@ def renamed(*trees) -> dict[str, np.ndarray]:
         array = np.array(np.asarray(leaf).transpose(axes), order="C")
         state[".".join([*modules, LEAF_NAMES.get(name, name)])] = array
     return state
+
+
+def restored(like, named):
+    """Lay arrays by their names in PyTorch out as the Flax leaves of a tree: undoes `renamed`."""
+
+    def leaf_of(path, leaf):
+        *modules, name = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        array = np.asarray(named[".".join([*modules, LEAF_NAMES.get(name, name)])])
+        return array.transpose({4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[np.ndim(leaf)])
+
+    return jax.tree_util.tree_map_with_path(leaf_of, like)

@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlimit import pruning
 from jaxlimit._core import files
+from jaxlimit.reports.sizes import Stored, stored
 from jaxlimit.studies import Study, summary
 from jaxlimit.studies.findings import Found
 
@@ -39,7 +41,7 @@ def content(study: Study) -> dict[str, Any]:
             "radii": measured.radii,
             "accuracies": measured.accuracies,
         },
-        "found": None if found is None else _found(found, dim),
+        "found": None if found is None else _found(found, dim) | {"bytes": _bytes(study)},
         "certified": None,
         "prediction": None if study.estimate is None else _prediction(study),
         "layers": None,
@@ -74,6 +76,22 @@ def _found(found: Found, dim: int) -> dict[str, Any]:
             for name, kept, loss in zip(found.names, found.kept, found.losses, strict=True)
         ],
     }
+
+
+def _bytes(study: Study) -> dict[str, Any]:
+    form = stored_of(study)
+    size = form.size
+    return {
+        "dense": size.dense,
+        "sparse": min(size.bitmap, size.indexed),
+        "compressed": form.compressed,
+    }
+
+
+def stored_of(study: Study) -> Stored:
+    """Return what the network pruned by the mask found takes to store."""
+    params, mask = study.task.params, study.mask
+    return stored(study.task, pruning.apply_mask(params, mask))
 
 
 def _prediction(study: Study) -> dict[str, Any]:

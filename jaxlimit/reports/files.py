@@ -11,6 +11,7 @@ from jaxlimit import formats
 from jaxlimit._core import files
 from jaxlimit.reports import contents, pages
 from jaxlimit.reports.figures import pictures
+from jaxlimit.reports.sizes import Stored, stored
 from jaxlimit.studies import Study, Task
 
 
@@ -98,7 +99,7 @@ def _write_figure(picture: Any, folder: Path) -> None:
     files.write_text(folder / f"{picture.name}.svg", plotting.svg(picture.figure))
 
 
-def write_pruned(task: Task, path: str | os.PathLike, mask: Any) -> formats.Size:
+def write_pruned(task: Task, path: str | os.PathLike, mask: Any) -> Stored:
     """Write the pruned parameters in the form of the task's checkpoint, safetensors without one.
 
     The mask goes beside it, under the name with `-mask` added.
@@ -109,7 +110,7 @@ def write_pruned(task: Task, path: str | os.PathLike, mask: Any) -> formats.Size
         mask: pytree of Booleans like the parameters.
 
     Returns:
-        What the pruned parameters take, dense and sparse.
+        What the pruned parameters take, dense, sparse and compressed.
 
     Raises:
         CheckpointError: if the mask does not fit.
@@ -126,7 +127,7 @@ def write_pruned(task: Task, path: str | os.PathLike, mask: Any) -> formats.Size
         pruned = jax.tree.map(_pruned, task.params, keep)
         _safetensors(path, _named(pruned), {"made by": "jaxlimit"})
         _safetensors(beside, _named(keep), {"what": "True where a weight stays"})
-    return formats.stored_size(formats.load(path, like=task.params).params)
+    return stored(task, formats.load(path, like=task.params).params)
 
 
 def _pruned(leaf: Any, keep: np.ndarray) -> np.ndarray:

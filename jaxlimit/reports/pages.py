@@ -35,6 +35,7 @@ def _environment() -> Any:
         undefined=jinja2.StrictUndefined,
     )
     environment.globals["zip"] = zip
+    environment.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     environment.filters["percent"] = summary.percent
     environment.filters["number"] = lambda x: "-" if x is None or x != x else f"{x:.4g}"
     return environment
@@ -72,6 +73,7 @@ def _render(template: str, study: Study, **values: Any) -> str:
             sides=summary.sides(study),
             asked=_ASKED,
             layers=contents.layer_rows(study),
+            stored=None if study.found is None else str(contents.stored_of(study)).splitlines(),
             verdict=summary.verdict(study),
             rise=lambda loss: loss - study.measured.dense_loss,
             hint=figures.HINT,

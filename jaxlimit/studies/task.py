@@ -30,6 +30,8 @@ class Task:
         checkpoint: from `formats.load`, so that pruned parameters go back in its form.
         mesh: devices that share the training examples, and the vectors of the spectrum: a
             `jax.sharding.Mesh` over devices of this process.
+        module: the network, if it is one of `jaxlimit.models`, so that the bytes of its compressed
+            form can be told; that of the loss if it has one.
     """
 
     loss: Callable
@@ -41,6 +43,7 @@ class Task:
     where: Where = is_weight
     checkpoint: Checkpoint | None = None
     mesh: Mesh | None = None
+    module: Any = None
 
 
 def check_task(task: Any, *, name: str = "task") -> Task:

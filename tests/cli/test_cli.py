@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxlimit import formats, reports
-from jaxlimit.cli import main
+from jaxlimit.cli import main, peer_rows
 from jaxlimit.cli.tasks import find_task
 
 QUICK = ["--num-steps", "16", "--num-gap-steps", "8", "--num-layer-steps", "0", "--num-ratios",
@@ -239,3 +239,32 @@ def test_interrupted_in_every_stage(tmp_path):
         for number in (signal.SIGINT, signal.SIGTERM):
             interrupt(tmp_path / "halting", stage, number)
     assert finish(tmp_path / "halting") == wanted
+
+
+def rows_of(table):
+    """The numbers of a printed table: time, first call, products, error of each row."""
+    lines = [line.strip("| ").split("|") for line in table.splitlines() if line.startswith("|")]
+    return {name.strip(): [float(x) for x in numbers] for name, *numbers in lines[2:]}
+
+
+@pytest.mark.parametrize("kind", ["trace", "spectrum"])
+def test_peers_stand_beside_ours_where_they_are_installed(here, capsys, kind, monkeypatch):
+    pytest.importorskip("matfree")
+    (here / "mine.py").write_text(
+        "import jax, jax.numpy as jnp\n\n"
+        "def trace(product, key, dim):\n"
+        "    v = jax.random.rademacher(key, (6, dim), jnp.float32)\n"
+        "    return jnp.mean(jax.vmap(lambda v: v @ product(v))(v))\n\n"
+        "def spectrum(product, key, dim):\n"
+        "    return jnp.array([product(jnp.ones(dim)).mean(), 1.0]), jnp.array([0.5, 0.5])\n"
+    )
+    asked = ["bench", "--kind", kind, "--repeats", "1"]
+    rows = rows_of(said(capsys, 0, [*asked, "--add", f"mine.py:{kind}"]))
+    assert rows["yours"][2] == {"trace": 6, "spectrum": 1}[kind]
+    peers = [name for name in rows if name.startswith("matfree")]
+    assert len(peers) == {"trace": 2, "spectrum": 1}[kind]
+    for name in peers:
+        assert rows[name][2] == 48
+        assert rows[name][3] < 0.5
+    monkeypatch.setattr(peer_rows, "_has", lambda name: False)
+    assert not any("matfree" in name for name in rows_of(said(capsys, 0, asked)))

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+_PIECE = 1 << 20
+
 
 class Bound(NamedTuple):
     """The bound of one z̄.
@@ -20,17 +22,24 @@ class Bound(NamedTuple):
 def bound_of(slope: np.ndarray, curvature: float, epsilon: float, num_free: int) -> Bound:
     """Evaluate the bound of one z̄: the last n at which it is at most ε.
 
+    Sorts the slope in place; sums are in float64, and nothing else of its size is made.
+
     Args:
         slope: ∇q(z̄) of the weights that are not set aside.
         curvature: z̄ᵀA z̄.
         epsilon: ε, raised by the slack.
         num_free: how many are set aside, whose slope is 0.
     """
-    negative = slope < 0
-    left = epsilon + curvature / 2 - float(np.sum(slope, where=negative, dtype=np.float64))
+    slope.sort()
+    num = int(np.searchsorted(slope, slope.dtype.type(0)))  # of another type it would be copied
+    left = epsilon + curvature / 2 - float(np.sum(slope[:num], dtype=np.float64))
     if not left >= 0:  # not of a convex quadratic, but for rounding: nothing is known
         return Bound(slope.size + num_free, np.inf)
-    costly = np.sort(slope[~negative])
-    more = int(np.searchsorted(np.cumsum(costly, dtype=np.float64), left, side="right"))
-    price = float(costly[more]) if more < costly.size else np.inf
-    return Bound(int(negative.sum()) + num_free + more, price)
+    while num < slope.size:
+        costs = np.cumsum(slope[num : num + _PIECE], dtype=np.float64)
+        more = int(np.searchsorted(costs, left, side="right"))
+        num += more
+        if more < costs.size:
+            return Bound(num + num_free, float(slope[num]))
+        left -= float(costs[-1])
+    return Bound(num + num_free, np.inf)

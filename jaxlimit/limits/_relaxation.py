@@ -6,14 +6,17 @@ directions set it only while they matter; that is what makes the difference on n
 starts anew where it points uphill. The relation of q at y and at z needs no product of its own:
 A y is a combination of two products at hand.
 
+All of it is done in place on the host, a piece at a time: z, z₋ and their products are the four
+vectors that stay. The new point is made when it is multiplied and made again when it is judged,
+which is cheaper than to keep it while the operator works.
+
 Beck, Teboulle (2009), "A fast iterative shrinkage-thresholding algorithm"; O'Donoghue, Candès
 (2015), "Adaptive restart for accelerated gradient schemes".
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -27,211 +30,297 @@ _PACE = 0.25
 _LEAST_METRIC = 1e-9  # of its greatest entry
 _ROUNDING = 32
 _NEGATIVE = 1e-4  # of the stiffest direction: more than a matrix rounded to float32 shows
-_CHUNK = 1 << 20
+_PIECE = 1 << 18
+_HALVINGS = 12
+
+Vector = Float[np.ndarray, "S"]
 
 
 class Quadratic(NamedTuple):
     """q(z) = -aᵀz + ½ zᵀAz, a = w∘(g + ½ μ w), A = diag(w)(B + μI)diag(w)."""
 
     operator: Operator
-    gradient: Float[Array, "S"]
-    weights: Float[Array, "S"]
+    gradient: Vector
+    weights: Vector
     shift: float
 
-    def multiply(self, vector: Float[Array, "S"]) -> Float[Array, "S"]:
-        """Return A v."""
-        product = local(apply(self.operator, self.weights * vector), self.operator.mesh)
-        return self.weights * (product + self.shift * self.weights * vector)
+    def apply(self, argument: Vector) -> Vector:
+        """Return B v for v = w∘z, on the host."""
+        product = local(apply(self.operator, jnp.asarray(argument)), self.operator.mesh)
+        return np.asarray(product)
 
-    def linear(self) -> Float[Array, "S"]:
-        """Return a."""
-        return _linear(self.weights, self.gradient, self.shift)
+    def scaled(self, product: Vector, argument: Vector, at: slice = slice(None)) -> Vector:
+        """Return A z from B v and v = w∘z."""
+        result = product[at] + self.shift * argument if self.shift else product[at].copy()
+        result *= self.weights[at]
+        return result
 
-    def exact_linear(self) -> np.ndarray:
-        """Return a in float64, of which a product of two float32 is exact."""
-        weights, gradient = (np.asarray(x, np.float64) for x in (self.weights, self.gradient))
+    def linear(self, at: slice = slice(None), dtype: Any = None) -> Vector:
+        """Return a; in float64 a product of two float32 is exact."""
+        weights, gradient = (x[at].astype(dtype or x.dtype) for x in (self.weights, self.gradient))
         return weights * (gradient + self.shift / 2 * weights)
 
 
-class Iterate(NamedTuple):
-    """A point z and its product A z."""
-
-    point: Float[Array, "S"]
-    product: Float[Array, "S"]
+def pieces(size: int) -> Iterator[slice]:
+    """Cut a vector into slices that stay in the cache."""
+    return (slice(i, i + _PIECE) for i in range(0, size, _PIECE))
 
 
-class State(NamedTuple):
-    """Where the steps stand.
+class Seen(NamedTuple):
+    """What one point z shows of q.
 
     Attributes:
-        now: z.
-        before: the one before it, z₋.
-        latest: the newest iterate, which is z, or was refused as too long a step.
-        momentum: t of Beck and Teboulle.
-        curvature: ℓ.
-        stiffest: the largest ℓ seen, the scale of what is rounding.
-        refused: how many steps were.
-        asymmetry: |zᵀ(A z') - z'ᵀ(A z)| of the newest iterate z' and z.
+        removed: Σz.
+        bend: zᵀA z.
+        linear: aᵀz.
+        slope: A z - a, for whoever reads it to keep.
     """
 
-    now: Iterate
-    before: Iterate
-    latest: Iterate
-    momentum: float
+    removed: float
+    bend: float
+    linear: float
+    slope: Vector
+
+
+class _Told(NamedTuple):
+    """What a trial was made with: the momentum's share, the price, and ℓ."""
+
+    beta: float
+    price: float
     curvature: float
-    stiffest: float
-    refused: int
+
+
+class _Sums(NamedTuple):
+    """Of a trial z' and the step d to it from y: dᵀA d, dᵀM d, the rounding of the first, ..."""
+
+    bent: float
+    squared: float
+    noise: float
+    uphill: float
     asymmetry: float
+    removed: float
+    bend: float
+    linear: float
+
+
+class Steps:
+    """The iterates of one search; see the module.
+
+    Attributes:
+        point: z.
+        product: A z.
+        curvature: ℓ.
+        asymmetry: the largest |zᵀ(A z') - z'ᵀ(A z)| of the newest iterates z and z'.
+    """
+
+    def __init__(
+        self, quadratic: Quadratic, metric: Vector, point: Vector, product: Vector, bend: float
+    ) -> None:
+        """Start from a point; `bend` is 1ᵀA 1, which sets ℓ at first."""
+        self.quadratic, self.metric = quadratic, metric
+        ends = map(float, (metric[at].astype(np.float64).sum() for at in pieces(metric.size)))
+        curvature = bend / sum(ends)
+        self.point, self.product = np.array(point), np.array(product)
+        self.before_point, self.before_product = self.point.copy(), self.product.copy()
+        self.curvature = self.stiffest = max(curvature, float(np.finfo(np.float32).tiny))
+        self.momentum, self.asymmetry = 1.0, 0.0
+        self.refused = False
+
+    def step(
+        self, price: float, epsilon: float, apply: Callable[[Vector], Vector]
+    ) -> tuple[Seen, Callable[[slice], Vector], float]:
+        """Take one step at θ = `price`, or find that it was too long.
+
+        Args:
+            price: θ.
+            epsilon: ε.
+            apply: the product with B.
+
+        Returns:
+            What its end shows, a function that makes the end piece by piece until the next step,
+            and the price of the next step.
+
+        Raises:
+            ValueError: if it was along a direction of negative curvature.
+        """
+        momentum = (1 + np.sqrt(1 + 4 * self.momentum**2)) / 2
+        told = _Told((self.momentum - 1) / momentum, price, self.curvature)
+        raw = apply(self._argument(told))
+        sums = self._compare(told, raw)
+        if sums.bent < -sums.noise - _NEGATIVE * self.stiffest * sums.squared:
+            raise ValueError(negative_curvature(sums.bent / sums.squared))
+        self.asymmetry = max(self.asymmetry, sums.asymmetry)
+        if sums.bent > self.curvature * sums.squared + sums.noise:
+            self.curvature = max(_RAISE * self.curvature, sums.bent / sums.squared)
+            self.stiffest = max(self.curvature, self.stiffest)
+            self.refused = True
+            latest = lambda at: self._trial(told, raw, at)  # noqa: E731
+        else:
+            self._accept(told, raw)
+            del raw
+            self.momentum = 1.0 if sums.uphill > 0 else momentum
+            self.curvature *= _LOWER if self.refused else _LOWER_AT_FIRST
+            latest = lambda at: (self.point[at], self.product[at])  # noqa: E731
+        price = self._next_price(latest, max(sums.bend, 0), epsilon, price)
+        slope = np.empty_like(self.point)
+        for at in pieces(slope.size):
+            slope[at] = latest(at)[1] - self.quadratic.linear(at)
+        return Seen(sums.removed, sums.bend, sums.linear, slope), lambda at: latest(at)[0], price
+
+    def _moved(self, told: _Told, at: slice) -> tuple[Vector, Vector, Vector]:
+        """Return y, A y and the point that a step leads to."""
+        beta = self.point.dtype.type(told.beta)
+        y = self.point[at] + beta * (self.point[at] - self.before_point[at])
+        product = self.product[at] + beta * (self.product[at] - self.before_product[at])
+        slope = product - self.quadratic.linear(at) - self.point.dtype.type(told.price)
+        return y, product, np.clip(y - slope / self._scale(told.curvature, at), 0, 1)
+
+    def _scale(self, curvature: float, at: slice) -> Vector:
+        return self.point.dtype.type(curvature) * self.metric[at].astype(self.point.dtype)
+
+    def _argument(self, told: _Told) -> Vector:
+        argument = np.empty_like(self.point)
+        for at in pieces(argument.size):
+            argument[at] = self.quadratic.weights[at] * self._moved(told, at)[2]
+        return argument
+
+    def _trial(self, told: _Told, raw: Vector, at: slice) -> tuple[Vector, Vector]:
+        """Return the new point and its product."""
+        point = self._moved(told, at)[2]
+        return point, self.quadratic.scaled(raw, self.quadratic.weights[at] * point, at)
+
+    def _compare(self, told: _Told, raw: Vector) -> _Sums:
+        """Sum what decides over a trial, and what it shows."""
+        total = np.zeros(len(_Sums._fields) + 1)
+        for at in pieces(self.point.size):
+            y, product, point = (x.astype(np.float64) for x in self._moved(told, at))
+            new = self._trial(told, raw, at)[1].astype(np.float64)
+            change, metric = point - y, self.metric[at].astype(np.float64)
+            total += (
+                change @ (new - product),
+                change @ (metric * change),
+                np.abs(change) @ (np.abs(new) + np.abs(product)),
+                -(metric * change) @ (point - self.point[at]),
+                self.point[at] @ new,
+                point @ self.product[at],
+                point.sum(),
+                point @ new,
+                point @ self.quadratic.linear(at),
+            )
+        bent, squared, size, uphill, forth, back, *rest = total.tolist()
+        noise = _ROUNDING * float(jnp.finfo(self.point.dtype).eps) * size
+        return _Sums(bent, squared, noise, uphill, abs(forth - back), *rest)
+
+    def _accept(self, told: _Told, raw: Vector) -> None:
+        for at in pieces(self.point.size):
+            point, product = self._trial(told, raw, at)
+            self.before_point[at], self.before_product[at] = self.point[at], self.product[at]
+            self.point[at], self.product[at] = point, product
+
+    def _next_price(self, latest: Callable, bend: float, epsilon: float, price: float) -> float:
+        """Return the price of the next step, from the newest iterate, which one at `price` led to.
+
+        With z = θv and τ = 1/θ, the bound of the number removed is the least over θ of
+
+            F(v, τ) = ετ + vᵀAv/(2τ) + Σ (1 + aτ - A v)₊,
+
+        jointly convex in v and τ. The best price for this v is where ∂F/∂τ = 0, the terms of the
+        sum counted by where a step takes z in place of 0 or 1, so it rests only where q(z) = ε.
+        (The best price for z as it stands rests where nothing is best.) An iterate lags behind its
+        price, so that a quarter of the way is gone, in the logarithm.
+        """
+        low, high = np.log(1 / 8), np.log(8)
+        for _ in range(_HALVINGS):
+            t = float(np.exp((low + high) / 2))
+            taken = sum(self._taken(latest, t, price, at) for at in pieces(self.point.size))
+            too_cheap = epsilon - t**2 * bend / 2 + taken > 0
+            low, high = ((low + high) / 2, high) if too_cheap else (low, (low + high) / 2)
+        moved = float(np.exp((low + high) / 2))
+        return max(price * moved**_PACE, float(np.finfo(np.float32).tiny))
+
+    def _taken(self, latest: Callable, t: float, price: float, at: slice) -> float:
+        point, product = latest(at)
+        linear = self.quadratic.linear(at)
+        slope = self.point.dtype.type(t) * (product - self.point.dtype.type(price)) - linear
+        point = np.clip(point - slope / self._scale(self.curvature, at), 0, 1)
+        return float(np.dot(linear, point))
 
 
 def metric_of(
-    quadratic: Quadratic, diagonal: Float[Array, "S"] | None, multiply: Callable, num_probes: int
-) -> Float[Array, "S"]:
-    """Return M: the diagonal of A, or the norms of its rows, seen through signs."""
+    quadratic: Quadratic, diagonal: Vector | None, multiply: Callable, num_probes: int
+) -> Vector:
+    """Return M: the diagonal of A, or the norms of its rows, seen through signs.
+
+    In bfloat16: it only steers, so half of a float is enough.
+    """
     weights = quadratic.weights
     if diagonal is not None:
-        metric = weights**2 * (jnp.maximum(diagonal, 0) + quadratic.shift)
+        metric = np.maximum(diagonal, 0).astype(weights.dtype)
+        metric += weights.dtype.type(quadratic.shift)
+        metric *= weights
+        metric *= weights
     else:
-        squares = jnp.zeros_like(weights)
-        for probe in range(num_probes):
-            key = jax.random.fold_in(jax.random.key(0), probe)
-            squares += multiply(jax.random.rademacher(key, weights.shape, weights.dtype)) ** 2
-        metric = jnp.sqrt(squares / num_probes)
+        metric = np.zeros_like(weights)
+        rng = np.random.default_rng(0)
+        for _ in range(num_probes):
+            signs = 2 * rng.integers(0, 2, weights.size, np.int8) - 1
+            row = multiply(signs.astype(weights.dtype))
+            row *= row
+            metric += row
+        np.sqrt(metric, out=metric)
     largest = metric.max()
-    return jnp.maximum(metric / jnp.where(largest > 0, largest, 1), _LEAST_METRIC)
+    metric /= largest if largest > 0 else 1
+    return np.maximum(metric, _LEAST_METRIC, out=metric).astype(jnp.bfloat16)
 
 
-def begin(metric: Float[Array, "S"], start: Iterate, everything: Iterate) -> State:
-    """Return the state at a first iterate, with ℓ as seen where everything is removed."""
-    curvature = dot(everything.point, everything.product) / float(metric.sum())
-    curvature = max(curvature, float(np.finfo(np.float32).tiny))
-    return State(start, start, start, 1.0, curvature, curvature, 0, 0.0)
+def look_for_negative(multiply: Callable[[Vector], Vector], like: Vector, num_steps: int) -> None:
+    """Take a few Lanczos steps on A from a random start, and look at the Ritz values.
 
-
-def step(
-    quadratic: Quadratic,
-    metric: Float[Array, "S"],
-    state: State,
-    price: float,
-    multiply: Callable[[Array], Array],
-) -> State:
-    """Take one step at θ = `price`, or find that it was too long.
+    A step of a search may never turn into a direction of negative curvature, and then the bound of
+    a quadratic that is not convex would stand. A random start is in all directions, so a few
+    steps show one that is not small beside the rest of the spectrum.
 
     Raises:
-        ValueError: if it was along a direction of negative curvature.
+        ValueError: if one is negative by more than rounding.
     """
-    t = (1 + np.sqrt(1 + 4 * state.momentum**2)) / 2
-    at = (state.now, state.before, (state.momentum - 1) / t, metric)
-    linear = quadratic.weights, quadratic.gradient, quadratic.shift
-    point = _propose(*at, linear, price, state.curvature)
-    trial = Iterate(point, multiply(point))
-    seen, squared, noise, uphill = map(float, _compare(*at, trial))
-    if seen < -noise - _NEGATIVE * state.stiffest * squared:
-        raise ValueError(negative_curvature(seen / squared))
-    back = dot(state.now.point, trial.product) - dot(trial.point, state.now.product)
-    state = state._replace(latest=trial, asymmetry=abs(back))
-    if seen > state.curvature * squared + noise:
-        curvature = max(_RAISE * state.curvature, seen / squared)
-        stiffest = max(curvature, state.stiffest)
-        return state._replace(curvature=curvature, stiffest=stiffest, refused=state.refused + 1)
-    lower = _LOWER if state.refused else _LOWER_AT_FIRST
-    return state._replace(
-        now=trial,
-        before=state.now,
-        momentum=1.0 if uphill > 0 else t,
-        curvature=lower * state.curvature,
-    )
+    vector = np.random.default_rng(1).standard_normal(like.size, np.float32).astype(like.dtype)
+    vector /= np.sqrt(dot(vector, vector))
+    before, beta = np.zeros_like(vector), 0.0
+    diagonal, off = [], []
+    for _ in range(min(num_steps, like.size)):
+        product = multiply(vector)
+        product -= like.dtype.type(beta) * before
+        diagonal.append(dot(vector, product))
+        product -= like.dtype.type(diagonal[-1]) * vector
+        beta = np.sqrt(dot(product, product))
+        off.append(beta)
+        if beta <= 1e-5 * max(map(abs, diagonal)):
+            break
+        before, vector = vector, product / like.dtype.type(beta)
+    matrix = np.diag(diagonal) + np.diag(off[: len(diagonal) - 1], 1)
+    values = np.linalg.eigvalsh(matrix, UPLO="U")
+    if values[0] < -_NEGATIVE * abs(values).max():
+        raise ValueError(negative_curvature(values[0]))
 
 
 def negative_curvature(quotient: float) -> str:
     """Say what is wrong with an operator, and what would do."""
     return (
         "operator must be positive semi-definite, but a direction has the Rayleigh quotient "
-        f"{quotient:.3g} in it: take curvature.gauss_newton_matvec of a convex output loss, or "
-        "shift= at least as large as the most negative eigenvalue of the operator"
+        f"{quotient:.3g} in it, scaled by the weights: take curvature.gauss_newton_matvec of a "
+        "convex output loss, or shift= at least as large as the most negative eigenvalue of the "
+        "operator"
     )
 
 
-def _linear(weights: Array, gradient: Array, shift: float) -> Array:
-    return weights * (gradient + shift / 2 * weights)
+def all_finite(vector: Vector) -> bool:
+    """Say whether a vector is finite, without one more."""
+    return all(bool(np.isfinite(vector[at]).all()) for at in pieces(vector.size))
 
 
-@jax.jit
-def _propose(now, before, beta, metric, linear, price, curvature):
-    point, product = _extrapolate(now, before, beta)
-    slope = product - _linear(*linear) - price
-    return jnp.clip(point - slope / (curvature * metric), 0, 1)
-
-
-def next_price(
-    quadratic: Quadratic,
-    metric: Float[Array, "S"],
-    state: State,
-    bend: float,
-    epsilon: float,
-    price: float,
-) -> float:
-    """Return the price of the next step, from the newest iterate, which one at `price` led to.
-
-    With z = θv and τ = 1/θ, the bound of the number removed is the least over θ of
-
-        F(v, τ) = ετ + vᵀAv/(2τ) + Σ (1 + aτ - A v)₊,
-
-    jointly convex in v and τ. The best price for this v is where ∂F/∂τ = 0, the terms of the sum
-    counted by where a step takes z in place of 0 or 1, so it rests only where q(z) = ε. (The
-    best price for z as it stands rests where nothing is best.) An iterate lags behind its price, so
-    that a quarter of the way is gone, in the logarithm.
-
-    Args:
-        quadratic: q.
-        metric: M.
-        state: of its newest iterate z.
-        bend: zᵀA z.
-        epsilon: ε.
-        price: θ.
-    """
-    linear = quadratic.weights, quadratic.gradient, quadratic.shift
-    scale = state.curvature, metric
-    moved = float(_best_price(linear, state.latest, scale, bend / 2, epsilon, price))
-    return max(price * moved**_PACE, float(np.finfo(np.float32).tiny))
-
-
-@jax.jit
-def _best_price(linear, iterate, scale, half_bend, epsilon, price):
-    linear, (curvature, metric) = _linear(*linear), scale
-
-    def halve(_, ends):
-        t = jnp.exp(ends.sum() / 2)
-        slope = t * iterate.product - linear - t * price
-        point = jnp.clip(iterate.point - slope / (curvature * metric), 0, 1)
-        too_cheap = epsilon - t**2 * half_bend + jnp.vdot(linear, point) > 0
-        return jnp.where(too_cheap, ends.at[0].set(ends.sum() / 2), ends.at[1].set(ends.sum() / 2))
-
-    ends = jnp.log(jnp.array([1 / 8, 8], iterate.point.dtype))
-    return jnp.exp(jax.lax.fori_loop(0, 20, halve, ends).sum() / 2)
-
-
-@jax.jit
-def _compare(now, before, beta, metric, trial):
-    """Return dᵀA d, dᵀM d and the rounding of the first, d the step, and whether it goes uphill."""
-    point, product = _extrapolate(now, before, beta)
-    change = trial.point - point
-    seen = jnp.vdot(change, trial.product - product)
-    size = jnp.vdot(jnp.abs(change), jnp.abs(trial.product) + jnp.abs(product))
-    uphill = -jnp.vdot(metric * change, trial.point - now.point)
-    noise = _ROUNDING * jnp.finfo(change.dtype).eps * size
-    return seen, jnp.vdot(change * metric, change), noise, uphill
-
-
-def _extrapolate(now: Iterate, before: Iterate, beta: float) -> Iterate:
-    return jax.tree.map(lambda new, old: new + beta * (new - old), now, before)
-
-
-def dot(x: Array, y: Array) -> float:
+def dot(x: Any, y: Array | Vector) -> float:
     """Sum products in float64, a piece at a time."""
     one, other = np.asarray(x), np.asarray(y)
-    total = 0.0
-    for i in range(0, one.size, _CHUNK):
-        wide = one[i : i + _CHUNK].astype(np.float64)
-        total += float(np.dot(wide, other[i : i + _CHUNK].astype(np.float64)))
-    return total
+    return float(
+        sum(one[at].astype(np.float64) @ other[at].astype(np.float64) for at in pieces(one.size))
+    )

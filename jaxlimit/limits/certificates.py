@@ -1,6 +1,5 @@
 """The limit from below: a bound that no mask within ε of a convex quadratic can beat."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,30 +9,11 @@ from jaxtyping import Array, Float
 
 from jaxlimit._core.checks import check_count, check_range, is_finite
 from jaxlimit._core.estimate import value_of
-from jaxlimit._core.operator import Operator, apply, prepare, returns_local
+from jaxlimit._core.operator import apply, prepare, returns_local
 from jaxlimit._core.sharding import local
 from jaxlimit._core.summaries import short_repr
-from jaxlimit.limits._bound import Bound, bound_of
-from jaxlimit.limits._relaxation import (
-    Iterate,
-    Quadratic,
-    begin,
-    dot,
-    metric_of,
-    negative_curvature,
-    next_price,
-    step,
-)
-
-# Stop where the best mask known, or what is still to be had, is within these shares of the bound.
-KNOWN_GAP = 0.01
-_OPEN_GAP = 1e-3
-# Rounding is taken to be at most this many times the largest asymmetry that products showed.
-_SAFETY = 4.0
-# Products of the last check: z̄ again, and the mask that attains its bound. Fewer than the other
-# leave no step between them.
-_NUM_AUDITS = 2
-_LEAST_BUDGET = _NUM_AUDITS + 2
+from jaxlimit.limits._relaxation import dot
+from jaxlimit.limits._search import Problem, Search, is_live
 
 
 class Certificate(NamedTuple):
@@ -98,8 +78,13 @@ def certificate(
     z̄ comes from accelerated projected gradient steps on q(z) - θ1ᵀz over [0, 1]ᴰ, scaled by the
     diagonal of A, of adaptive length, the price θ of a weight following the iterates. On the
     networks tried, 100 products end within 3 % of the best. Costs num_products
-    products, each with a sort of D entries, and some 8 floats a live weight beside the operator.
-    Weights that are zero, and with `diagonal` those without curvature and gradient, are set aside.
+    products, each with a sort of D entries. Memory beside the operator, its argument and result,
+    and what is given: 6 floats a live weight, on the host. Weights that are zero, and with
+    `diagonal` those without curvature and gradient, are set aside.
+
+    That B is positive semi-definite is checked where it is cheap: at z = 1, along each step, and by
+    up to 8 Lanczos steps from a random start if there are 40 products or more and no `start`. They
+    name a negative eigenvalue that is not small beside the largest; they prove none absent.
 
     Args:
         operator: B, positive semi-definite; an `Operator`, or a function from [D] to [D]. The
@@ -137,17 +122,21 @@ def certificate(
     if known_kept is not None:
         check_count("known_kept", known_kept, 0)
     start = _checked_start(start, problem.weights)
-    live = np.flatnonzero(_is_live(problem))
-    if not live.size:
+    live = is_live(problem)
+    if not live.any():
         return Certificate(0, 0.0, jnp.ones_like(problem.weights), 0.0, 0, 0, ())
-    search = _Search(problem, live, budget, known_kept, on_progress)
-    relaxed = search.relax(None if start is None else start[live])
+    search = Search(problem, live, budget, known_kept, on_progress)
+    start = None if start is None else np.asarray(start)[live]
+    del live  # a quarter of a float a weight
+    relaxed = search.relax(start)
     found, slack = search.audit(relaxed)
     kept = problem.weights.size - found.num_removed
+    whole = np.ones(weights.shape, relaxed.dtype)
+    whole[is_live(problem)] = relaxed
     return Certificate(
         num_kept=kept,
         ratio=kept / problem.weights.size,
-        relaxed=jnp.ones_like(problem.weights).at[live].set(relaxed, unique_indices=True),
+        relaxed=jnp.asarray(whole),
         slack=slack,
         num_products=len(search.history),
         open=search.open,
@@ -218,18 +207,7 @@ def shares(
     return Shares(*(part / problem.epsilon for part in (linear, quadratic, left)))
 
 
-class _Problem(NamedTuple):
-    """The checked arguments."""
-
-    operator: Operator
-    gradient: Float[Array, "D"]
-    weights: Float[Array, "D"]
-    epsilon: float
-    diagonal: Float[Array, "D"] | None
-    shift: float
-
-
-def _checked(operator, gradient, weights, epsilon, diagonal, shift) -> _Problem:
+def _checked(operator, gradient, weights, epsilon, diagonal, shift) -> Problem:
     gradient, weights = jnp.asarray(gradient), jnp.asarray(weights)
     arrays = {"gradient": gradient, "weights": weights}
     if diagonal is not None:
@@ -247,7 +225,7 @@ def _checked(operator, gradient, weights, epsilon, diagonal, shift) -> _Problem:
     check_range("epsilon", epsilon, 0, float(np.finfo(np.float32).max))
     check_range("shift", shift, 0, float(np.finfo(np.float32).max))
     prepared = prepare(operator, weights.size, weights.dtype)
-    return _Problem(
+    return Problem(
         prepared, gradient.astype(weights.dtype), weights, float(epsilon), diagonal, float(shift)
     )
 
@@ -262,131 +240,3 @@ def _checked_start(start: Any, weights: Array) -> Array | None:
         )
     check_range("start", relaxed, 0, 1)
     return relaxed.astype(weights.dtype)
-
-
-def _is_live(problem: _Problem) -> np.ndarray:
-    """Mark the weights that may cost something: a PSD matrix with a zero Bᵢᵢ has a zero row i."""
-    live = np.asarray(problem.weights != 0)
-    if problem.diagonal is None or problem.shift:
-        return live
-    return live & np.asarray((problem.diagonal != 0) | (problem.gradient != 0))
-
-
-def _restricted(problem: _Problem, live: np.ndarray) -> tuple[Quadratic, Array | None]:
-    """Return the quadratic on the live weights, and the operator's diagonal there."""
-    operator, gradient, weights, _, diagonal, shift = problem
-    if live.size < weights.size:
-        mask = np.zeros(weights.size, bool)
-        mask[live] = True
-        operator, gradient, weights = operator.restrict(mask), gradient[live], weights[live]
-        diagonal = None if diagonal is None else diagonal[live]
-    return Quadratic(operator, gradient, weights, shift), diagonal
-
-
-class _Search:
-    """One search for z̄, and what it has seen so far."""
-
-    def __init__(self, problem: _Problem, live: np.ndarray, budget: int, known, notify) -> None:
-        self.quadratic, self.diagonal = _restricted(problem, live)
-        self.epsilon, self.dim = problem.epsilon, problem.weights.size
-        self.num_free = self.dim - live.size
-        self.budget, self.known, self.notify = budget, known, notify
-        self.history: list[int] = []
-        self.best, self.asymmetry = 0, 0.0
-        self.seen: list[tuple[float, float]] = []  # weights removed and q, at the iterates
-        self.relaxed = jnp.zeros_like(self.quadratic.weights)
-
-    def relax(self, start: Array | None) -> Array:
-        """Take steps until the products are spent or the gap is closed; return the best z̄."""
-        zero = Iterate(self.relaxed, jnp.zeros_like(self.relaxed))
-        price, _ = self.look(zero)
-        num_probes = 0 if self.diagonal is not None else min(8, self.budget // 10 + 1)
-        if self.budget < num_probes + _LEAST_BUDGET:
-            return self.relaxed if start is None else start
-        metric = metric_of(self.quadratic, self.diagonal, self.multiply, num_probes)
-        everything = self.iterate(jnp.ones_like(self.relaxed))
-        price = min(price, self.look(everything)[0])
-        first = zero if start is None else self.iterate(start)
-        price = price if start is None else self.look(first)[0]
-        state = begin(metric, first, everything)
-        price = max(price, float(np.finfo(np.float32).tiny))
-        while not self.is_done():
-            state = step(self.quadratic, metric, state, price, self.multiply)
-            self.asymmetry = max(self.asymmetry, state.asymmetry)
-            _, bend = self.look(state.latest)
-            price = next_price(self.quadratic, metric, state, bend, self.epsilon, price)
-        return self.relaxed
-
-    def multiply(self, vector: Array) -> Array:
-        """Return A v, count the product, and say so."""
-        product = self.quadratic.multiply(vector)
-        self.history.append(self.best)
-        if not is_finite(product):
-            raise FloatingPointError(
-                f"operator returned NaN or infinity in product {len(self.history)}"
-            )
-        if self.notify is not None:
-            self.notify("certificate", len(self.history), self.budget)
-        return product
-
-    def iterate(self, point: Array) -> Iterate:
-        """Return a point with its product."""
-        return Iterate(point, self.multiply(point))
-
-    def look(self, iterate: Iterate) -> tuple[float, float]:
-        """Evaluate the bound at an iterate, without slack; return its price, and zᵀAz."""
-        linear = self.quadratic.linear()
-        bend = dot(iterate.point, iterate.product)
-        if bend < -1e-3 * dot(iterate.point, abs(iterate.product)) and not self.seen[1:]:
-            raise ValueError(negative_curvature(bend / dot(iterate.point, iterate.point)))
-        slope = np.asarray(iterate.product - linear)
-        found = bound_of(slope, max(bend, 0), self.epsilon, self.num_free)
-        kept = self.dim - found.num_removed
-        if kept > self.best:
-            self.best, self.relaxed = kept, iterate.point
-        if self.history:
-            self.history[-1] = self.best
-        removed = self.num_free + dot(iterate.point, jnp.ones_like(iterate.point))
-        self.seen.append((removed, bend / 2 - dot(iterate.point, linear)))
-        return found.price, max(bend, 0)
-
-    @property
-    def open(self) -> int:
-        """What the bound may still rise by: no z̄ gets above the relaxation's own optimum.
-
-        The least q with n removed is convex in n, so below the chords between the points seen.
-        """
-        removed, rise = np.array(self.seen).T
-        inside = rise <= self.epsilon
-        most = removed[inside].max()
-        if not inside.all():
-            n, r = removed[inside, None], rise[inside, None]
-            m, q = removed[~inside], rise[~inside]
-            most = max(most, (n + (m - n) * (self.epsilon - r) / (q - r)).max())
-        return max(0, math.ceil(self.dim - most) - self.best)
-
-    def is_done(self) -> bool:
-        """Whether products are spent, or the best mask or what can be reached is near."""
-        near = self.known is not None and self.known <= (1 + KNOWN_GAP) * self.best
-        return (
-            len(self.history) >= self.budget - _NUM_AUDITS
-            or near
-            or self.open <= _OPEN_GAP * self.best
-        )
-
-    def audit(self, relaxed: Array) -> tuple[Bound, float]:
-        """Evaluate the bound of one z̄ anew, in float64, with the slack for rounding."""
-        moved = bool((relaxed != 0).any())
-        product = self.multiply(relaxed) if moved else jnp.zeros_like(relaxed)
-        slope = np.asarray(product, np.float64) - self.quadratic.exact_linear()
-        curvature = max(dot(relaxed, product), 0)
-        found = bound_of(slope, curvature, self.epsilon, self.num_free)
-        slack = slope.size * np.finfo(np.float64).eps * float(np.abs(slope).sum() + curvature)
-        if moved:
-            count = min(max(found.num_removed - self.num_free, 0), slope.size)
-            mask = np.zeros(slope.size)
-            mask[np.argsort(slope, kind="stable")[:count]] = 1
-            mask = jnp.asarray(mask, relaxed.dtype)
-            seen = abs(dot(mask, product) - dot(relaxed, self.multiply(mask)))
-            slack += _SAFETY * max(seen, self.asymmetry)
-        return bound_of(slope, curvature, self.epsilon + slack, self.num_free), slack

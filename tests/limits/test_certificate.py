@@ -307,7 +307,7 @@ def test_negative_curvature_that_no_step_meets():
     """Of each pair the two are alike, so no step parts them; only their difference is negative."""
     pairs = np.kron(np.eye(20), np.array([[1.0, 1.4], [1.4, 1.0]]))
     ones = np.ones(40)
-    with pytest.raises(ValueError, match="Rayleigh quotient -0.4"):
+    with pytest.raises(ValueError, match=r"Rayleigh quotient -0\.4"):
         certify(pairs, 0 * ones, ones, 1.0, diagonal=jnp.ones(40))
     # Too few products to look for it; and where it is shifted away there is nothing to name.
     assert certify(pairs, 0 * ones, ones, 1.0, diagonal=jnp.ones(40), num_products=30).num_kept > 0

@@ -141,8 +141,7 @@ def _products(case: Case, own: Callable | None, key: Any) -> tuple[list[Row], st
     }
     weights, unflatten = flatten_weights(case.params)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), case.batches)
-    gradient = jax.grad(lambda w: case.loss(unflatten(w), flat))
-    plain = jax.jit(lambda v: jax.jvp(gradient, (weights,), (v,))[1])
+    plain = partial(_plain_product, case.loss, unflatten, weights, flat)
     calls = ours | {"jax.jvp of jax.grad, all at once": plain}
     reference, what = plain(vector), "jax.jvp of jax.grad in the same precision"
     if case.dim <= _DENSE:
@@ -161,6 +160,13 @@ def _products(case: Case, own: Callable | None, key: Any) -> tuple[list[Row], st
     for name, (call, flat) in peer_rows.products(case, vector).items():
         rows.append(Row(name, call, 1, lambda found, flat=flat: error(flat(found))))
     return rows, what
+
+
+# Data and weights are arguments: as constants they would be worked out by the compiler.
+@partial(jax.jit, static_argnums=0)
+def _plain_product(loss: Callable, unflatten: Any, weights: Any, batch: Any, vector: Any) -> Any:
+    gradient = jax.grad(lambda w: loss(unflatten(w), batch))
+    return jax.jvp(gradient, (weights,), (vector,))[1]
 
 
 def _dense(loss: Callable, params: Any, batch: Any) -> Any:

@@ -36,7 +36,7 @@ def measure(problem: Problem) -> Measured:
     order = np.argsort(both.ratios, kind="stable")
     both = jax.tree.map(lambda x: x[order], both)
     dense = float(both.losses[-1])
-    by_loss = float(pruning.empirical_limit(both, dense, epsilon))
+    passed = float(pruning.empirical_limit(both, dense, epsilon))
     accuracies, by_accuracy = np.full(order.shape, np.nan), np.nan
     if task.accuracy is not None:
         data = task.batches if task.held_out is None else task.held_out
@@ -45,10 +45,16 @@ def measure(problem: Problem) -> Measured:
         falling = sweep._replace(losses=-sweep.losses)
         allowed = settings.accuracy_tolerance
         by_accuracy = float(pruning.empirical_limit(falling, -accuracies[-1], allowed))
+        by_accuracy = _counted(by_accuracy, dim)
     return Measured(
         dim, epsilon, error, dense, float(accuracies[-1]), both.ratios, both.losses, both.radii,
-        accuracies, by_loss, by_accuracy, bool(by_loss == both.ratios[0]),
+        accuracies, _counted(passed, dim), by_accuracy, bool(passed == both.ratios[0]),
     )  # fmt: skip
+
+
+def _counted(ratio: float, dim: int) -> float:
+    """Return the fraction that the whole number of weights is, beside which others are put."""
+    return int(pruning.num_kept(dim, ratio)) / dim
 
 
 def _sweep(problem, function, batches, ratios, stage) -> pruning.SweepResult:

@@ -231,7 +231,9 @@ def kept_at(rows: list[dict[str, float]], accuracy: float) -> float:
     return best
 
 
-def summarise(results: dict[str, list[dict[str, Any]]], targets: list[float]) -> dict[str, dict]:
+def summarise(
+    results: dict[str, list[list[dict[str, Any]]]], targets: list[float]
+) -> dict[str, dict]:
     """Return mean and spread over seeds of what each way keeps, and the most it cost."""
     summary = {}
     for way, by_seed in results.items():

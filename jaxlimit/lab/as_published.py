@@ -7,12 +7,16 @@ the range, R rounded to an integer, ρ on a grid of 0.1 %.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from jaxlimit import limits, spectrum
 from jaxlimit._core.checks import check_count, check_range
+from jaxlimit.training import DataLoss, augment
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(64)
 
@@ -165,3 +169,75 @@ def gap_by_two_readings(
     at = partial(demand, radii=np.array([radius]), epsilon=epsilon, reading=reading)
     mine, own = float(at(whole)[0]), float(at(removed)[0])
     return own * removed.dim / whole.dim, mine - own
+
+
+def batch_tolerance(
+    loss: DataLoss,
+    params: Any,
+    state: Any,
+    data: Any,
+    key: Any,
+    *,
+    batch_size: int = 128,
+    num_epochs: int = 8,
+) -> float:
+    """Measure ε as their loader gives it: the spread of the losses of shuffled, augmented batches.
+
+    Args:
+        loss: with its normalisation.
+        params: w*.
+        state: what the network keeps beside them.
+        data: images uint8 and labels.
+        key: random key of the orders, shifts and flips.
+        batch_size: images a batch; what is left over of an epoch is left out.
+        num_epochs: passes over the data.
+
+    Returns:
+        The standard deviation.
+
+    Raises:
+        ValueError: if there are fewer than two batches in all.
+    """
+    images, labels = jnp.asarray(data[0]), jnp.asarray(data[1])
+    steps = len(images) // batch_size
+    if steps * num_epochs < 2:
+        raise ValueError(
+            f"data must hold batches of {batch_size} images, two in all at least, got "
+            f"{len(images)} images"
+        )
+
+    @jax.jit
+    def of_batch(rows, key):
+        return loss(params, (augment(images[rows], key), labels[rows]), state)
+
+    losses = []
+    for epoch in range(num_epochs):
+        order_key, *keys = jax.random.split(jax.random.fold_in(key, epoch), steps + 1)
+        order = jax.random.permutation(order_key, len(images))[: steps * batch_size]
+        rows = order.reshape(steps, batch_size)
+        losses += [float(of_batch(*xs)) for xs in zip(rows, keys, strict=True)]
+    return float(np.std(losses, ddof=1))
+
+
+def other_gap(predicted: float, gap: float) -> float:
+    """Turn Δ as stated, at the predicted ratio, into what each density's own sum would make of it.
+
+    ρ_L - (D/(D-k)) Δ, with ρ_L = k/D there.
+
+    >>> round(other_gap(0.028319, 0.024308), 5)
+    0.0033
+    """
+    return predicted - gap / (1 - predicted)
+
+
+def kernels_alone(predicted: float, dim: int, num_others: int) -> tuple[float, float]:
+    """Bound what the prediction becomes if only the kernels count, at one radius, PSD H.
+
+    By Cauchy's interlacing a principal block lacks at most one unit of tr f a weight left out, so
+    tr f lies between that of the whole less their number, and that of the whole.
+
+    >>> kernels_alone(0.1, 100, 2)
+    (0.08163265306122448, 0.10204081632653061)
+    """
+    left = dim - num_others
+    return max(predicted * dim - num_others, 0.0) / left, predicted * dim / left

@@ -92,3 +92,32 @@ def test_bad_arguments_are_named(problem):
         predicted_ratio(measure, radius_at, -1.0)
     with pytest.raises(ValueError, match="num_steps"):
         predicted_ratio(measure, radius_at, 0.5, replace(OURS, depth=1000))
+
+
+def test_their_tolerance_is_the_spread_of_batches():
+    """A loss that is one pixel's mean: the spread of batches follows from the images alone."""
+    rng = np.random.default_rng(1)
+    images = np.repeat(rng.integers(0, 256, (2000, 1, 1, 1)), 144).reshape(2000, 12, 12, 1)
+    images = images.astype(np.uint8)
+    inner = lambda params, batch, state: jnp.mean(batch[0][:, 5, 5, 0].astype(jnp.float32))  # noqa: E731
+    found = as_published.batch_tolerance(
+        inner, {}, {}, (images, np.zeros(2000, np.int32)), jax.random.key(0), batch_size=10
+    )
+    truth = images[:, 5, 5, 0].std() / 10**0.5  # 1,600 batches: 1.8 % of error
+    assert abs(found / truth - 1) < 0.07
+    with pytest.raises(ValueError, match="data must hold batches of 128"):
+        as_published.batch_tolerance(
+            inner, {}, {}, (images[:9], np.zeros(9, np.int32)), jax.random.key(0)
+        )
+
+
+def test_kernels_alone_lie_between_the_bounds_of_interlacing():
+    rng = np.random.default_rng(2)
+    factor = rng.normal(size=(40, 15))
+    H = factor @ factor.T
+    trace = lambda A: (lambda x: (x / (x + 0.7)).sum())(np.linalg.eigvalsh(A).clip(0))  # noqa: E731
+    low, high = as_published.kernels_alone(trace(H) / 40, 40, 6)
+    blocks = (np.sort(rng.permutation(40)[:34]) for _ in range(50))
+    found = [trace(H[np.ix_(block, block)]) / 34 for block in blocks]
+    assert low <= min(found)
+    assert max(found) <= high

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from jaxlimit.lab.markdown import replace_block
-from jaxlimit.lab.pages import results, scale, speed
+from jaxlimit.lab.pages import questions, results, scale, speed
 
 
 def blocks(root: Path) -> dict[str, dict[str, str]]:
     """Return what stands between the markers of every page, by page and marker."""
     pages: dict[str, dict[str, str]] = {}
-    for part in (results, speed, scale):
+    for part in (results, questions, speed, scale):
         for page, content in part.blocks(root).items():
             pages[page] = pages.get(page, {}) | content
     return pages

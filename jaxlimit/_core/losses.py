@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlimit._core.batches import first_batch, group_batches, leading_size, mean_over
+from jaxlimit._core.batches import Group, first_batch, group_batches, leading_size, mean_over
 from jaxlimit._core.checks import check_floating_tree, is_concrete
 from jaxlimit._core.functions import Frozen, frozen
 from jaxlimit._core.programs import canonical_convolutions
@@ -152,37 +152,45 @@ def weight_of(loss: MeanLoss, params: Any, batch: Any, *operands: Any) -> Float[
     return jnp.sum(cast(Array, weights))
 
 
-def example_losses(
-    loss: MeanLoss, params: Any, stack: Any, operands: tuple
-) -> tuple[Float[Array, "n"], Float[Array, "n"] | None]:
-    """Return the loss of every example of a stack of batches, and its weight if it has one.
+def losses_of_batch(loss: MeanLoss, params: Any, batch: Any, operands: tuple) -> Float[Array, "n"]:
+    """Return the losses of a batch's examples, which have no weights.
 
     A loss that returns one number is asked for one example at a time, by `vmap` where it can be.
     """
-    if loss.kind == ONE:
-        return _one_by_one(loss, params, stack, operands), None
+    if loss.kind == EACH:
+        return loss.split(params, batch, *operands)[0]
 
+    def of_example(example):
+        return loss(params, jax.tree.map(lambda x: x[None], example), *operands)
+
+    try:
+        return jax.vmap(of_example)(batch)
+    except Exception:  # no batching rule, which every primitive tells in a way of its own
+        return jax.lax.map(of_example, batch)
+
+
+def example_losses(
+    loss: MeanLoss, params: Any, examples: tuple[Group, ...], operands: tuple
+) -> tuple[Float[Array, "n"], Float[Array, "n"] | None]:
+    """Return the loss of every example, and its weight where the loss returns weights.
+
+    Where an example has several losses, theirs is the weighted mean and its weight their sum.
+    """
+    found = [_of_examples(loss, params, group.batches, operands) for group in examples]
+    losses, weights = zip(*found, strict=True)
+    return jnp.concatenate(losses), None if weights[0] is None else jnp.concatenate(weights)
+
+
+@partial(jax.jit, static_argnums=0)
+def _of_examples(loss, params, stack, operands):
     def of_batch(batch):
+        if loss.kind != WEIGHTED:
+            return losses_of_batch(loss, params, batch, operands), None
         losses, weights = loss.split(params, batch, *operands)
         rows = losses.reshape(len(losses), -1)
-        if weights is None:
-            return rows.mean(1), jnp.zeros(len(losses), losses.dtype)
         weights = weights.reshape(rows.shape)
         total = weights.sum(1)
         return (weights * rows).sum(1) / jnp.where(total > 0, total, 1), total
 
     losses, weights = jax.lax.map(canonical_convolutions(of_batch), stack)
-    return losses.ravel(), None if loss.kind == EACH else weights.ravel()
-
-
-def _one_by_one(loss: MeanLoss, params: Any, stack: Any, operands: tuple) -> Float[Array, "n"]:
-    def of_example(example):
-        return loss(params, jax.tree.map(lambda x: x[None], example), *operands)
-
-    def of_stack(of_batch):
-        return jax.lax.map(canonical_convolutions(of_batch), stack).ravel()
-
-    try:
-        return of_stack(jax.vmap(of_example))
-    except Exception:  # no batching rule, which every primitive tells in a way of its own
-        return of_stack(lambda batch: jax.lax.map(of_example, batch))
+    return losses.ravel(), None if weights is None else weights.ravel()

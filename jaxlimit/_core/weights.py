@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxlimit._core.checks import check_floating_tree
+from jaxlimit._core.checks import as_array, check_floating_tree, check_real, is_concrete, is_finite
+from jaxlimit._core.scale import wide_type
 from jaxlimit._core.sharding import auto
 
 Where = Callable[[str, Any], bool]
@@ -80,6 +82,7 @@ def describe_selection(params: Any, where: Where = is_weight) -> str:
     """Say in one line which leaves are left out, and which look like a scale but are kept.
 
     >>> import jax.numpy as jnp
+    import numpy as np
     >>> describe_selection({"ln_1": {"scale": jnp.ones(2)}, "fc": {"kernel": jnp.ones((2, 2))}})
     '4 of 6 parameters are under study; left out: ln_1/scale (2)'
     """
@@ -124,6 +127,60 @@ def selected(params: Any, where: Where) -> list[bool]:
     ]
 
 
+def flat_vectors(**vectors: Any) -> list[Float[Array, "D"]]:
+    """Return vectors of one size as arrays of float32 at least; errors call them by their keywords.
+
+    Raises:
+        TypeError: if one is no array of real numbers.
+        ValueError: if one is not flat, empty, of another size than the last, or known to be not
+            finite.
+
+    >>> flat_vectors(gradient=jnp.ones(2), weights=jnp.ones(3))
+    Traceback (most recent call last):
+    ValueError: gradient must be flat, [D], like weights, (3,), got (2,)
+    """
+    last, like = list(vectors.items())[-1]
+    found = []
+    for name, vector in vectors.items():
+        check_real(name, vector)
+        shape = jnp.shape(vector)
+        if len(shape) != 1 or shape != jnp.shape(like) or not shape[0]:
+            of_last = "" if name == last else f" like {last}, {jnp.shape(like)},"
+            raise ValueError(f"{name} must be flat, [D],{of_last} got {shape}")
+        if not is_finite(vector):
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
+        found.append(jnp.asarray(vector, wide_type(jnp.result_type(vector))))
+    return found
+
+
+def check_kept(name: str, kept: Any, dim: int) -> Bool[Array, "D"]:
+    """Return a flat mask as an array, or raise unless it is boolean and of `dim` entries."""
+    marks = np.asarray(kept) if is_concrete(kept) else kept
+    if marks.dtype != bool:
+        raise TypeError(f"{name} must be boolean, True where a weight is kept, got {marks.dtype}")
+    if marks.shape != (dim,):
+        raise ValueError(f"{name} must be flat, [{dim}] like weights, got {marks.shape}")
+    return jnp.asarray(marks)
+
+
+def check_places(name: str, places: Any, dim: int) -> Int[Array, "D"]:
+    """Return places in an order, or raise where they are known not to be 0 to `dim` - 1 once each.
+
+    Raises:
+        TypeError: if they are no integers.
+        ValueError: if they are no permutation.
+    """
+    places = as_array(name, places)
+    if not jnp.issubdtype(places.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integers, got {places.dtype}")
+    is_shaped = places.shape == (dim,)
+    if not is_shaped or (
+        is_concrete(places) and not np.array_equal(np.sort(np.asarray(places)), np.arange(dim))
+    ):
+        raise ValueError(f"{name} must have the places 0 to {dim - 1} once each, [{dim}]")
+    return places
+
+
 @dataclass(frozen=True)
 class _Unflatten:
     """Put a flat vector back in its pytree, the leaves not under study as they were."""
@@ -148,7 +205,9 @@ class _Unflatten:
 def flatten_weights(
     params: Any, where: Where = is_weight, *, name: str = "params"
 ) -> tuple[Float[Array, "D"], Partial]:
-    """Flatten the weights under study to one vector, and return the way back.
+    """Flatten the weights under study to one vector of float32 at least, and return the way back.
+
+    The way back gives every leaf its own type, which is what a loss is made for.
 
     Args:
         params: pytree of arrays, real floating where they are under study.
@@ -164,6 +223,7 @@ def flatten_weights(
         ValueError: if a leaf is not finite, or nothing is selected.
 
     >>> import jax.numpy as jnp
+    import numpy as np
     >>> vector, unflatten = flatten_weights({"bias": jnp.ones(2), "kernel": jnp.zeros((2, 2))})
     >>> unflatten(vector + 1)["bias"]
     Array([2., 2.], dtype=float32)
@@ -178,6 +238,6 @@ def flatten_weights(
     shapes = tuple(leaf.shape if keep else None for leaf, keep in zip(leaves, chosen, strict=True))
     frozen = [leaf for leaf, keep in zip(leaves, chosen, strict=True) if not keep]
     unflatten = _Unflatten(treedef, shapes, tuple(leaf.dtype for leaf in leaves))
-    dtype = jnp.result_type(*studied)
+    dtype = wide_type(jnp.result_type(*studied))
     vector = jnp.concatenate([leaf.astype(dtype).ravel() for leaf in studied])
     return vector, Partial(unflatten, frozen)

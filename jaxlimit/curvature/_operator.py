@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 from jaxtyping import Array, Bool
 
 from jaxlimit._core import sharding
@@ -17,7 +16,6 @@ from jaxlimit._core.batches import check_like, group_batches, leading_size
 from jaxlimit._core.checks import check_choice, check_floating_tree, check_keywords, check_range
 from jaxlimit._core.losses import WEIGHTED, weight_of
 from jaxlimit._core.operator import Operator
-from jaxlimit._core.scale import wide_type
 from jaxlimit._core.weights import Where, flatten_weights, is_weight, selected
 from jaxlimit.curvature._forms import OneDevice, Recomputed, lay_out
 
@@ -83,7 +81,7 @@ def make_operator(
     mask, where, mode, budget, product_dtype, mesh, shard_params = chosen.values()
     check_choice("mode", mode, MATVEC_MODES)
     check_range("memory_budget", float(budget), 0)
-    weights, unflatten = wide_weights(params, where)
+    weights, unflatten = flatten_weights(params, where)
     if product_dtype is not None:
         _check_product_dtype(product_dtype, weights.dtype, mode)
         mode = "linearized"
@@ -112,15 +110,6 @@ def check_studied(params: Any, where: Where) -> None:
     Before the loss is traced, which may meet its own error with such.
     """
     check_floating_tree("params", params, selected(params, where))
-
-
-def wide_weights(params: Any, where: Where) -> tuple[Array, Partial]:
-    """Flatten the weights under study to a vector of float32 at least.
-
-    The way back gives every leaf its own type, which is what the loss is made for.
-    """
-    weights, unflatten = flatten_weights(params, where)
-    return weights.astype(wide_type(weights.dtype)), unflatten
 
 
 _FORWARD = ({}, {"vectorize": False})
@@ -187,7 +176,7 @@ def make_host_operator(
     mesh: Mesh | None = None,
 ) -> Operator:
     """Make the product that reads its batches anew each time; see `hessian_matvec_over`."""
-    weights, unflatten = wide_weights(params, where)
+    weights, unflatten = flatten_weights(params, where)
     unflatten, weights, operands = sharding.replicate((unflatten, weights, operands), mesh)
     counts: list[int] = []
 

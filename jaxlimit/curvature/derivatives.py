@@ -14,7 +14,6 @@ from jaxlimit._core.batches import check_like, check_scalar
 from jaxlimit._core.checks import check_choice, check_floating_tree
 from jaxlimit._core.losses import mean_loss
 from jaxlimit._core.programs import check_forward_mode, precise_products
-from jaxlimit._core.scale import wide_type
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, flatten_weights, is_weight, selected
 
@@ -138,7 +137,6 @@ def mean_gradient(
     check_floating_tree("params", params, selected(params, where))
     loss, operands = mean_loss(loss, params, batches, operands)
     weights, unflatten = flatten_weights(params, where)
-    weights = weights.astype(wide_type(weights.dtype))
     examples = shares.examples_of(batches, mesh)
     at = sharding.replicate((unflatten, weights, operands), mesh)
     return sharding.local(_gradient(loss, examples, *at), mesh)

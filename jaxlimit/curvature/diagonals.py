@@ -2,8 +2,8 @@
 
 Both are (1/N) Σ_n Jₙᵀ Sₙ Sₙᵀ Jₙ, a sum over examples: Jₙ the derivative of an example's outputs,
 Sₙ a square root of the Hessian of its output loss. For the empirical Fisher matrix the only output
-is the example's loss and Sₙ = 1. So entry i is the mean of the squares of column i of Sₙᵀ Jₙ,
-whose rows are backward passes.
+is the example's loss and Sₙ = 1; weights of examples count in Sₙ. So entry i is the mean of the
+squares of column i of Sₙᵀ Jₙ, whose rows are backward passes.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,14 +19,17 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxlimit._core import sharding, shares
-from jaxlimit._core.batches import check_scalar, first_batch, leading_size
+from jaxlimit._core.batches import leading_size
 from jaxlimit._core.checks import check_choice, check_count, check_key, check_range, is_concrete
+from jaxlimit._core.functions import Frozen
+from jaxlimit._core.losses import WEIGHTED, MeanLoss, losses_of_batch, mean_loss
 from jaxlimit._core.programs import precise_products
+from jaxlimit._core.scale import wide_type
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, flatten_weights, is_weight, selected
 from jaxlimit.curvature._operator import flat_mask
 from jaxlimit.curvature._squares import Dense
-from jaxlimit.curvature.split import Split, check_split
+from jaxlimit.curvature.split import check_split, split_parts
 
 DIAGONAL_MATRICES = ("gauss-newton", "fisher")
 
@@ -67,7 +70,8 @@ def diagonal(
 
     Args:
         loss: a split loss, from `split_loss` or `training.make_loss`; for the Fisher matrix any
-            `loss(params, batch, *operands)`. A mean over examples that do not see each other.
+            `loss(params, batch, *operands)`. A mean over examples that do not see each other, or
+            their losses, or losses and weights; see `hessian_matvec`.
         params: pytree of real floating arrays.
         batches: see `hessian_matvec`.
         *operands: passed on to the network.
@@ -81,11 +85,11 @@ def diagonal(
         mesh: devices to share the examples.
 
     Returns:
-        The diagonal, flat [D], never negative. NaN where `output_loss` was not convex and nothing
-        can be raised under `jit`.
+        The diagonal, flat [D], float32 at least, never negative. NaN where `output_loss` was not
+        convex and nothing can be raised under `jit`.
 
     Raises:
-        TypeError: if `loss` is not split where it must be, or gives no scalar.
+        TypeError: if `loss` is not split where it must be, or returns none of the three.
         ValueError: if probes are asked for without `key`, or as `hessian_matvec`.
         FloatingPointError: if `output_loss` was not convex at the outputs, or something not finite.
 
@@ -98,8 +102,7 @@ def diagonal(
     Martens, Sutskever, Swersky (2012), "Estimating the Hessian by back-propagating curvature";
     Dangel, Kunstner, Hennig (2020), "BackPACK".
     """
-    kind = _kind(matrix, loss)
-    check_scalar(loss, params, first_batch(batches), *operands)
+    kind, operands = kind_of(matrix, loss, params, batches, operands)
     check_range("memory_budget", float(memory_budget), 0)
     weights, _ = flatten_weights(params, where)
     settings = _Settings(kind, where, int(memory_budget), None)
@@ -122,12 +125,16 @@ def diagonal(
 
 @dataclass(frozen=True)
 class _GaussNewton:
-    """Outputs [n, outputs] of a batch, and the square roots of the Hessians of their losses."""
+    """Outputs [n, m] of a batch, and the square roots of the Hessians of their losses.
 
-    loss: Split
+    The first operand is the tuple of those of the loss.
+    """
+
+    apply: Frozen
+    output_loss: MeanLoss
 
     def outputs(self, params: Any, batch: Any, operands: tuple) -> Float[Array, "n m"]:
-        outputs = self.loss.apply(params, batch, *operands)
+        outputs = self.apply(params, batch, *operands[1:])
         size = leading_size(batch)
         for leaf in jax.tree.leaves(outputs):
             if not leaf.ndim or leaf.shape[0] != size:
@@ -135,18 +142,23 @@ class _GaussNewton:
                     f"apply must return outputs with a first axis of {size} examples, "
                     f"got shape {leaf.shape}"
                 )
-        return jax.vmap(lambda y: ravel_pytree(y)[0])(outputs)
+        return _wide(jax.vmap(lambda y: ravel_pytree(y)[0])(outputs))
 
     def roots(self, params: Any, batch: Any, operands: tuple, outputs: Array) -> Array:
-        like = jax.eval_shape(self.loss.apply, params, batch, *operands)
+        of_loss, *rest = operands
+        like = jax.eval_shape(self.apply, params, batch, *rest)
         one = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), like)
-        unravel = ravel_pytree(one)[1]
+        flat, unravel = ravel_pytree(one)
 
         def of_example(y, example):
             example = jax.tree.map(lambda leaf: leaf[None], example)
-            hessian = jax.hessian(lambda y: self.loss.output_loss(unravel(y), example))(y)
-            values, vectors = jnp.linalg.eigh(hessian)
-            rounding = _CONVEX * jnp.finfo(y.dtype).eps * (1 + jnp.abs(values).max())
+
+            def loss(y):
+                # The loss is handed the network's own types.
+                return _wide(self.output_loss(unravel(y.astype(flat.dtype)), example, *of_loss))
+
+            values, vectors = jnp.linalg.eigh(jax.hessian(loss)(y))
+            rounding = _CONVEX * jnp.finfo(flat.dtype).eps * (1 + jnp.abs(values).max())
             values = jnp.where(values.min() < -rounding, jnp.nan, jnp.maximum(values, 0))
             return vectors * jnp.sqrt(values)
 
@@ -155,25 +167,40 @@ class _GaussNewton:
 
 @dataclass(frozen=True)
 class _Fisher:
-    """The losses [n, 1] of a batch's examples, whose square root is 1."""
+    """The losses [n, m] of a batch's examples, and the square roots of their weights."""
 
-    loss: Callable
+    loss: MeanLoss
 
-    def outputs(self, params: Any, batch: Any, operands: tuple) -> Float[Array, "n 1"]:
-        def of_example(example):
-            return self.loss(params, jax.tree.map(lambda leaf: leaf[None], example), *operands)
-
-        return jax.vmap(of_example)(batch)[:, None]
+    def outputs(self, params: Any, batch: Any, operands: tuple) -> Float[Array, "n m"]:
+        if self.loss.kind == WEIGHTED:
+            losses, _ = self.loss.split(params, batch, *operands)
+            return losses.reshape(len(losses), -1)
+        return _wide(losses_of_batch(self.loss, params, batch, operands))[:, None]
 
     def roots(self, params: Any, batch: Any, operands: tuple, outputs: Array) -> Array:
-        del params, batch, operands
-        return jnp.ones((*outputs.shape, 1), outputs.dtype)
+        if self.loss.kind != WEIGHTED:
+            return jnp.ones((*outputs.shape, 1), outputs.dtype)
+        _, weights = self.loss.split(params, batch, *operands)
+        weights = operands[0] * cast(Array, weights).reshape(outputs.shape)
+        return jax.vmap(jnp.diag)(jnp.sqrt(weights))
 
 
-def _kind(matrix: str, loss: Callable) -> _GaussNewton | _Fisher:
+def kind_of(
+    matrix: str, loss: Callable, params: Any, batches: Any, operands: tuple
+) -> tuple[_GaussNewton | _Fisher, tuple]:
+    """Return what makes rows of a matrix's factor, and the operands that it takes; checks both."""
     if check_choice("matrix", matrix, DIAGONAL_MATRICES) == "fisher":
-        return _Fisher(loss)
-    return _GaussNewton(check_split(loss))
+        mean, operands = mean_loss(loss, params, batches, operands)
+        return _Fisher(mean), operands
+    split = check_split(loss)
+    apply, output_loss, operands = split_parts(
+        split.apply, split.output_loss, params, batches, operands
+    )
+    return _GaussNewton(apply, output_loss), operands
+
+
+def _wide(array: Array) -> Array:
+    return array.astype(wide_type(array.dtype))
 
 
 @dataclass(frozen=True)
@@ -290,8 +317,7 @@ def _probed_squares(
 
 
 def _square(tree: Any) -> Any:
-    wide = lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))  # noqa: E731
-    return jax.tree.map(lambda leaf: wide(leaf) ** 2, tree)
+    return jax.tree.map(lambda leaf: _wide(leaf) ** 2, tree)
 
 
 def _sum_over(function: Callable, inputs: Any, at_once: int) -> Any:

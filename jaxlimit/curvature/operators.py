@@ -10,18 +10,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxlimit._core.batches import first_batch, group_batches, leading_size
-from jaxlimit._core.functions import Frozen, frozen
 from jaxlimit._core.losses import (
     WEIGHTED,
-    MeanLoss,
     check_arrays,
-    check_returned,
     mean_loss,
-    weight_scale,
 )
 from jaxlimit._core.operator import Operator
 from jaxlimit._core.sharding import takes_mesh
-from jaxlimit._core.weights import Where, is_weight
+from jaxlimit._core.weights import Where, flatten_weights, is_weight
 from jaxlimit.curvature._forms import linearization_size
 from jaxlimit.curvature._gradients import EmpiricalFisher, GaussNewton, Hessian
 from jaxlimit.curvature._operator import (
@@ -30,9 +26,8 @@ from jaxlimit.curvature._operator import (
     check_studied,
     make_host_operator,
     make_operator,
-    wide_weights,
 )
-from jaxlimit.curvature.split import Split, check_split, split_loss
+from jaxlimit.curvature.split import Split, check_split, split_loss, split_parts
 
 
 @takes_mesh
@@ -105,7 +100,7 @@ def linearization_bytes(
     loss, operands = mean_loss(loss, params, batches, operands)
 
     def shapes(params, batches, operands):
-        weights, unflatten = wide_weights(params, where)
+        weights, unflatten = flatten_weights(params, where)
         return unflatten, weights, group_batches(batches), operands
 
     operator_args = jax.eval_shape(shapes, params, batches, operands)
@@ -171,7 +166,7 @@ def gauss_newton_matvec(loss: Any, *args: Any, **settings: Unpack[MatvecSettings
     params, batches, *operands = args
     check_settings("gauss_newton_matvec", settings)
     check_studied(params, settings.get("where", is_weight))
-    apply, output_loss, operands = _split_parts(
+    apply, output_loss, operands = split_parts(
         loss.apply, loss.output_loss, params, batches, tuple(operands)
     )
     return make_operator(GaussNewton(apply, output_loss), params, batches, operands, **settings)
@@ -219,34 +214,10 @@ def fisher_matvec(
             "apply must return logits [batch, classes]", apply, 2, params, batches, operands
         )
         return gauss_newton_matvec(apply, _log_partition, params, batches, *operands, **settings)
-    apply, losses, operands = _split_parts(
+    apply, losses, operands = split_parts(
         apply, example_losses, params, batches, operands, each="example_losses"
     )
     return make_operator(EmpiricalFisher(apply, losses), params, batches, operands, **settings)
-
-
-def _split_parts(
-    apply: Callable,
-    output_loss: Callable,
-    params: Any,
-    batches: Any,
-    operands: tuple,
-    each: str | None = None,
-) -> tuple[Frozen, MeanLoss, tuple]:
-    """Freeze a network and the loss of its outputs; the first operand is those of the loss."""
-    check_arrays(params)
-    batch = first_batch(batches)
-    apply = frozen(apply, params, batch, *operands)
-    name = each or "output_loss"
-    losses = check_returned(name, output_loss, batch, apply.out, each=each is not None)
-    if losses.kind != WEIGHTED:
-        return apply, losses, ((), *operands)
-
-    def whole(params, batch, *operands):
-        return losses.function(apply(params, batch, *operands), batch)
-
-    weighted = check_returned(name, whole, batch, params, *operands)
-    return apply, losses, ((weight_scale(weighted, params, batches, operands),), *operands)
 
 
 def _log_partition(logits: Float[Array, "n classes"], batch: Any) -> Array:

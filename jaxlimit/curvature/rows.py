@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxlimit._core.batches import check_scalar, first_batch, group_batches, leading_size
+from jaxlimit._core.batches import group_batches, leading_size
 from jaxlimit._core.checks import check_count, check_range
 from jaxlimit._core.programs import precise_products
+from jaxlimit._core.scale import wide_type
 from jaxlimit._core.weights import Where, is_weight, selected
 from jaxlimit.curvature._operator import flat_mask
-from jaxlimit.curvature.diagonals import _kind
+from jaxlimit.curvature.diagonals import kind_of
 
 
 def factor_rows(
@@ -48,7 +49,7 @@ def factor_rows(
         memory_budget: bytes of a piece (default 256 MiB) and of what making it takes beside.
 
     Yields:
-        Pieces of B [m, n] on the host.
+        Pieces of B [m, n] on the host, float32 at least.
 
     Raises:
         TypeError: if `loss` is not split where it must be.
@@ -65,8 +66,7 @@ def factor_rows(
 
     Schraudolph (2002), "Fast curvature matrix-vector products for second-order gradient descent".
     """
-    kind = _kind(matrix, loss)
-    check_scalar(loss, params, first_batch(batches), *operands)
+    kind, operands = kind_of(matrix, loss, params, batches, operands)
     check_range("memory_budget", float(memory_budget), 0)
     params = jax.tree.map(jnp.asarray, params)
     index = _index_of_leaves(flat_mask(mask, params, where), params, where)
@@ -145,7 +145,8 @@ def _rows(kind, params, batch, operands, index):
         def row(s):
             # Taken leaf by leaf, so that an outer product is formed at these entries alone.
             pulled = zip(chosen, pull(s[None])[0], strict=True)
-            return jnp.concatenate([leaf.ravel()[index[place]] for place, leaf in pulled])
+            entries = [leaf.ravel()[index[place]] for place, leaf in pulled]
+            return jnp.concatenate([leaf.astype(wide_type(leaf.dtype)) for leaf in entries])
 
         return jax.vmap(row)(root.T)
 

@@ -6,6 +6,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
+from jaxlimit._core.batches import first_batch
+from jaxlimit._core.functions import Frozen, frozen
+from jaxlimit._core.losses import WEIGHTED, MeanLoss, check_arrays, check_returned, weight_scale
+
 
 @runtime_checkable
 class Split(Protocol):
@@ -85,3 +89,27 @@ def check_split(loss: Any) -> Split:
             f"and training.make_loss make it, got {type(loss).__name__}"
         )
     return loss
+
+
+def split_parts(
+    apply: Callable,
+    output_loss: Callable,
+    params: Any,
+    batches: Any,
+    operands: tuple,
+    each: str | None = None,
+) -> tuple[Frozen, MeanLoss, tuple]:
+    """Freeze a network and the loss of its outputs; the first operand is those of the loss."""
+    check_arrays(params)
+    batch = first_batch(batches)
+    apply = frozen(apply, params, batch, *operands)
+    name = each or "output_loss"
+    losses = check_returned(name, output_loss, batch, apply.out, each=each is not None)
+    if losses.kind != WEIGHTED:
+        return apply, losses, ((), *operands)
+
+    def whole(params, batch, *operands):
+        return losses.function(apply(params, batch, *operands), batch)
+
+    weighted = check_returned(name, whole, batch, params, *operands)
+    return apply, losses, ((weight_scale(weighted, params, batches, operands),), *operands)

@@ -139,6 +139,8 @@ def why_no_mean(
     if not is_concrete(losses.batches):
         return None
     wholes = np.asarray(losses.batches, np.float64)
+    if not np.isfinite(wholes).all():
+        return None
     dtypes = [jnp.result_type(x) for x in jax.tree.leaves(params)]
     dtypes.append(jax.eval_shape(loss, params, batch, *operands).dtype)
     floating = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]

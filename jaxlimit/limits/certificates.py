@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlimit._core.checks import check_count, check_range, is_finite
+from jaxlimit._core.checks import check_count, check_range
 from jaxlimit._core.estimate import value_of
 from jaxlimit._core.operator import apply, prepare, returns_local
 from jaxlimit._core.sharding import local
 from jaxlimit._core.summaries import short_repr
+from jaxlimit._core.weights import check_kept, flat_vectors
 from jaxlimit.limits._relaxation import dot
 from jaxlimit.limits._search import Problem, Search, is_live
 
@@ -194,31 +195,17 @@ def shares(
     """
     problem = _checked(operator, gradient, weights, epsilon, None, 0.0)
     check_range("epsilon", problem.epsilon, 0, open_low=True)
-    kept = np.asarray(kept)
-    if kept.shape != weights.shape or kept.dtype != bool:
-        raise ValueError(
-            f"kept must be boolean with the shape of weights, {weights.shape}, "
-            f"got {kept.dtype} {kept.shape}"
-        )
-    removed = jnp.where(jnp.asarray(kept), 0, weights)
+    removed = jnp.where(check_kept("kept", kept, problem.weights.size), 0, problem.weights)
     product = local(apply(problem.operator, removed), problem.operator.mesh)
-    linear, quadratic = -dot(removed, gradient), dot(removed, product) / 2
+    linear, quadratic = -dot(removed, problem.gradient), dot(removed, product) / 2
     left = float("nan") if rise is None else float(rise) - linear - quadratic
     return Shares(*(part / problem.epsilon for part in (linear, quadratic, left)))
 
 
 def _checked(operator, gradient, weights, epsilon, diagonal, shift) -> Problem:
-    gradient, weights = jnp.asarray(gradient), jnp.asarray(weights)
-    arrays = {"gradient": gradient, "weights": weights}
+    gradient, weights = flat_vectors(gradient=gradient, weights=weights)
     if diagonal is not None:
-        arrays["diagonal"] = diagonal = jnp.asarray(diagonal)
-    for name, array in arrays.items():
-        if array.shape != weights.shape or array.ndim != 1 or not array.size:
-            raise ValueError(
-                f"{name} must be flat, [D], like weights, {weights.shape}, got {array.shape}"
-            )
-        if not is_finite(array):
-            raise ValueError(f"{name} must be finite, got NaN or infinity")
+        diagonal, _ = flat_vectors(diagonal=diagonal, weights=weights)
     epsilon = value_of(epsilon)
     if jnp.ndim(epsilon) != 0:
         raise ValueError(f"epsilon must be one number, got shape {jnp.shape(epsilon)}")

@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlimit._core import magnitudes
-from jaxlimit._core.checks import check_count, check_range, is_finite
+from jaxlimit._core.checks import as_array, check_count, check_range
 from jaxlimit._core.estimate import value_of
 from jaxlimit._core.operator import Operator, prepare, returns_local
+from jaxlimit._core.weights import check_kept, check_places, flat_vectors
 
 
 class Refit(NamedTuple):
@@ -110,15 +111,12 @@ def refit(
 
     Hassibi, Stork (1993), equation 5, for several weights at once; Hestenes, Stiefel (1952).
     """
-    operator, kept = _checked(matvec, gradient, weights, kept)
+    gradient, weights = flat_vectors(gradient=gradient, weights=weights)
+    operator, kept = _prepare(matvec, weights), check_kept("kept", kept, weights.size)
     check_count("num_steps", num_steps, 0)
     for name, value in (("damping", damping), ("tolerance", tolerance)):
         check_range(name, value, 0)
-    start = weights if start is None else start
-    if start.shape != weights.shape:
-        raise ValueError(
-            f"start must have the shape of weights, {weights.shape}, got {start.shape}"
-        )
+    start, _ = flat_vectors(start=weights if start is None else start, weights=weights)
     return _refit(operator, gradient, weights, kept, start, damping, tolerance, num_steps)
 
 
@@ -154,7 +152,7 @@ def refitted(
 
     Raises:
         TypeError: as `refit`.
-        ValueError: as `refit`, or if a count lies outside [0, D].
+        ValueError: as `refit`, or if a count lies outside [0, D], or `ranks` is no permutation.
 
     >>> import jax.numpy as jnp
     >>> H = jnp.array([[2.0, 1.0], [1.0, 2.0]])
@@ -162,11 +160,18 @@ def refitted(
     >>> curve.rise, curve.one_shot
     (Array([0.  , 0.75], dtype=float32), Array([0., 1.], dtype=float32))
     """
-    num_kept = jnp.asarray(num_kept)
+    gradient, weights = flat_vectors(gradient=gradient, weights=weights)
+    num_kept = as_array("num_kept", num_kept)
     check_range("num_kept", num_kept, 0, weights.size)
+    if num_kept.ndim != 1 or not jnp.issubdtype(num_kept.dtype, jnp.integer):
+        raise TypeError(
+            f"num_kept must be a vector of integers, got {num_kept.dtype} {num_kept.shape}"
+        )
     check_count("num_steps", num_steps, 0)
-    ranks = magnitudes.ranks(weights) if ranks is None else ranks
-    operator, _ = _checked(matvec, gradient, weights, ranks >= 0)
+    for name, value in (("damping", damping), ("tolerance", tolerance)):
+        check_range(name, value, 0)
+    ranks = _checked_ranks(ranks, weights)
+    operator = _prepare(matvec, weights)
     descending = jnp.argsort(-num_kept)
     args = (operator, gradient, weights, ranks, num_kept[descending], damping, tolerance)
     curve = _along(*args, num_steps)
@@ -214,10 +219,12 @@ def refitted_limit(
     >>> refitted_limit(lambda v: H @ v, jnp.zeros(2), jnp.array([3.0, 1.0]), 0.8).num_kept
     1
     """
-    epsilon = float(value_of(epsilon))
+    epsilon = value_of(epsilon)
     check_range("epsilon", epsilon, 0, float(np.finfo(np.float32).max))
+    epsilon = float(epsilon)
     check_range("relative", relative, 0, open_low=True)
-    ranks = magnitudes.ranks(weights) if ranks is None else ranks
+    gradient, weights = flat_vectors(gradient=gradient, weights=weights)
+    ranks = _checked_ranks(ranks, weights)
     settings = {"damping": damping, "num_steps": num_steps, "tolerance": tolerance}
     start, products = weights, 0
 
@@ -244,20 +251,15 @@ def refitted_limit(
     )
 
 
-def _checked(matvec: Any, gradient: Array, weights: Array, kept: Array) -> tuple[Operator, Array]:
-    kept = jnp.asarray(kept)
-    if kept.dtype != bool:
-        raise TypeError(f"kept must be boolean, True where a weight is kept, got {kept.dtype}")
-    if weights.ndim != 1 or not gradient.shape == kept.shape == weights.shape:
-        raise ValueError(
-            f"gradient, weights and kept must be flat and of one size, got shapes "
-            f"{gradient.shape}, {weights.shape} and {kept.shape}"
-        )
-    for name, array in (("gradient", gradient), ("weights", weights)):
-        if not is_finite(array):
-            raise ValueError(f"{name} must be finite, got NaN or infinity")
+def _prepare(matvec: Any, weights: Float[Array, "D"]) -> Operator:
     instead = "refit on fewer examples at once"
-    return prepare(matvec, weights.size, weights.dtype, instead=instead), kept
+    return prepare(matvec, weights.size, weights.dtype, instead=instead)
+
+
+def _checked_ranks(ranks: Any, weights: Float[Array, "D"]) -> Int[Array, "D"]:
+    if ranks is None:
+        return magnitudes.ranks(weights)
+    return check_places("ranks", ranks, weights.size)
 
 
 @partial(jax.jit, static_argnums=7)

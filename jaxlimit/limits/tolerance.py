@@ -134,7 +134,21 @@ def examine(
     doubt = _examples.why_no_mean(losses, loss, params, first_batch(batches), operands)
     if doubt is not None and mesh is not None:
         raise ValueError(f"loss must be a mean over examples where a mesh cuts batches: {doubt}")
-    return doubt and f"{doubt}; the Hessian is that of these batches"
+    return doubt and f"{doubt}; it and its curvature are those of these batches"
+
+
+def check_mean(
+    loss: Callable,
+    params: Any,
+    batches: Any,
+    *operands: Any,
+    mesh: Mesh | None = None,
+    stacklevel: int = 3,
+) -> None:
+    """Warn of a loss that is no mean over independent examples, and refuse a sum; see `examine`."""
+    doubt = examine(loss, params, batches, *operands, mesh=mesh)
+    if doubt is not None:
+        warnings.warn(doubt, stacklevel=stacklevel + 1)
 
 
 def _measured_from(losses: ExampleLosses) -> str:

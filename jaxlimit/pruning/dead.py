@@ -10,9 +10,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, PRNGKeyArray
 
 from jaxlimit._core import magnitudes
-from jaxlimit._core.checks import check_range
+from jaxlimit._core.checks import check_key, check_range
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, is_weight
+from jaxlimit.limits.tolerance import check_mean
 from jaxlimit.pruning.masked import (
     MaskedLoss,
     derivatives_at_mask,
@@ -49,7 +50,7 @@ def dead_weights(
     memory of a few vectors [D].
 
     Args:
-        loss: `loss(params, batch, *operands)`, the mean over the batch's examples.
+        loss: see `magnitude_sweep`.
         params: pytree of real floating arrays.
         batches: see `curvature.hessian_matvec`.
         *operands: passed on to `loss`.
@@ -71,7 +72,9 @@ def dead_weights(
     >>> dead_weights(net, params, jnp.ones((1, 4, 1)), key=jax.random.key(0))["into"]
     Array([[False,  True,  True]], dtype=bool)
     """
+    check_key("key", key)
     check_range("tolerance", tolerance, 0)
+    check_mean(loss, params, batches, *operands, mesh=mesh)
     problem = masked_loss(loss, params, batches, operands, where, mesh)
     live = find_live(problem, key, tolerance).live
     kept = mask_tree(jnp.asarray(live), params, where)

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy import special
 
-from jaxlimit._core.batches import check_like, check_scalar, first_batch, group_batches
+from jaxlimit._core.batches import check_like, group_batches
 from jaxlimit._core.checks import check_range
-from jaxlimit._core.programs import canonical_convolutions
+from jaxlimit._core.losses import example_losses, mean_loss
+from jaxlimit.pruning.magnitude import apply_mask
 
 
 class GuaranteedRatio(NamedTuple):
@@ -25,7 +25,7 @@ class GuaranteedRatio(NamedTuple):
         num_passed: how many ratios passed, from the dense end.
         p_values: of "the rise is above ε" at each ratio [r]; those past the first failure decide
             nothing.
-        mean_rises: on the held-out examples [r].
+        mean_rises: on the held-out examples [r], weighted where they have weights.
     """
 
     ratio: float
@@ -42,6 +42,7 @@ def guaranteed_ratio(
     epsilon: float,
     delta: float = 0.05,
     bounds: tuple[float, float] | None = None,
+    weights: Any = None,
 ) -> GuaranteedRatio:
     """Find the sparsest ratio whose mean rise on unseen data is at most ε, with confidence.
 
@@ -61,6 +62,9 @@ def guaranteed_ratio(
         delta: δ, the probability of a wrong answer that is tolerated, in (0, 1).
         bounds: what a single loss can be at least and at most, known beforehand; (0, 1) for
             correctness. Not to be read off the examples.
+        weights: w of the examples [n], in [0, 1], for E[w(ℓ(pruned) - ℓ(dense))]/E[w] in place of
+            the mean rise; over the greatest that a weight can be, which is also not to be read off
+            the examples. Those of weight 0 do not count.
 
     Returns:
         A `GuaranteedRatio`.
@@ -79,21 +83,26 @@ def guaranteed_ratio(
     "Distribution-free, risk-controlling prediction sets".
     """
     dense, pruned, (low, high) = _check_losses(dense_losses, pruned_losses, bounds)
+    weights, counts = _check_weights(weights, dense.size)
     ratios = _check_ratios(ratios, len(pruned))
     check_range("epsilon", epsilon, 0, open_low=True)
+    check_range("delta", delta, 0, 1)
     if not 0 < delta < 1:
         raise ValueError(f"delta must lie in (0, 1), got {delta}")
     # A difference lies within ±(high - low); so scaled to [0, 1] that of no change is ½.
     width = 2 * (high - low)
     level = min(epsilon / width + 0.5, 1.0)
-    _check_enough(dense.size, level, delta)
-    rises = pruned - dense
-    means = rises.mean(1)
-    p_values = hoeffding_bentkus(np.clip(means / width + 0.5, 0, 1), level, dense.size)
+    rises = (pruned - dense)[:, counts]
+    # w(rise - ε) is above 0 in expectation where the weighted rise is above ε.
+    unchanged = level - weights.mean() * epsilon / width
+    _check_enough(weights.size, unchanged, level, delta)
+    means = unchanged + (weights * rises).mean(1) / width
+    p_values = hoeffding_bentkus(np.clip(means, 0, 1), level, weights.size)
     failed = np.flatnonzero(p_values > delta)
     num_passed = int(failed[0]) if failed.size else len(ratios)
     ratio = float(ratios[num_passed - 1]) if num_passed else 1.0
-    return GuaranteedRatio(ratio, num_passed, p_values, means)
+    rises = (weights * rises).sum(1) / weights.sum()
+    return GuaranteedRatio(ratio, num_passed, p_values, rises)
 
 
 def hoeffding_bentkus(means: Any, level: float, num_examples: int) -> Float[np.ndarray, "..."]:
@@ -164,11 +173,25 @@ def _check_ratios(ratios: Any, num: int) -> np.ndarray:
     return ratios
 
 
-def _check_enough(num: int, level: float, delta: float) -> None:
-    """Raise where not even differences of 0 would pass."""
-    if level >= 1 or hoeffding_bentkus(0.5, level, num) <= delta:
+def _check_weights(weights: Any, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weights above 0, and which they are."""
+    weights = np.ones(num) if weights is None else weights
+    check_range("weights", weights, 0, 1)
+    weights = np.asarray(weights, np.float64)
+    counts = weights > 0
+    if weights.shape != (num,) or not counts.any():
+        raise ValueError(
+            f"weights must be [{num}], one for each example, some above 0, got shape "
+            f"{weights.shape}, {counts.sum()} above 0"
+        )
+    return weights[counts], counts
+
+
+def _check_enough(num: int, unchanged: float, level: float, delta: float) -> None:
+    """Raise where not even differences of 0, whose scaled mean is `unchanged`, would pass."""
+    if level >= 1 or hoeffding_bentkus(unchanged, level, num) <= delta:
         return
-    entropy = special.rel_entr(0.5, level) + special.rel_entr(0.5, 1 - level)
+    entropy = special.rel_entr(unchanged, level) + special.rel_entr(1 - unchanged, 1 - level)
     raise ValueError(
         f"examples are too few: with {num} not even an unchanged network would pass at this "
         f"epsilon and delta; about {int(np.ceil(-np.log(delta) / entropy))} would do"
@@ -182,14 +205,15 @@ def held_out_losses(
     batches: Any,
     *operands: Any,
     trained_on: Any = None,
-) -> tuple[Float[Array, "n"], Float[Array, "r n"]]:
+) -> tuple[Array, ...]:
     """Evaluate a loss on each held-out example, for the dense network and each pruned one.
 
     Costs one evaluation of the data a mask. Cross-entropy has no bound: clip it, or pass an
     accuracy and take the result for Booleans.
 
     Args:
-        loss: `loss(params, batch, *operands)`, the mean over the batch's examples.
+        loss: `loss(params, batch, *operands)`, the mean over the batch's examples; or their losses,
+            [n]; or their losses and weights, a pair of arrays [n, ...].
         params: pytree of real floating arrays.
         masks: pytrees like `params`, True = kept, from dense to sparse.
         batches: held-out data; see `curvature.hessian_matvec`.
@@ -198,10 +222,12 @@ def held_out_losses(
             `batches` are the same arrays.
 
     Returns:
-        Losses [n] of the dense and [r, n] of the pruned networks.
+        Losses [n] of the dense and [r, n] of the pruned networks; and a third, the weights [n],
+        where the loss returns weights: over the greatest that a weight can be, they are those of
+        `guaranteed_ratio`.
 
     Raises:
-        TypeError: if `loss` gives no scalar.
+        TypeError: if `loss` returns none of the three, or a mask is not boolean.
         ValueError: if a mask has another structure than `params`, or there are no masks or data.
 
     >>> import jax.numpy as jnp
@@ -209,7 +235,7 @@ def held_out_losses(
     >>> held_out_losses(square, jnp.ones(2), [jnp.array([True, False])], x)
     (Array([1., 9.], dtype=float32), Array([[1., 1.]], dtype=float32))
     """
-    check_scalar(loss, params, first_batch(batches), *operands)
+    loss, operands = mean_loss(loss, params, batches, operands)
     if not len(masks):
         raise ValueError("masks must hold at least one mask, got none")
     for mask in masks:
@@ -221,24 +247,12 @@ def held_out_losses(
             stacklevel=2,
         )
     examples = group_batches(batches)
-    dense = _example_losses(loss, params, examples, operands)
-    pruned = [_example_losses(loss, _masked(params, mask), examples, operands) for mask in masks]
-    return dense, jnp.stack(pruned)
-
-
-def _masked(params: Any, mask: Any) -> Any:
-    return jax.tree.map(lambda leaf, keep: jnp.where(keep, leaf, 0), params, mask)
+    dense, weights = example_losses(loss, params, examples, operands)
+    pruned = [apply_mask(params, mask) for mask in masks]
+    losses = jnp.stack([example_losses(loss, p, examples, operands)[0] for p in pruned])
+    return (dense, losses) if weights is None else (dense, losses, weights)
 
 
 def _same_arrays(one: Any, other: Any) -> bool:
     known = {id(leaf) for leaf in jax.tree.leaves(other)}
     return any(id(leaf) in known for leaf in jax.tree.leaves(one))
-
-
-@partial(jax.jit, static_argnums=0)
-def _example_losses(loss, params, examples, operands):
-    def of_example(example):
-        return loss(params, jax.tree.map(lambda x: x[None], example), *operands)
-
-    of_stack = partial(jax.lax.map, canonical_convolutions(jax.vmap(of_example)))
-    return jnp.concatenate([of_stack(group.batches).ravel() for group in examples])

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from jaxlimit._core.checks import check_range
 from jaxlimit._core.estimate import value_of
 from jaxlimit._core.sharding import takes_mesh
-from jaxlimit._core.weights import Where, is_weight
+from jaxlimit._core.weights import Where, check_places, is_weight
+from jaxlimit.limits.tolerance import check_mean
 from jaxlimit.pruning.masked import losses_along, mask_tree, masked_loss, smallest_along
 
 
@@ -49,7 +49,7 @@ def smallest_of_order(
     since a loss is not monotone in the count. Costs some 50 evaluations of the data.
 
     Args:
-        loss: `loss(params, batch, *operands)`, the mean over the batch's examples.
+        loss: see `magnitude_sweep`.
         params: w, pytree of real floating arrays.
         batches: see `curvature.hessian_matvec`.
         *operands: passed on to `loss`.
@@ -63,7 +63,8 @@ def smallest_of_order(
 
     Raises:
         TypeError: as `magnitude_sweep`.
-        ValueError: if ε is negative, or `order` is no permutation of the weights under study.
+        ValueError: as `magnitude_sweep`, if ε is negative, or `order` is no permutation of the
+            weights under study.
 
     >>> import jax.numpy as jnp
     >>> loss = lambda w, batch: jnp.mean((batch @ (w - jnp.array([3.0, 0.1]))) ** 2)
@@ -74,9 +75,9 @@ def smallest_of_order(
     epsilon = value_of(epsilon)
     check_range("epsilon", epsilon, 0)
     problem = masked_loss(loss, params, batches, operands, where, mesh)
-    dim, order = problem.weights.size, jnp.asarray(order)
-    if order.shape != (dim,) or not bool(jnp.all(jnp.sort(order) == jnp.arange(dim))):
-        raise ValueError(f"order must have the places 0 to {dim - 1} once each, [{dim}]")
+    check_mean(loss, params, batches, *operands, mesh=mesh)
+    dim = problem.weights.size
+    order = check_places("order", order, dim)
     dense = float(losses_along(problem, order, [dim])[0])
     found = smallest_along(problem, order, lambda losses: losses <= dense + float(epsilon))
     mask = mask_tree(order < found.num_kept, params, where)

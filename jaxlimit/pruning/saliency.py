@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlimit._core.checks import check_floating_tree
+from jaxlimit._core.weights import flat_vectors
 
 
 def saliency(
@@ -31,7 +32,8 @@ def saliency(
         s [D], in units of the loss.
 
     Raises:
-        ValueError: if the shapes differ.
+        TypeError: if an argument is no real array.
+        ValueError: if the shapes differ, or something is not finite.
 
     >>> import jax.numpy as jnp
     >>> saliency(jnp.array([1.0, -2.0]), jnp.array([0.5, 0.5]), jnp.array([2.0, 2.0]))
@@ -39,12 +41,9 @@ def saliency(
 
     LeCun, Denker, Solla (1990), "Optimal brain damage", with the gradient kept.
     """
-    for name, value in {"gradient": gradient, "diagonal": diagonal}.items():
-        if jnp.shape(value) != jnp.shape(weights):
-            raise ValueError(
-                f"{name} must have the shape of weights, {jnp.shape(weights)}, "
-                f"got {jnp.shape(value)}"
-            )
+    gradient, diagonal, weights = flat_vectors(
+        gradient=gradient, diagonal=diagonal, weights=weights
+    )
     linear, square = -weights * gradient, weights * (weights * diagonal) / 2
     return linear + square if signed else jnp.abs(linear) + jnp.abs(square)
 

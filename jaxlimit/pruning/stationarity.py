@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxlimit._core.checks import check_range
-from jaxlimit._core.weights import Where, is_weight, selected
+from jaxlimit._core.weights import Where, check_kept, flat_vectors, is_weight, selected
 
 
 class L1Residual(NamedTuple):
@@ -46,19 +46,16 @@ def l1_residual(
         An `L1Residual`; NaN where the support is empty.
 
     Raises:
-        ValueError: if `l1` is not above 0, or the shapes differ.
+        TypeError: if a vector is no real array, or `support` not boolean.
+        ValueError: if `l1` is not above 0, the shapes differ, or something is not finite.
 
     >>> import jax.numpy as jnp
     >>> l1_residual(jnp.array([-0.1, 0.05, 9.0]), jnp.array([1.0, -1.0, 0.0]), 0.1).maximum
     Array(0.5, dtype=float32)
     """
     check_range("l1", l1, 0, open_low=True)
-    support = jnp.asarray(weights != 0 if support is None else support)
-    if not jnp.shape(gradient) == jnp.shape(weights) == support.shape:
-        raise ValueError(
-            f"gradient, weights and support must have one shape, got {jnp.shape(gradient)}, "
-            f"{jnp.shape(weights)} and {support.shape}"
-        )
+    gradient, weights = flat_vectors(gradient=gradient, weights=weights)
+    support = weights != 0 if support is None else check_kept("support", support, weights.size)
     ratios = jnp.where(support, jnp.abs(gradient) / l1, jnp.nan)
     residuals = jnp.abs(ratios - 1)
     return L1Residual(

@@ -21,7 +21,8 @@ from jaxlimit._core.memory import catching_refusals
 from jaxlimit._core.operator import prepare
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.summaries import short_repr
-from jaxlimit._core.weights import Where, flatten_weights, is_weight
+from jaxlimit._core.weights import Where, flat_vectors, flatten_weights, is_weight
+from jaxlimit.limits.tolerance import check_mean
 from jaxlimit.pruning.magnitude import num_kept
 
 _MAX_PIECE = 20
@@ -62,7 +63,8 @@ def magnitude_sweep(
     """Measure a loss, or any mean over examples, at many pruning ratios.
 
     L(w^k) for k = ⌊ρD + ½⌋, one compiled program for all ratios. Costs one evaluation a ratio and
-    one sort of the weights; memory of their ranks and one pruned copy.
+    one sort of the weights, and two evaluations of the first batches, which tell a loss that is no
+    mean over examples; memory of their ranks and one pruned copy.
 
     Args:
         loss: `loss(params, batch, *operands)`, the mean over the batch's examples; or their losses,
@@ -78,11 +80,13 @@ def magnitude_sweep(
             the weights, and the rest is done on all of them.
 
     Returns:
-        A `SweepResult`.
+        A `SweepResult`. Where the loss is no mean over independent examples, it is that of the
+        batches as they come; a warning says so.
 
     Raises:
         TypeError: if `loss` returns none of the three.
-        ValueError: if a ratio lies outside [0, 1], there are none, or there are no data.
+        ValueError: if a ratio lies outside [0, 1], there are none, there are no data, or the loss
+            is a sum over a batch's examples, or no mean over them where a mesh cuts batches.
         MemoryError: a `planning.DeviceMemoryError` if the device runs out of memory.
 
     >>> import jax.numpy as jnp
@@ -94,6 +98,7 @@ def magnitude_sweep(
     """
     ratios = _check_ratios(ratios)
     loss, operands = mean_loss(loss, params, batches, operands)
+    check_mean(loss, params, batches, *operands, mesh=mesh)
     weights, unflatten = flatten_weights(params, where)
     examples = shares.examples_of(batches, mesh)
     arrays = (weights, magnitudes.ranks(weights), unflatten, operands)
@@ -199,17 +204,15 @@ def taylor_forecast(
         ratios: fractions kept, each in [0, 1].
 
     Raises:
-        ValueError: if a ratio lies outside [0, 1] or the shapes differ.
+        TypeError: if a vector is no real array.
+        ValueError: if a ratio lies outside [0, 1], the shapes differ, or something is not finite.
 
     >>> import jax.numpy as jnp
     >>> taylor_forecast(jnp.zeros(2), lambda v: 2 * v, jnp.array([1.0, 3.0]), [0.5])
     Array([1.], dtype=float32)
     """
     ratios = _check_ratios(ratios)
-    if gradient.shape != weights.shape or weights.ndim != 1:
-        raise ValueError(
-            f"gradient must have the shape of weights, {weights.shape}, got {gradient.shape}"
-        )
+    gradient, weights = flat_vectors(gradient=gradient, weights=weights)
     ranks = magnitudes.ranks(weights)
     operator = prepare(matvec, weights.size, weights.dtype)
     with sharding.on(operator.mesh):

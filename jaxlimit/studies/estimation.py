@@ -170,8 +170,8 @@ def estimate_limit(
         loss: `loss(params, batch, *operands)`, the mean data loss over the batch's examples in
             evaluation mode, without penalties; or their losses, [n]; or their losses and weights, a
             pair of arrays [n, ...], for Σwl/Σw over all data.
-        params: w*, a pytree of real floating arrays; leaves narrower than float32 are taken to it,
-            which a Lanczos recurrence needs.
+        params: w*, a pytree of real floating arrays. `loss` is handed their own types; the vectors
+            of the recurrence are float32 at least.
         batches: a pytree with leaves [num_batches, batch, ...], or a list of batches.
         *operands: passed on to `loss`, such as BatchNorm statistics.
         key: random key of the probes.
@@ -208,13 +208,11 @@ def estimate_limit(
     check_key("key", key)
     if "mask" in settings:
         raise TypeError("mask is no argument of estimate_limit: select whole leaves by where=")
-    flatten_weights(params, where)  # raises where they are none
+    weights, _ = flatten_weights(params, where)
     check_keywords("estimate_limit", settings, LimitSettings.__annotations__)
     chosen, product = _split_settings(settings)
-    params = jax.tree.map(_widen, params)
     check_deterministic(loss, params, batches, *operands)
     loss, operands = mean_loss(loss, params, batches, operands)
-    weights, _ = flatten_weights(params, where)
     _check_known(weights.size, epsilon, measure, removed_measure)
     if epsilon is None:
         epsilon, doubt = measure_tolerance(loss, params, batches, *operands, mesh=mesh)
@@ -288,12 +286,6 @@ def _check_known(dim: int, epsilon: Any, measure: Any, removed_measure: Any) -> 
         raise ValueError(
             f"weights must have as many entries as the measure's operator, {measure.dim}, got {dim}"
         )
-
-
-def _widen(leaf: Any) -> Any:
-    dtype = jnp.result_type(leaf)
-    narrow = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
-    return jnp.asarray(leaf, jnp.float32) if narrow else leaf
 
 
 def check_deterministic(loss: Callable, params: Any, batches: Any, *operands: Any) -> None:

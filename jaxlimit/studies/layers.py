@@ -9,9 +9,11 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, PRNGKeyArray
 
 from jaxlimit import curvature, limits, spectrum
+from jaxlimit._core.checks import check_key
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
 from jaxlimit.limits import LayerLimits
+from jaxlimit.limits.tolerance import check_mean
 from jaxlimit.spectrum import SpectralMeasure
 
 
@@ -98,7 +100,7 @@ def layer_limits(
 
     Raises:
         TypeError: as `curvature.hessian_matvec` and `spectrum.block_measures`.
-        ValueError: as those and `limits.by_layer`.
+        ValueError: as those and `limits.by_layer`, or if the loss is a sum over a batch's examples.
         FloatingPointError: if a product was not finite.
 
     >>> import jax, jax.numpy as jnp
@@ -109,6 +111,8 @@ def layer_limits(
     >>> found.sizes
     {'a': 12, 'b': 8}
     """
+    check_key("key", key)
+    check_mean(loss, params, batches, *operands, mesh=mesh)
     matvec = curvature.hessian_matvec(loss, params, batches, *operands, where=where, mesh=mesh)
     vector, _ = flatten_weights(params, where)
     masks = layer_masks(params, where)

@@ -6,7 +6,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from jaxlimit._core.batches import check_scalar, first_batch
+from jaxlimit._core.losses import mean_loss
 from jaxlimit._core.sharding import check_mesh
 from jaxlimit._core.weights import Where, is_weight
 from jaxlimit.formats import Checkpoint
@@ -19,13 +19,15 @@ class Task:
 
     Attributes:
         loss: `loss(params, batch, *operands)`, the mean data loss over the batch's examples in
-            evaluation mode, without penalties.
+            evaluation mode, without penalties; or their losses, or losses and weights (see
+            `curvature.hessian_matvec`).
         params: the trained parameters, a pytree of real floating arrays.
         batches: training data: leaves [num_batches, batch, ...], a list of batches, or a loader
             that can be gone through again.
         operands: passed on to `loss` and `accuracy`, such as BatchNorm statistics.
         held_out: data that training has not seen, in any of these forms.
-        accuracy: `accuracy(params, batch, *operands)`, the share of a batch that is right.
+        accuracy: `accuracy(params, batch, *operands)`, the share of a batch that is right; or for
+            each of its examples whether it is, as a real number; or these and weights in [0, 1].
         where: which leaves are weights under study.
         checkpoint: from `formats.load`, so that pruned parameters go back in its form.
         mesh: devices that share the training examples, and the vectors of the spectrum: a
@@ -54,7 +56,7 @@ def check_task(task: Any, *, name: str = "task") -> Task:
         name: what to call it in a message.
 
     Raises:
-        TypeError: if it is no `Task`, a function is none, or a loss gives no number.
+        TypeError: if it is no `Task`, a function is none, or a loss returns none of the three.
         ValueError: if there are no data, the parameters are not finite, or the mesh has devices of
             other processes.
     """
@@ -69,10 +71,10 @@ def check_task(task: Any, *, name: str = "task") -> Task:
     if task.mesh is not None and check_mesh(task.mesh).is_multi_process:
         raise ValueError(f"{name}: mesh must have devices of this process alone")
     batches = held_batches(task.batches)
-    check_scalar(task.loss, task.params, first_batch(batches), *task.operands)
+    mean_loss(task.loss, task.params, batches, task.operands)
     held_out = task.held_out
     if held_out is not None:
         held_out = held_batches(held_out, name="held_out")
         if task.accuracy is not None:
-            check_scalar(task.accuracy, task.params, first_batch(held_out), *task.operands)
+            mean_loss(task.accuracy, task.params, held_out, task.operands)
     return dataclasses.replace(task, batches=batches, held_out=held_out)

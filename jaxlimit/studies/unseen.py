@@ -2,11 +2,12 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 from scipy import special
 
 from jaxlimit import pruning
+from jaxlimit._core.batches import group_batches
+from jaxlimit._core.losses import example_losses, mean_loss
 from jaxlimit.studies import masks
 from jaxlimit.studies.findings import Found, Guaranteed, Measured
 from jaxlimit.studies.problem import Problem
@@ -22,7 +23,8 @@ def guarantee(problem: Problem, measured: Measured, found: Found | None) -> Guar
     otherwise by `pruning.hoeffding_bentkus`.
 
     Raises:
-        ValueError: if there are too few examples for even an unchanged network to pass.
+        ValueError: if there are too few examples for even an unchanged network to pass, or their
+            weights are not in [0, 1].
     """
     settings, dim = problem.settings, problem.weights.size
     if found is None:
@@ -32,52 +34,49 @@ def guarantee(problem: Problem, measured: Measured, found: Found | None) -> Guar
         kept, last = int(found.num_kept), np.asarray(found.mask, bool)
     order = masks.order(problem.task, last)
     counts = np.unique(np.geomspace(max(kept, 1), dim, settings.num_held_out).astype(int))[::-1]
-    right = _per_example(problem, np.ones(dim, bool))
+    right, weights = _per_example(problem, np.ones(dim, bool))
     needed = int(np.ceil(np.log(settings.delta) / np.log1p(-settings.accuracy_tolerance)))
     if len(right) < needed:
         raise ValueError(
             f"{len(right):,} held-out examples cannot show a loss of at most "
             f"{100 * settings.accuracy_tolerance:g} points: it takes {needed:,}"
         )
-    safe, accuracy = 1.0, float(right.mean())
+    safe, dense = 1.0, float(np.average(right, weights=weights))
+    accuracy = dense
     for i, count in enumerate(counts):
         keep = np.zeros(dim, bool)
         keep[order[:count]] = True
-        pruned = _per_example(problem, keep)
+        pruned, _ = _per_example(problem, keep)
         problem.on_progress("held-out", i + 1, len(counts))
-        if _p_value(right - pruned, settings.accuracy_tolerance) > settings.delta:
+        if _p_value(right - pruned, weights, settings.accuracy_tolerance) > settings.delta:
             break
-        safe, accuracy = float(count / dim), float(pruned.mean())
+        safe, accuracy = float(count / dim), float(np.average(pruned, weights=weights))
     problem.on_progress("held-out", len(counts), len(counts))
     return Guaranteed(
-        safe, settings.accuracy_tolerance, settings.delta, len(right), accuracy,
-        float(right.mean()),
+        safe, settings.accuracy_tolerance, settings.delta, len(right), accuracy, dense,
     )  # fmt: skip
 
 
-def _p_value(lost: np.ndarray, tolerance: float) -> float:
+def _p_value(lost: np.ndarray, weights: np.ndarray, tolerance: float) -> float:
     """Return how likely so little is lost where more than the tolerance is to be expected."""
     lost = np.maximum(lost, 0)
-    if np.isin(lost, (0, 1)).all():
+    if np.isin(lost, (0, 1)).all() and (weights == 1).all():
         return float(special.bdtr(lost.sum(), lost.size, tolerance))
-    return float(pruning.hoeffding_bentkus(lost.mean(), tolerance, lost.size))
+    # w(lost - t) is above 0 in expectation where the weighted share is above t.
+    mean = tolerance + (weights * (lost - tolerance)).mean()
+    return float(pruning.hoeffding_bentkus(mean, tolerance, lost.size))
 
 
-def _per_example(problem: Problem, keep: Any) -> np.ndarray:
-    """Return the accuracy of each held-out example by itself."""
-    task = problem.task
-    params = problem.masked(keep)
-    batches = task.held_out
-    if not isinstance(batches, list):
-        first = jax.tree.leaves(batches)[0]
-        batches = [jax.tree.map(lambda x, i=i: x[i], batches) for i in range(len(first))]
-    values = [_examples(task.accuracy, params, batch, task.operands) for batch in batches]
-    return np.concatenate([np.asarray(v, np.float64) for v in values])
-
-
-@jax.jit(static_argnums=0)
-def _examples(accuracy, params, batch, operands):
-    def of_example(example):
-        return accuracy(params, jax.tree.map(lambda x: x[None], example), *operands)
-
-    return jax.lax.map(of_example, batch, batch_size=256)
+def _per_example(problem: Problem, keep: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the accuracy of each held-out example that counts by itself, and its weight."""
+    task, params = problem.task, problem.masked(keep)
+    accuracy, operands = mean_loss(task.accuracy, params, task.held_out, task.operands)
+    examples = group_batches(task.held_out)
+    values, weights = example_losses(accuracy, params, examples, operands)
+    values = np.asarray(values, np.float64)
+    weights = np.ones(values.size) if weights is None else np.asarray(weights, np.float64)
+    if weights.max() > 1:
+        raise ValueError(
+            f"the weights of held-out examples must lie in [0, 1], got up to {weights.max():g}"
+        )
+    return values[weights > 0], weights[weights > 0]

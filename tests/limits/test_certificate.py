@@ -344,7 +344,7 @@ def test_bad_input():
         limits.certificate(lambda v: v / 0, jnp.ones(3), jnp.ones(3), 0.1)
     with pytest.raises(ValueError, match="map \\[8\\]"):
         limits.certificate(lambda v: v[:3], gradient, weights, 0.1)
-    with pytest.raises(ValueError, match="kept must be boolean"):
+    with pytest.raises(TypeError, match="kept must be boolean"):
         limits.shares(lambda v: v, jnp.ones(3), jnp.ones(3), jnp.ones(3), 0.1)
     with pytest.raises(ValueError, match="epsilon"):
         limits.shares(lambda v: v, jnp.ones(3), jnp.ones(3), jnp.ones(3, bool), 0.0)

@@ -68,9 +68,9 @@ def test_kept_by_layer():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="diagonal must have the shape"):
+    with pytest.raises(ValueError, match="diagonal must be flat"):
         pruning.saliency(jnp.ones(2), jnp.ones(2), jnp.ones(3))
     with pytest.raises(ValueError, match="l1 must lie"):
         pruning.l1_residual(jnp.ones(2), jnp.ones(2), 0.0)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="gradient must be flat"):
         pruning.l1_residual(jnp.ones(2), jnp.ones(3), 1.0)

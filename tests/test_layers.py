@@ -40,7 +40,8 @@ FLOORS = (
     {"checks", "memory", "files", "scale", "summaries", "extras", "moved"},
     {"estimate", "programs", "magnitudes", "locks", "sharding", "functions"},
     {"batches", "weights", "mesh_product", "checkpoints"},
-    {"shares", "operator", "losses"},
+    {"shares", "origin", "losses"},
+    {"operator"},
     {"projection"},
 )
 

@@ -295,20 +295,41 @@ def _digest(array: Num[Array, "..."]) -> UInt32[Array, ""]:
 
 
 def _sum_of_words(array: Num[Array, "..."], first: Any) -> UInt32[Array, ""]:
-    if array.dtype == bool:
-        array = array.astype(jnp.uint8)
-    word = f"uint{8 * min(array.dtype.itemsize, 4)}"
-    words = jax.lax.bitcast_convert_type(array, word).astype(jnp.uint32)
+    words = _words_of(array)
     # Counted axis by axis, since to flatten a split array would gather it.
     place = jnp.asarray(first).astype(jnp.uint32)
     for axis in range(words.ndim):
         stride = math.prod(words.shape[axis + 1 :]) % 2**32
         place = place + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * np.uint32(stride)
+    return jnp.sum(_mixed(words, place), dtype=jnp.uint32)
+
+
+def mixed_words(array: Num[Array, "n ..."], seed: int | None) -> UInt32[Array, "n ..."]:
+    """Mix the words of each row of an array with their place in the row, and with a seed.
+
+    Without a seed the rows are taken for words that are mixed already, and mixed alone.
+    """
+    words = _words_of(array)
+    if seed is None:
+        return _mixed(words, jnp.uint32(1))
+    size = math.prod(words.shape[1:])
+    place = jnp.arange(size, dtype=jnp.uint32).reshape(1, *words.shape[1:])
+    return _mixed(words, place + np.uint32((seed * 0x27D4EB2F + 1) % 2**32))
+
+
+def _words_of(array: Num[Array, "..."]) -> UInt32[Array, "..."]:
+    if array.dtype == bool:
+        array = array.astype(jnp.uint8)
+    word = f"uint{8 * min(array.dtype.itemsize, 4)}"
+    return jax.lax.bitcast_convert_type(array, word).astype(jnp.uint32)
+
+
+def _mixed(words: UInt32[Array, "..."], place: Any) -> UInt32[Array, "..."]:
     # The finaliser of MurmurHash3 (Appleby 2011).
     x = words ^ (place * np.uint32(0x9E3779B1))
     x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
-    return jnp.sum(x ^ (x >> 16), dtype=jnp.uint32)
+    return x ^ (x >> 16)
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:

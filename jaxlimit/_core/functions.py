@@ -43,6 +43,11 @@ class Frozen:
         self._trace.add_program(program.jaxpr, program.consts)
         self._key = (_identity(function), self._trace.digest())
 
+    @property
+    def digest(self) -> str | None:
+        """What it computes, the same in another process; None where an identity is part of it."""
+        return None if self._trace.identities else self._trace.digest().hex()
+
     def __call__(self, *args: Any, **named: Any) -> Any:
         """Call the function."""
         return self.function(*args, **named)
@@ -74,7 +79,7 @@ class _Fingerprint:
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
-        self._kept: list = []  # what is told by its identity, which must not be given away
+        self.identities: list = []  # what is told by its identity, which must not be given away
 
     def digest(self) -> bytes:
         return self._hash.digest()
@@ -112,6 +117,8 @@ class _Fingerprint:
             self._add_text(f"{type(value).__name__} {len(value)}")
             for entry in value:
                 self._add(entry)
+        elif isinstance(value, set | frozenset):
+            self._add(sorted(map(repr, value)))  # whose order differs from process to process
         elif isinstance(value, jax.Array | np.ndarray | np.generic):
             self._add_array(value)
         elif hasattr(value, "callback_func"):
@@ -129,10 +136,13 @@ class _Fingerprint:
             array = jax.random.key_data(array)
         host = np.ascontiguousarray(array)
         self._add_text(f"{host.dtype} {host.shape}")
-        self._hash.update(host.tobytes() if host.dtype == object else host.view(np.uint8).data)
+        if host.dtype == object:
+            self._add_identity(array)
+            return
+        self._hash.update(host.view(np.uint8).data)
 
     def _add_identity(self, value: Any) -> None:
-        self._kept.append(value)
+        self.identities.append(value)
         self._add_text(f"id {id(value)}")
 
     def _add_text(self, text: str) -> None:

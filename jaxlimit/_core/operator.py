@@ -16,6 +16,7 @@ from jaxlimit._core import sharding
 from jaxlimit._core.checks import check_count, is_concrete
 from jaxlimit._core.functions import Frozen
 from jaxlimit._core.mesh_product import MeshProduct, embed
+from jaxlimit._core.origin import PROGRAM, digest_of, index_digest
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -24,6 +25,31 @@ ALL_FINITE = -1
 
 # Orthogonality must not be lost to the shortened products that accelerators take by default.
 dot = partial(jnp.matmul, precision="highest")
+
+
+class Origin:
+    """What an operator was made of, as digests that are computed when they are asked for.
+
+    All are equal, so that operators of other data share their compiled programs.
+    """
+
+    def __init__(self, digests: Callable[[], dict]) -> None:
+        self.digests = digests
+
+    def restricted(self, index: Int[Array, "k"]) -> "Origin":
+        """Return that of a principal submatrix."""
+
+        def digests():
+            found = self.digests()
+            return found | {"mask": index_digest(index, found.get("mask", 0))}
+
+        return Origin(digests)
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, Origin)
+
+    def __hash__(self) -> int:
+        return 0
 
 
 @jax.tree_util.register_dataclass
@@ -44,6 +70,8 @@ class Operator:
         traceable: whether it runs under `jit`, `vmap` and `scan`; one that is not reads its data as
             it goes, on the host, and is called eagerly.
         linearized: whether it keeps a linearisation, so a product repeats no primal pass.
+        origin: what tells it from an operator of other data, where a run is resumed; None is told
+            by its program alone.
 
     Raises:
         TypeError: if `dim` is no static int, or `dtype` or what `product` returns is not real
@@ -64,6 +92,7 @@ class Operator:
     mesh: Mesh | None = field(default=None, metadata={"static": True})
     traceable: bool = field(default=True, metadata={"static": True})
     linearized: bool = field(default=False, metadata={"static": True})
+    origin: Origin | None = field(default=None, metadata={"static": True})
 
     def __post_init__(self) -> None:
         # Transformations rebuild operators around placeholders, whose product is wrapped already.
@@ -115,7 +144,18 @@ class Operator:
             product = self.product.restrict(index)
         else:
             product = self.product.restrict(index, compiled=self.traceable)
-        return replace(self, product=product, dim=index.size)
+        origin = None if self.origin is None else self.origin.restricted(index)
+        return replace(self, product=product, dim=index.size, origin=origin)
+
+    def content(self) -> dict[str, Any]:
+        """Return digests of what it computes; without an origin, of its program and its arrays."""
+        if self.origin is not None:
+            return self.origin.digests()
+        function = getattr(self.product, "function", None)
+        frozen = getattr(function, "func", None)
+        if not isinstance(frozen, Frozen) or frozen.digest is None:
+            return {}
+        return {PROGRAM: frozen.digest, "arrays": digest_of(jax.tree.leaves(function))}
 
     def pad(self, size: int) -> "Operator":
         """Return the operator for vectors of `size` entries, zero past its own."""

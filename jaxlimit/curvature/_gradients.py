@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxlimit._core.batches import leading_size
 from jaxlimit._core.functions import Frozen
-from jaxlimit._core.losses import EACH, MeanLoss
+from jaxlimit._core.losses import EACH, WEIGHTED, MeanLoss
 from jaxlimit._core.scale import wide_type
 
 GradientMap = Callable[[Float[Array, "D"]], Float[Array, "D"]]
@@ -41,6 +41,10 @@ class Kind:
         if self.vectorize:
             return jax.vmap(function)(*stacks)
         return jax.lax.map(lambda batch: function(*batch), stacks)
+
+    def given(self, operands: tuple) -> tuple:
+        """Return the operands that the user gave, without those of the loss's weights."""
+        return operands[1:]
 
     def derivative(self, gradient: GradientMap, weights: Array, vector: Array) -> Array:
         """Multiply a vector with the derivative of a gradient map, which is symmetric."""
@@ -80,6 +84,10 @@ class Hessian(Kind):
     """g(θ) = ∇L(θ)."""
 
     loss: MeanLoss
+
+    def given(self, operands: tuple) -> tuple:
+        """Return the operands that the user gave."""
+        return operands[1:] if self.loss.kind == WEIGHTED else operands
 
     def gradient_map(
         self, unflatten: Partial, weights: Array, batches: Any, operands: tuple

@@ -13,9 +13,16 @@ from jaxtyping import Array, Bool
 
 from jaxlimit._core import sharding
 from jaxlimit._core.batches import check_like, group_batches, leading_size
-from jaxlimit._core.checks import check_choice, check_floating_tree, check_keywords, check_range
+from jaxlimit._core.checks import (
+    check_choice,
+    check_floating_tree,
+    check_keywords,
+    check_range,
+    is_concrete,
+)
 from jaxlimit._core.losses import WEIGHTED, weight_of
-from jaxlimit._core.operator import Operator
+from jaxlimit._core.operator import Operator, Origin
+from jaxlimit._core.origin import digest_of, examples_digest, program_digest
 from jaxlimit._core.weights import Where, flatten_weights, is_weight, selected
 from jaxlimit.curvature._forms import OneDevice, Recomputed, lay_out
 
@@ -96,7 +103,38 @@ def make_operator(
         operator = form.linearized(product_dtype)
     else:
         operator = form.recomputed()
+    stacks = partial(_stacks, batches)
+    operator = replace(operator, origin=_origin(kind, params, where, operands, stacks))
     return operator if mask is None else operator.restrict(flat_mask(mask, params, where))
+
+
+def _stacks(batches: Any) -> Iterable:
+    """Return all examples, as pytrees of leaves [examples, ...]."""
+    if isinstance(batches, list):
+        return batches
+    return [jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches)]
+
+
+def _origin(
+    kind: Any, params: Any, where: Where, operands: tuple, stacks: Callable[[], Iterable]
+) -> Origin | None:
+    """Tell an operator from those of other data, weights and losses, however the data are cut."""
+    if not is_concrete(params, operands, getattr(stacks, "args", ())):
+        return None
+
+    def gradient(weights, unflatten, stack, operands):
+        return kind.gradient_map(unflatten, weights, stack, operands)(weights)
+
+    def digests():
+        first = next(iter(stacks()))
+        one = jax.tree.map(lambda x: jnp.asarray(x[:1])[None], first)
+        return {
+            "data": examples_digest(stacks()),
+            "params": digest_of(params),
+            "operands": digest_of(kind.given(operands)),
+        } | program_digest(gradient, *flatten_weights(params, where), one, operands)
+
+    return Origin(digests)
 
 
 def check_settings(function: str, settings: Any) -> None:
@@ -196,6 +234,8 @@ def make_host_operator(
         return total / weight
 
     operator = Operator(product, weights.size, weights.dtype, mesh, traceable=False)
+    origin = _origin(kind, params, where, operands, make_iterator)
+    operator = replace(operator, origin=origin)
     return operator if mask is None else operator.restrict(flat_mask(mask, params, where))
 
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, PRNGKeyArray
 
 from jaxlimit import limits
-from jaxlimit._core.checks import check_choice, check_range
+from jaxlimit._core.checks import check_choice, check_key, check_range
 from jaxlimit._core.estimate import value_of
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, is_weight
@@ -175,6 +175,7 @@ def smallest_mask(
     Zhang, Zhang, Sun, Liu (2024) ask the question; LeCun, Denker, Solla (1990) have the
     quadratic.
     """
+    check_key("key", key)
     epsilon = value_of(epsilon)
     check_range("epsilon", epsilon, 0)
     for name in budget._fields:

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, PRNGKeyArray
 
 from jaxlimit import lanczos
-from jaxlimit._core.checks import check_count
+from jaxlimit._core.checks import check_count, check_key
 from jaxlimit._core.operator import Operator, prepare
 from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
 from jaxlimit.spectrum.probes import spectral_measure
@@ -61,6 +61,7 @@ def block_measures(
     >>> found["last"].dim, found["last"].nodes[0, 0].round(3)
     (1, Array(5., dtype=float32))
     """
+    check_key("key", key)
     masks = {name: _checked(name, mask) for name, mask in blocks.items()}
     sizes = {mask.size for mask in masks.values()}
     if len(sizes) != 1:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxlimit import lanczos
 from jaxlimit._core import sharding
 from jaxlimit._core.checkpoints import Checkpoints
-from jaxlimit._core.checks import check_choice, check_count
+from jaxlimit._core.checks import check_choice, check_count, check_key
 from jaxlimit._core.operator import Operator, prepare
 from jaxlimit._core.scale import norm
 from jaxlimit.lanczos import LanczosState, storage
@@ -35,6 +35,7 @@ def probe(key: PRNGKeyArray, dim: int, dtype: Any = jnp.float32) -> Float[Array,
     >>> jnp.linalg.norm(probe(jax.random.key(0), 100)).round(4)
     Array(1., dtype=float32)
     """
+    check_key("key", key)
     vector = jax.random.normal(key, (check_count("dim", dim),), dtype)
     return vector / norm(vector).astype(dtype)
 
@@ -106,7 +107,11 @@ def measure_of(
     )
 
 
-def identity(key: PRNGKeyArray, states: list[LanczosState]) -> dict:
+# What older checkpoints lack, and other versions of JAX tell otherwise.
+OF_OPERATOR = "operator"
+
+
+def identity(key: PRNGKeyArray, states: list[LanczosState], operator: Operator) -> dict:
     """Collect what makes a run itself."""
     state = states[0]
     return {
@@ -118,6 +123,7 @@ def identity(key: PRNGKeyArray, states: list[LanczosState]) -> dict:
         "num_probes": len(states),
         "reorthogonalize": state.reorthogonalize,
         "basis": None if state.basis is None else str(state.basis.dtype),
+        OF_OPERATOR: operator.content(),
     }
 
 

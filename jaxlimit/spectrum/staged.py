@@ -21,6 +21,7 @@ from jaxlimit.spectrum.functions import trace_bracket
 from jaxlimit.spectrum.measure import SpectralMeasure, check_steps
 from jaxlimit.spectrum.monitor import CHUNK, Monitor
 from jaxlimit.spectrum.recurrences import (
+    OF_OPERATOR,
     arrays,
     carry,
     identity,
@@ -126,8 +127,9 @@ def run_probes(
     with Checkpoints(
         monitor.checkpoint_dir,
         monitor.checkpoint_every,
-        lambda: identity(key, recurrences),
+        lambda: identity(key, recurrences, operator),
         unit="step",
+        optional=(OF_OPERATOR,),
     ) as checkpoints:
         if not states:
             recurrences = resume(checkpoints, recurrences, operator)

@@ -18,6 +18,7 @@ from jaxtyping import PRNGKeyArray
 
 import jaxlimit
 from jaxlimit import curvature, spectrum
+from jaxlimit._core.checks import check_key
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
 from jaxlimit.studies import findings, stages, unseen
 from jaxlimit.studies.data import count_examples
@@ -118,6 +119,7 @@ def study_task(
     Returns:
         A `Study`.
     """
+    check_key("key", key)
     settings = settings or StudySettings()
     task = check_task(task)
     with held(folder), Display(quiet=settings.quiet) as display:

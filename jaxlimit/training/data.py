@@ -63,6 +63,7 @@ def augment(images: Shaped[Array, "n h w c"], key: PRNGKeyArray) -> Shaped[Array
     >>> augment(jnp.ones((2, 8, 8, 3), jnp.uint8), jax.random.key(0)).shape
     (2, 8, 8, 3)
     """
+    check_key("key", key)
     num, height, width, _ = images.shape
     shift_key, flip_key = jax.random.split(key)
     shifts = jax.random.randint(shift_key, (num, 2, 1), -PAD, PAD + 1)

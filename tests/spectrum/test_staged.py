@@ -131,9 +131,16 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
             monitor=Monitor(checkpoint_dir=tmp_path),
         )
     twice = jax.tree_util.Partial(jnp.multiply, 2 * OPERATOR.args[0])
-    with pytest.raises(ValueError, match="another operator"):
+    with pytest.raises(ValueError, match=r"another run, which differs in operator\.arrays"):
         spectrum.run_probes(
             twice, KEY, dim=DIM, num_steps=4, monitor=Monitor(checkpoint_dir=tmp_path)
+        )
+    # A program that says nothing of its arrays is told by its first step.
+    other = jax.pure_callback
+    on_host = lambda v: other(lambda v: 2 * np.asarray(OPERATOR(v)), v, v)  # noqa: E731
+    with pytest.raises(ValueError, match="another operator"):
+        spectrum.run_probes(
+            on_host, KEY, dim=DIM, num_steps=4, monitor=Monitor(checkpoint_dir=tmp_path)
         )
 
 

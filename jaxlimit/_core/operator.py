@@ -16,7 +16,7 @@ from jaxlimit._core import sharding
 from jaxlimit._core.checks import check_count, is_concrete
 from jaxlimit._core.functions import Frozen
 from jaxlimit._core.mesh_product import MeshProduct, embed
-from jaxlimit._core.origin import PROGRAM, digest_of, index_digest
+from jaxlimit._core.origin import PROGRAM, Origin, digest_of
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -25,31 +25,6 @@ ALL_FINITE = -1
 
 # Orthogonality must not be lost to the shortened products that accelerators take by default.
 dot = partial(jnp.matmul, precision="highest")
-
-
-class Origin:
-    """What an operator was made of, as digests that are computed when they are asked for.
-
-    All are equal, so that operators of other data share their compiled programs.
-    """
-
-    def __init__(self, digests: Callable[[], dict]) -> None:
-        self.digests = digests
-
-    def restricted(self, index: Int[Array, "k"]) -> "Origin":
-        """Return that of a principal submatrix."""
-
-        def digests():
-            found = self.digests()
-            return found | {"mask": index_digest(index, found.get("mask", 0))}
-
-        return Origin(digests)
-
-    def __eq__(self, other: Any) -> bool:
-        return isinstance(other, Origin)
-
-    def __hash__(self) -> int:
-        return 0
 
 
 @jax.tree_util.register_dataclass

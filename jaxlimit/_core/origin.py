@@ -7,13 +7,39 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, Int, UInt32
 
 from jaxlimit._core.checkpoints import digests, mixed_words, without_keys
 from jaxlimit._core.functions import Frozen
 
 # Other versions write the same computation in other words.
 PROGRAM = f"program of JAX {jax.__version__}"
+
+
+class Origin:
+    """What an operator was made of, as digests that are computed when they are asked for.
+
+    All are equal, so that operators of other data share their compiled programs.
+    """
+
+    def __init__(self, digests: Callable[[], dict]) -> None:
+        self.digests = digests
+
+    def restricted(self, index: Int[Array, "k"]) -> "Origin":
+        """Return that of a principal submatrix."""
+
+        def digests():
+            found = self.digests()
+            index_bytes = np.ascontiguousarray(index, np.int64).tobytes()
+            return found | {"mask": zlib.crc32(index_bytes, found.get("mask", 0))}
+
+        return Origin(digests)
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, Origin)
+
+    def __hash__(self) -> int:
+        return 0
 
 
 def digest_of(tree: Any) -> int:
@@ -50,8 +76,3 @@ def program_digest(function: Callable, *args: Any) -> dict[str, str]:
     except Exception:  # noqa: BLE001: whatever a loss raises that takes no batch of one
         return {}
     return {} if told is None else {PROGRAM: told}
-
-
-def index_digest(index: Any, before: int = 0) -> int:
-    """Return one number for the entries that an operator is restricted to."""
-    return zlib.crc32(np.ascontiguousarray(index, np.int64).tobytes(), before)

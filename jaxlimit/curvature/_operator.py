@@ -21,8 +21,8 @@ from jaxlimit._core.checks import (
     is_concrete,
 )
 from jaxlimit._core.losses import WEIGHTED, weight_of
-from jaxlimit._core.operator import Operator, Origin
-from jaxlimit._core.origin import digest_of, examples_digest, program_digest
+from jaxlimit._core.operator import Operator
+from jaxlimit._core.origin import Origin, digest_of, examples_digest, program_digest
 from jaxlimit._core.weights import Where, flatten_weights, is_weight, selected
 from jaxlimit.curvature._forms import OneDevice, Recomputed, lay_out
 

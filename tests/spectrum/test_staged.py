@@ -130,18 +130,15 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
             store="bfloat16",
             monitor=Monitor(checkpoint_dir=tmp_path),
         )
+    kept = {"dim": DIM, "num_steps": 4, "monitor": Monitor(checkpoint_dir=tmp_path)}
     twice = jax.tree_util.Partial(jnp.multiply, 2 * OPERATOR.args[0])
     with pytest.raises(ValueError, match=r"another run, which differs in operator\.arrays"):
-        spectrum.run_probes(
-            twice, KEY, dim=DIM, num_steps=4, monitor=Monitor(checkpoint_dir=tmp_path)
-        )
+        spectrum.run_probes(twice, KEY, **kept)
     # A program that says nothing of its arrays is told by its first step.
     other = jax.pure_callback
     on_host = lambda v: other(lambda v: 2 * np.asarray(OPERATOR(v)), v, v)  # noqa: E731
     with pytest.raises(ValueError, match="another operator"):
-        spectrum.run_probes(
-            on_host, KEY, dim=DIM, num_steps=4, monitor=Monitor(checkpoint_dir=tmp_path)
-        )
+        spectrum.run_probes(on_host, KEY, **kept)
 
 
 def test_a_saved_recurrence_comes_back_and_foreign_files_are_refused(tmp_path):

@@ -55,7 +55,11 @@ def relative_ridge(radius: Any, epsilon: Any, unit: Any) -> Float[Array, "..."]:
     all_flat = (radius == 0) | jnp.isinf(epsilon)
     safe = [jnp.where(all_flat, 1, x) for x in (radius, epsilon)]
     (r, r_power), (e, e_power), (u, u_power) = map(jnp.frexp, (*safe, unit))
-    c = jnp.ldexp(2 * e / (r**2 * u), e_power - 2 * r_power - u_power)
+    power = -2 * r_power - u_power
+    c = jnp.ldexp(2 * e / (r**2 * u), e_power + power)
+    # At 0 `frexp` and `ldexp` have no derivative of use; c is linear in ε.
+    slope = jnp.minimum(jnp.ldexp(2 / (r**2 * u), power), jnp.finfo(dtype).max)
+    c = jnp.where(e == 0, safe[1] * jax.lax.stop_gradient(slope), c)
     return jnp.where(all_flat, jnp.inf, c)
 
 
@@ -160,11 +164,16 @@ def _lower_bounds(
 
     def at(c):
         share = trace_bracket(measure, lambda x: curvature_share(x / unit, c, negative=negative))
-        ends = {name: jnp.clip(getattr(share, name), 0, 1) for name in ("value", "lower", "upper")}
+        ends = {name: _within_one(getattr(share, name)) for name in ("value", "lower", "upper")}
         return share._replace(**ends)
 
     flat = jax.lax.map(at, thresholds.reshape(-1))
     return jax.tree.map(lambda x: x.reshape(thresholds.shape), flat)
+
+
+def _within_one(ratio: Array) -> Array:
+    """Clip to [0, 1] with the whole derivative at the ends, where `jnp.clip` has half of it."""
+    return jnp.where(ratio < 0, 0, jnp.where(ratio > 1, 1, ratio))
 
 
 def upper_bound(

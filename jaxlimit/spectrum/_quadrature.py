@@ -105,7 +105,6 @@ def _pins(nodes: np.ndarray, residual_norm: float) -> np.ndarray:
     node there is all but the Gauss rule.
     """
     reach = np.abs(nodes).max() + residual_norm
-    reach = reach if reach > 0 else 1.0
     unbounded = reach * SHARES / (1 - SHARES)
     above = nodes[nodes > 0].min() * SHARES if (nodes > 0).any() else unbounded
     below = nodes[nodes < 0].max() * SHARES if (nodes < 0).any() else -unbounded

@@ -18,6 +18,7 @@ from jaxlimit.training.evaluation import (
 from jaxlimit.training.history import Metrics
 from jaxlimit.training.loop import TrainingResult, fit
 from jaxlimit.training.optimizer import adam, l1_weights, reweighted_l1, sam, sgd, soft_threshold
+from jaxlimit.training.proximal import ProximalResult, proximal_steps
 from jaxlimit.training.sensitivity import sensitivity
 from jaxlimit.training.settings import Monitor, Start
 
@@ -28,6 +29,7 @@ __all__ = [
     "MinimumDistance",
     "Monitor",
     "Normalization",
+    "ProximalResult",
     "Start",
     "TrainingConfig",
     "TrainingResult",
@@ -41,6 +43,7 @@ __all__ = [
     "learning_rates",
     "make_loss",
     "normalize",
+    "proximal_steps",
     "reweighted_l1",
     "sam",
     "sensitivity",

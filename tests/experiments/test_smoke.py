@@ -13,6 +13,7 @@ FIGURES = {
     "adaptive_ratio": "layers.png",
     "as_published": "as_published.png",
     "iterative_pruning": "iterative_pruning.png",
+    "l1_and_l0": "l1_and_l0.png",
     "regularisation": "regularisation.png",
     "way_to_prune": "way_to_prune.png",
 }

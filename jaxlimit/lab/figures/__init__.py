@@ -9,6 +9,7 @@ from jaxlimit.lab.figures.penalties import plot_penalties
 from jaxlimit.lab.figures.quadratics import QuadraticComparison, plot_quadratic_limits
 from jaxlimit.lab.figures.quadrature import plot_rule_errors
 from jaxlimit.lab.figures.readings import plot_readings
+from jaxlimit.lab.figures.residuals import plot_residuals
 from jaxlimit.lab.figures.scaling import plot_scaling
 from jaxlimit.lab.figures.tables import MeanAndDeviation, TableRow, plot_tables
 from jaxlimit.lab.figures.transitions import Transition, plot_phase_transitions
@@ -29,6 +30,7 @@ __all__ = [
     "plot_phase_transitions",
     "plot_quadratic_limits",
     "plot_readings",
+    "plot_residuals",
     "plot_rounds",
     "plot_rule_errors",
     "plot_scaling",

@@ -48,10 +48,13 @@ class Problem(NamedTuple):
 
 def is_live(problem: Problem) -> np.ndarray:
     """Mark the weights that may cost something: a PSD matrix with a zero Bᵢᵢ has a zero row i."""
-    live = np.asarray(problem.weights != 0)
-    if problem.diagonal is None or problem.shift:
-        return live
-    return live & np.asarray((problem.diagonal != 0) | (problem.gradient != 0))
+    weights, gradient = np.asarray(problem.weights), np.asarray(problem.gradient)
+    live = np.empty(weights.shape, bool)
+    known = problem.diagonal is not None and not problem.shift
+    diagonal = np.asarray(problem.diagonal) if known else weights
+    for at in pieces(live.size):
+        live[at] = (weights[at] != 0) & ((diagonal[at] != 0) | (gradient[at] != 0))
+    return live
 
 
 def _restricted(problem: Problem, live: np.ndarray) -> tuple[Quadratic, np.ndarray | None]:

@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend import core
 from jax.tree_util import Partial
 from jaxtyping import Array
 
+from jaxlimit._core import convolutions
+
 CONVOLUTION = "conv_general_dilated"
-MOST_POSITIONS = 64  # of a convolution that is taken apart, each a product in the program
 PRODUCTS = {"dot_general", CONVOLUTION}
 _INLINED = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"}
 
@@ -49,9 +49,8 @@ def canonical_convolutions(function: Callable) -> Callable:
     """Let a function that runs in a loop convolve fast on a CPU; elsewhere it is left as it is.
 
     XLA's CPU backend has a fast convolution for channels last, and brings others into that order,
-    but not within loops, where the gradient of a kernel takes tens of times as long. It is slow
-    everywhere with images smaller than the kernel, and where the result has one pixel, as the
-    gradient of a kernel of 1x1 has (`benchmarks/convolutions_on_cpu.py`).
+    but not within loops, where the gradient of a kernel takes tens of times as long. Where other
+    forms are faster than its own, they are taken (`convolutions.choose`).
     """
     if jax.default_backend() != "cpu":
         return function
@@ -67,7 +66,7 @@ def canonical_convolutions(function: Callable) -> Callable:
 
 
 def _canonical(product: Callable, operands: list, params: dict) -> Array:
-    """Convolve with the channels last, or by matrix products where that is the faster."""
+    """Convolve with the channels last, in the form that is the fastest."""
     if "window_strides" not in params:
         return product(*operands, **params)
     (batch, channel, *space), (out, into, *taps), result = params["dimension_numbers"]
@@ -76,48 +75,9 @@ def _canonical(product: Callable, operands: list, params: dict) -> Array:
     last = images.ndim - 1
     order = (0, last, *range(1, last))
     numbers = jax.lax.ConvDimensionNumbers(order, (last, last - 1, *range(last - 1)), order)
-    convolve = partial(product, **params | {"dimension_numbers": numbers})
-    positions = np.prod(jax.eval_shape(convolve, images, kernel).shape[1:last])
-    smaller = np.less(images.shape[1:last], kernel.shape[: last - 1]).any()
-    if (
-        (positions == 1 or smaller)
-        and positions <= MOST_POSITIONS
-        and params["feature_group_count"] == params["batch_group_count"] == 1
-    ):
-        convolved = _by_position(images, kernel, params)
-    else:
-        convolved = convolve(images, kernel)
+    direct = partial(product, **params | {"dimension_numbers": numbers})
+    convolved = convolutions.convolve(images, kernel, params, direct)
     return jnp.transpose(convolved, [order[result.index(axis)] for axis in range(images.ndim)])
-
-
-def _by_position(images: Array, kernel: Array, params: dict) -> Array:
-    """Convolve images [n, ..., in] with a kernel [..., in, out]: a product a place of the result.
-
-    The gradient of a kernel of 1x1 is one such product, of all pixels.
-    """
-    steps = zip(params["padding"], params["lhs_dilation"], strict=True)
-    edges = [(0, 0, 0), *((low, high, step - 1) for (low, high), step in steps), (0, 0, 0)]
-    images = jax.lax.pad(images, jnp.zeros((), images.dtype), edges)
-    num, *sizes, channels = images.shape
-    reach, stride = (np.array(params[name]) for name in ("rhs_dilation", "window_strides"))
-    seen = reach * (np.array(kernel.shape[:-2]) - 1) + 1
-    counts = ((sizes - seen) // stride + 1).tolist()
-    multiply = partial(
-        jax.lax.dot_general,
-        rhs=kernel.reshape(-1, kernel.shape[-1]),
-        dimension_numbers=(((1,), (0,)), ((), ())),
-        precision=params["precision"],
-        preferred_element_type=params["preferred_element_type"],
-    )
-    products = [
-        multiply(
-            jax.lax.slice(
-                images, (0, *place, 0), (num, *(place + seen), channels), (1, *reach, 1)
-            ).reshape(num, -1)
-        )
-        for place in np.array([*np.ndindex(*counts)]) * stride
-    ]
-    return jnp.stack(products, 1).reshape(num, *counts, -1)
 
 
 def _convolves(jaxpr: core.Jaxpr) -> bool:

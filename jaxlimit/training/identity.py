@@ -12,12 +12,15 @@ import jax
 from jaxtyping import PyTree
 
 from jaxlimit._core.checkpoints import checksum
+from jaxlimit._core.convolutions import narrow_is_fast
+from jaxlimit._core.programs import CONVOLUTION, has, product_dtypes
 from jaxlimit.training.config import TrainingConfig
 from jaxlimit.training.network import forward
 
 FORMAT = 1
 # Other versions write the same computation in other words.
 PROGRAM = f"program of JAX {jax.__version__} and Flax {flax.__version__}"
+NARROW = "products of bfloat16 are the faster ones here"
 # A checkpoint older than a setting was made with what is now the setting's default.
 DEFAULTS = {"config": {f.name: f.default for f in dataclasses.fields(TrainingConfig)
                        if f.default is not dataclasses.MISSING}}  # fmt: skip
@@ -53,7 +56,15 @@ def run_identity(
         "params": _by_name(params, lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"),
         "penalised": _by_name(penalised, bool),
         "checksum": {name: checksum(tree) for name, tree in arrays.items()},
+        **_measured(jaxpr.jaxpr),
     }
+
+
+def _measured(jaxpr: Any) -> dict[str, bool]:
+    """Tell what a measurement decides about the rounding: a run goes on in the form it began in."""
+    if jax.default_backend() != "cpu" or not has(jaxpr, CONVOLUTION):
+        return {}
+    return {NARROW: narrow_is_fast()} if "bfloat16" in product_dtypes(jaxpr) else {}
 
 
 def _by_name(tree: PyTree, tell: Callable[[Any], Any]) -> dict[str, Any]:

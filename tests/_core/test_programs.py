@@ -24,6 +24,7 @@ from curvature_problems import (
 from jax.extend import core
 
 from jaxlimit import curvature
+from jaxlimit._core import convolutions
 from jaxlimit._core.programs import (
     canonical_convolutions,
     change_products,
@@ -84,7 +85,10 @@ def test_bfloat16_products_stay_within_their_rounding():
         assert found.max() > 10 * EPS
 
 
-def test_every_product_of_a_network_is_narrowed_and_its_result_is_not():
+def test_every_product_of_a_network_is_narrowed_and_its_result_is_not(monkeypatch):
+    # Other forms of a convolution may widen the rounded operands again, where that is faster.
+    monkeypatch.setattr(convolutions, "choose", lambda *_, **__: "direct")
+    jax.clear_caches()  # of programs that other tests have traced
     params, state = make_net()
     exact, narrow = (
         curvature.hessian_matvec(net_loss, params, NET_BATCHES, state, product_dtype=dtype)
@@ -142,7 +146,7 @@ def test_products_are_changed_inside_loops_branches_and_calls(wrap):
 # --- convolutions in loops ----------------------------------------------------------------------
 
 
-def convolutions(program):
+def orders(program):
     """The dimension numbers of all convolutions, also within loops."""
     return re.findall(r"lhs_spec=\(([^)]*)\), rhs_spec=\(([^)]*)\), out_spec=\(([^)]*)\)", program)
 
@@ -163,7 +167,7 @@ def test_convolutions_of_a_product_have_their_channels_last(mode):
     settings = {"product_dtype": jnp.bfloat16} if mode == "bfloat16" else {"mode": mode}
     matvec = curvature.hessian_matvec(strided, params, images, **settings)
     vector = jax.random.normal(keys[2], (48,))
-    found = convolutions(str(program_of(matvec, vector)))
+    found = orders(str(program_of(matvec, vector)))
     assert found
     assert set(found) == {("0, 3, 1, 2", "3, 2, 0, 1", "0, 3, 1, 2")}
     whole = lambda w: strided({"kernel": w.reshape(3, 2, 2, 4)}, images.reshape(6, 9, 8, 2))  # noqa: E731
@@ -207,8 +211,8 @@ def test_any_convolution_and_its_derivatives_stay_what_they_were(numbers, settin
         jax.jit(changed)(kernel, images),
         gradient(kernel, images),
     )
-    found = convolutions(str(jax.make_jaxpr(changed)(kernel, images)))
+    found = orders(str(jax.make_jaxpr(changed)(kernel, images)))
     assert set(found) <= {("0, 3, 1, 2", "3, 2, 0, 1", "0, 3, 1, 2")}
     forward = canonical_convolutions(lambda *arrays: convolve(*arrays)[0])
     by_product = pixels == (2, 1) and "feature_group_count" not in settings
-    assert len(convolutions(str(jax.make_jaxpr(forward)(kernel, images)))) == (not by_product)
+    assert len(orders(str(jax.make_jaxpr(forward)(kernel, images)))) == (not by_product)

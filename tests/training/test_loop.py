@@ -6,8 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlimit import training
-from jaxlimit.training import Monitor, Normalization, Start, TrainingConfig, learning_rates
+from jaxlimit import models, training
+from jaxlimit.training import (
+    Monitor,
+    Normalization,
+    Start,
+    TrainingConfig,
+    identity,
+    learning_rates,
+)
 
 SETTINGS = {"learning_rate": 0.1, "batch_size": 8, "momentum": 0.0}
 
@@ -163,3 +170,18 @@ def test_narrow_weights_take_a_reweighted_penalty_in_their_own_type(data):
     assert weights.dtype == jnp.bfloat16
     expected = 1 / (np.abs(np.asarray(start["kernel"], np.float64)) + 0.1)
     np.testing.assert_allclose(np.asarray(weights, np.float64), expected, rtol=2**-8)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="nothing is measured elsewhere")
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_run_in_bfloat16_goes_on_only_where_its_convolutions_round_as_before(fast, monkeypatch):
+    monkeypatch.setattr(identity, "narrow_is_fast", lambda: fast)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        net = models.create("resnet18", num_classes=2, dtype=dtype, stage_sizes=(1,), width=2)
+        images = jnp.zeros((1, 8, 8, 3))
+        variables = dict(jax.eval_shape(net.init, jax.random.key(0), images))
+        params = variables.pop("params")
+        example = params, variables, images
+        config = TrainingConfig(epochs=1, **SETTINGS)
+        told = identity.run_identity(net, config, params, example, {})
+        assert told.get(identity.NARROW) == (fast if dtype == jnp.bfloat16 else None)

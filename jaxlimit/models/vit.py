@@ -22,8 +22,9 @@ class ViT(nn.Module):
         patch: side of a patch, in pixels.
         width: features of a token, a multiple of `num_heads`.
         num_blocks: attention and MLP blocks.
-        num_heads: heads of each attention.
-        hidden: units of each block's MLP; 4 `width` if None.
+        num_heads: heads of each attention, or of each block its own.
+        head_width: features of a head; `width` over the heads if None.
+        hidden: units of each block's MLP, or of each its own; 4 `width` if None.
         dtype: precision of the arithmetic; parameters stay float32.
     """
 
@@ -31,8 +32,9 @@ class ViT(nn.Module):
     patch: int = 4
     width: int = 192
     num_blocks: int = 6
-    num_heads: int = 3
-    hidden: int | None = None
+    num_heads: int | tuple[int, ...] = 3
+    head_width: int | None = None
+    hidden: int | tuple[int, ...] | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -48,9 +50,16 @@ class ViT(nn.Module):
         self._check_num_tokens(tokens)
         positions = self.param("positions", _normal, (1, *tokens.shape[1:]))
         tokens = tokens + positions.astype(self.dtype)
-        for _ in range(self.num_blocks):
-            tokens = Block(self.num_heads, self.hidden or 4 * self.width, self.dtype)(tokens)
+        for num_heads, hidden in zip(*self.sizes(), strict=True):
+            head_width = self.head_width or self.width // num_heads
+            tokens = Block(num_heads, head_width, hidden, self.dtype)(tokens)
         return Head(self.num_classes)(nn.LayerNorm(dtype=self.dtype)(tokens[:, 0]))
+
+    def sizes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the heads and the hidden units of each block."""
+        given = (self.num_heads, self.hidden or 4 * self.width)
+        heads, hidden = ((x,) * self.num_blocks if isinstance(x, int) else tuple(x) for x in given)
+        return heads, hidden
 
     def _check_num_tokens(self, tokens: Array) -> None:
         if self.is_initializing():
@@ -79,11 +88,13 @@ class Block(nn.Module):
 
     Attributes:
         num_heads: heads of the attention.
+        head_width: features of a head.
         hidden: units of the MLP.
         dtype: precision of the arithmetic.
     """
 
     num_heads: int
+    head_width: int
     hidden: int
     dtype: DTypeLike = jnp.float32
 
@@ -91,7 +102,12 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "n t d"]) -> Float[Array, "n t d"]:
         """Return the tokens, changed."""
         attention = nn.MultiHeadDotProductAttention(
-            self.num_heads, dtype=self.dtype, deterministic=True, name="attention"
+            self.num_heads,
+            qkv_features=self.num_heads * self.head_width,
+            out_features=x.shape[-1],
+            dtype=self.dtype,
+            deterministic=True,
+            name="attention",
         )
         x = x + attention(nn.LayerNorm(dtype=self.dtype)(x))
         hidden = nn.Dense(self.hidden, dtype=self.dtype)(nn.LayerNorm(dtype=self.dtype)(x))

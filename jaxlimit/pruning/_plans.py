@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+
 
 class Writer(NamedTuple):
     """A layer, by the paths of its leaves: its last axis is the space that it writes.
@@ -68,10 +70,19 @@ class Space(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The spaces of a network, and how to make its module with other widths."""
+    """The spaces of a network, and how to make its module with other widths.
+
+    Attributes:
+        spaces: axes of units or channels.
+        rebuild: makes the module from the widths, those of `attentions` first.
+        activation: behind every writer.
+        attentions: paths of attentions, whose heads may go.
+    """
 
     spaces: tuple[Space, ...]
     rebuild: Callable[[dict[str, int]], Any]
+    activation: Callable = jax.nn.relu
+    attentions: tuple[str, ...] = ()
 
 
 def plan_of(module: Any) -> Plan:
@@ -88,11 +99,12 @@ def plan_of(module: Any) -> Plan:
         models.AlexNet: _alexnet,
         models.ResNet: _resnet,
         models.CNN: _cnn,
+        models.ViT: _vit,
     }.items():
         if isinstance(module, kind):
             return plan(module)
     raise TypeError(
-        f"module must be an MLP, VGG, AlexNet, ResNet or CNN of jaxlimit.models, got "
+        f"module must be an MLP, VGG, AlexNet, ResNet, CNN or ViT of jaxlimit.models, got "
         f"{type(module).__name__}; compress_dense takes any chain of dense layers"
     )
 
@@ -161,6 +173,25 @@ def _cnn(module: Any) -> Plan:
         for i, (layer, reader) in enumerate(zip(layers, readers, strict=True))
     )
     return Plan(spaces, lambda widths: module.clone(channels=tuple(widths.values())))
+
+
+def _vit(module: Any) -> Plan:
+    blocks = [f"Block_{i}" for i in range(module.num_blocks)]
+    spaces = tuple(
+        Space(f"{at}/Dense_0", ((_layer(f"{at}/Dense_0"),),), (Reader(_layer(f"{at}/Dense_1")),))
+        for at in blocks
+    )
+    heads, _ = module.sizes()
+    head_width = module.head_width or module.width // heads[0]
+
+    def rebuild(widths: dict[str, int]) -> Any:
+        left = tuple(widths.values())
+        return module.clone(
+            num_heads=left[: len(blocks)], head_width=head_width, hidden=left[len(blocks) :]
+        )
+
+    attentions = tuple(f"params/{at}/attention" for at in blocks)
+    return Plan(spaces, rebuild, jax.nn.gelu, attentions)
 
 
 def _resnet(module: Any) -> Plan:

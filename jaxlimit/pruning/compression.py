@@ -49,13 +49,14 @@ def compress(module: Any, params: Any, state: Any = None) -> Compressed:
     folded into the bias (or BatchNorm's mean) of what reads them. Where a reader pads its input
     with zeros the constant is none at the border; of several such channels one is kept, which
     stands for all. Channels of a residual stream go if nothing reads them, or if all that is added
-    to them leaves them 0. Each removal may free others, so all is repeated until nothing
-    changes; every space keeps at least one unit.
+    to them leaves them 0. Heads of an attention go if nothing reads them, or if their values do not
+    depend on the tokens; the width of a residual stream of tokens stays. Each removal may free
+    others, so all is repeated until nothing changes; every space keeps at least one unit.
 
     Costs some passes over the parameters on the host.
 
     Args:
-        module: an `MLP`, `VGG`, `AlexNet`, `ResNet` or `CNN` of `jaxlimit.models`.
+        module: an `MLP`, `VGG`, `AlexNet`, `ResNet`, `CNN` or `ViT` of `jaxlimit.models`.
         params: its parameters, pruned weights exactly 0.
         state: its `batch_stats`, if it has any.
 
@@ -80,7 +81,7 @@ def compress(module: Any, params: Any, state: Any = None) -> Compressed:
     missing = {name for space in plan.spaces for name in space.names} - set(leaves)
     if missing:
         raise ValueError(f"params and state must hold {sorted(missing)}, which {module} has")
-    widths = _shrink(leaves, plan, jax.nn.relu)
+    widths = _shrink(leaves, plan)
     tree = _nested(leaves)
     return _result(plan.rebuild(widths), tree.pop("params"), tree, widths, params)
 
@@ -128,7 +129,7 @@ def compress_dense(
             leaves.setdefault(f"{layer}/bias", np.zeros(kernel.shape[1], kernel.dtype))
         writer, reader = (Writer(f"{n}/kernel", f"{n}/bias") for n in (name, after))
         spaces.append(Space(name, ((writer,),), (Reader(reader),)))
-    widths = _shrink(leaves, Plan(tuple(spaces), lambda widths: None), activation)
+    widths = _shrink(leaves, Plan(tuple(spaces), lambda widths: None, activation))
     return _result(None, _nested(leaves), {}, widths, params)
 
 
@@ -173,13 +174,38 @@ def _nested(leaves: dict[str, np.ndarray]) -> dict:
     return tree
 
 
-def _shrink(leaves: dict[str, np.ndarray], plan: Plan, activation: Callable) -> dict[str, int]:
+def _shrink(leaves: dict[str, np.ndarray], plan: Plan) -> dict[str, int]:
     """Remove what does nothing from all spaces, in place, until nothing changes; return widths."""
     sizes: dict[str, int] = {}
-    while sizes != (sizes := {space.name: _size(leaves, space) for space in plan.spaces}):
+    while sizes != (sizes := _sizes(leaves, plan)):
+        for attention in plan.attentions:
+            _shrink_heads(leaves, attention)
         for space in plan.spaces:
-            _shrink_space(leaves, space, activation)
+            _shrink_space(leaves, space, plan.activation)
     return sizes
+
+
+def _sizes(leaves: dict[str, np.ndarray], plan: Plan) -> dict[str, int]:
+    heads = {at.removeprefix("params/"): len(leaves[f"{at}/out/kernel"]) for at in plan.attentions}
+    return heads | {space.name: _size(leaves, space) for space in plan.spaces}
+
+
+def _shrink_heads(leaves: dict[str, np.ndarray], at: str) -> None:
+    """Remove heads that nothing reads, and those of constant value, which the weights average."""
+    out, value = leaves[f"{at}/out/kernel"], leaves[f"{at}/value/kernel"]
+    gone = (out == 0).all((1, 2))
+    constant = (value == 0).all((0, 2)) & ~gone
+    bias, name = np.float64(leaves[f"{at}/value/bias"]), f"{at}/out/bias"
+    shift = np.einsum("hd,hdo->o", bias[constant], out[constant])
+    leaves[name] = (leaves[name] + shift).astype(leaves[name].dtype)
+    gone = gone | constant
+    if gone.all():  # no attention has no heads: one stays, which nothing hears
+        leaves[f"{at}/out/kernel"] = np.zeros_like(out)
+        gone = np.arange(gone.size) > 0
+    leaves[f"{at}/out/kernel"] = leaves[f"{at}/out/kernel"][~gone]
+    for part in ("query", "key", "value"):
+        leaves[f"{at}/{part}/kernel"] = leaves[f"{at}/{part}/kernel"][:, ~gone]
+        leaves[f"{at}/{part}/bias"] = leaves[f"{at}/{part}/bias"][~gone]
 
 
 def _size(leaves: dict[str, np.ndarray], space: Space) -> int:

@@ -216,3 +216,46 @@ def test_bad_input():
         pruning.compress(make("vgg16")[0], make("vgg16")[1])
     with pytest.raises(ValueError, match="chain"):
         pruning.compress_dense(params, layers=["Dense_0", "Dense_2"])
+
+
+def test_heads_and_hidden_units_of_a_transformer_by_hand():
+    module = models.ViT(num_classes=4, patch=2, width=12, num_blocks=2, num_heads=3, hidden=10)
+    images = jax.random.normal(jax.random.key(1), (3, 4, 4, 3))
+    params = module.init(jax.random.key(0), images)["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda w: w + 0.3 * jnp.asarray(rng.normal(size=w.shape), w.dtype), params
+    )
+    check(module, params, {}, images)
+    first, second = (params[f"Block_{i}"] for i in range(2))
+    # Of the first block: head 1 has values that are no function of the tokens, nothing reads head
+    # 2; unit 3 is constant, units 4 and 5 are read by nothing.
+    value, out = first["attention"]["value"], first["attention"]["out"]
+    value["kernel"] = value["kernel"].at[:, 1].set(0.0)
+    out["kernel"] = out["kernel"].at[2].set(0.0)
+    first["Dense_0"]["kernel"] = first["Dense_0"]["kernel"].at[:, 3].set(0.0)
+    first["Dense_1"]["kernel"] = first["Dense_1"]["kernel"].at[4:6].set(0.0)
+    # Of the second no head is read: one stays.
+    out = second["attention"]["out"]
+    out["kernel"] = jnp.zeros_like(out["kernel"])
+    small = check(module, params, {}, images)
+    assert small.widths == {
+        "Block_0/attention": 1, "Block_1/attention": 1, "Block_0/Dense_0": 7, "Block_1/Dense_0": 10,
+    }  # fmt: skip
+    # A head of 4 features: 12 inputs and a bias to query, key and value, and 12 outputs of each.
+    head, unit = 4 * (3 * (12 + 1) + 12), 12 + 1 + 12
+    assert small.num_params_before - small.num_params == 4 * head + 3 * unit
+    again = pruning.compress(small.module, small.params)
+    assert again.num_params == small.num_params
+
+
+def test_a_transformer_with_nothing_left_but_its_stream():
+    module = models.ViT(num_classes=4, patch=2, width=8, num_blocks=1, num_heads=2, hidden=6)
+    images = jax.random.normal(jax.random.key(1), (3, 4, 4, 3))
+    params = module.init(jax.random.key(0), images)["params"]
+    block = params["Block_0"]
+    block["attention"]["value"] = jax.tree.map(jnp.zeros_like, block["attention"]["value"])
+    block["attention"]["out"]["bias"] = jnp.ones(8)
+    block["Dense_0"] = jax.tree.map(jnp.ones_like, block["Dense_0"])
+    block["Dense_0"]["kernel"] = jnp.zeros_like(block["Dense_0"]["kernel"])
+    assert set(check(module, params, {}, images).widths.values()) == {1}

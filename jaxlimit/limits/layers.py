@@ -187,10 +187,9 @@ def _curve(
     dim = measure.dim
     counts = np.unique(np.geomspace(1, dim, num_points).round().astype(np.int64))[::-1]
     magnitudes = np.sort(np.abs(weights))
-    unit = magnitudes[-1] if magnitudes[-1] > 0 else 1.0
-    squares = np.append(0.0, np.cumsum((magnitudes / unit).astype(np.float64) ** 2))
+    squares = np.append(0.0, np.cumsum(magnitudes.astype(np.float64) ** 2))
     ridges = np.asarray(_ridges(measure, jnp.asarray(counts / dim), negative), np.float64)
-    epsilons = ridges * (squares[dim - counts] * float(unit) ** 2) / 2
+    epsilons = ridges * squares[dim - counts] / 2
     return np.maximum.accumulate(epsilons), counts
 
 

@@ -13,12 +13,14 @@ from jaxlimit.spectrum import SpectralMeasure, exact_measure
 
 
 @pytest.mark.parametrize("negative", ["abs", "clip"])
-@pytest.mark.parametrize("unit", [1.0, 1e-15])
-def test_the_curve_of_a_layer_solves_the_condition_at_each_count(negative, unit):
+@pytest.mark.parametrize(
+    ("unit", "dtype"), [(1, np.float32), (1e-20, np.float32), (1e-3, np.float16)]
+)
+def test_the_curve_of_a_layer_solves_the_condition_at_each_count(negative, unit, dtype):
     """(1/D) Σ λ/(λ + c) = k/D for c, by bracketing in float64, and ε = ½ R(k)² c."""
     rng = np.random.default_rng(0)
     eigenvalues = np.float32(rng.normal(size=24) * 10.0 ** rng.uniform(-3, 1, 24) / 7)
-    weights = np.float32(rng.normal(size=24) * unit)
+    weights = (rng.normal(size=24) * unit).astype(dtype)
     size = np.abs(eigenvalues) if negative == "abs" else np.maximum(eigenvalues, 0)
     epsilons, counts = _curve(exact_measure(jnp.asarray(eigenvalues)), weights, negative, 256)
     assert counts.tolist() == list(range(24, 0, -1))

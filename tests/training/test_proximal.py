@@ -1,5 +1,7 @@
 """Proximal steps against closed forms, coordinate descent, and the conditions of an l1 minimum."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,9 +67,7 @@ def test_plain_steps_by_hand_and_never_uphill():
 def test_no_steps_and_bad_input():
     found = training.proximal_steps(loss, start(), BATCHES, l1=0.1, rate=1.0, num_steps=0)
     jax.tree.map(np.testing.assert_array_equal, found.params, start())
-    for wrong in ({"l1": -1.0}, {"rate": 0.0}, {"num_steps": -1}):
-        (name,) = wrong
+    for name, wrong in {"l1": -1.0, "rate": 0.0, "num_steps": -1}.items():
+        settings: dict[str, Any] = {"l1": 0.1, "rate": 1.0, "num_steps": 1} | {name: wrong}
         with pytest.raises(ValueError, match=name):
-            training.proximal_steps(
-                loss, start(), BATCHES, **{"l1": 0.1, "rate": 1.0, "num_steps": 1} | wrong
-            )
+            training.proximal_steps(loss, start(), BATCHES, **settings)

@@ -20,11 +20,10 @@ import numpy as np
 import tyro
 
 from jaxlimit import curvature, limits, pruning
-from jaxlimit.lab import peer_masks
+from jaxlimit.lab import peer_masks, sides_table
 from jaxlimit.lab.console import console
 from jaxlimit.lab.content import write_json
 from jaxlimit.lab.environment import environment
-from jaxlimit.lab.markdown import markdown_table
 from jaxlimit.lab.trained import Trained, trained_fc5
 
 MARKS = (10, 20, 30, 45, 60, 80, 100, 150, 200, 250, 300)
@@ -186,20 +185,6 @@ def masks(trained: Trained, seed: int) -> dict[str, Any]:
     }
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Lay the masks out, a row a way of choosing."""
-    percent = lambda count, result: f"{count / result['dim']:.3%}"  # noqa: E731
-    ways = list(results[0]["kept"])
-    columns = {"mask": [*ways, "no mask, certified"]}
-    for result in results:
-        cells = [percent(result["kept"][way], result) if way in result["kept"] else "-"
-                 for way in ways]  # fmt: skip
-        certified = result["certified"]
-        cells.append("-" if certified is None else percent(certified, result))
-        columns[f"seed {result['seed']}"] = cells
-    return markdown_table(columns)
-
-
 def main(config: Config) -> None:
     """Train or find the networks, measure, and write the results."""
     results, course = [], {}
@@ -208,7 +193,7 @@ def main(config: Config) -> None:
         trained = trained_fc5(config.dataset, config.num_images, folder, seed=seed)
         course = course or costs(trained, config)
         results.append(masks(trained, seed))
-    console.print(table(results), soft_wrap=True)
+    console.print(sides_table.peers(results), soft_wrap=True)
     content = {"config": config, "networks": results, **course, "environment": environment()}
     write_json(config.output / f"smallest_mask_{config.dataset}.json", content)
 

@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 
 from jaxlimit import plotting
-from jaxlimit.lab import figures, report
+from jaxlimit.lab import figures, report, sides_table
 from jaxlimit.lab.console import console
 from jaxlimit.lab.content import read_json
 from jaxlimit.lab.results import SPECTRA, read_result, read_spectrum
@@ -21,15 +21,8 @@ from jaxlimit.lab.results import SPECTRA, read_result, read_spectrum
 RESULTS = Path(__file__).parent / "results"
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks" / "results"
 FACTORS = ("learning_rate", "batch_size", "sam_radius", "l2", "l1")
-TITLES = {
-    "fc5-digits": "FC5, digits",
-    "fc12-digits": "FC12, digits",
-    "resnet18-digits": "ResNet18, digits",
-    "fc5-cifar10-annealed": "FC5, CIFAR-10, annealed",
-    "fc12-cifar10-annealed": "FC12, CIFAR-10, annealed",
-    "fc5-cifar10-paper": "FC5, CIFAR-10, paper's setting",
-    "fc12-cifar10-paper": "FC12, CIFAR-10, paper's setting",
-}
+NETWORKS = ("fc5-digits", "fc12-digits", "resnet18-digits", "fc5-cifar10-annealed",
+            "fc12-cifar10-annealed", "fc5-cifar10-paper", "fc12-cifar10-paper")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,10 +115,9 @@ def drawings() -> Iterator[tuple[Path, str, Callable[[dict[str, Any]], Any]]]:
     yield BENCHMARKS / "kink_at_zero.json", "kink_at_zero", of_rules
 
 
-def side_by_side(folders: list[Path]) -> None:
+def side_by_side() -> None:
     """Draw both sides of all networks in one figure."""
-    rows = {TITLES[folder.name]: report.sides_of(read_result(folder)) for folder in folders}
-    figure = plotting.plot_two_sides(rows)
+    figure = plotting.plot_two_sides(sides_table.rows(sides_table.read(RESULTS)))
     for kind in ("png", "svg"):
         plotting.save(figure, RESULTS / f"two_sides.{kind}")
 
@@ -136,11 +128,11 @@ def main(config: Config) -> None:
         of_run(folder)
     if config.folders:
         return
-    folders = [RESULTS / name for name in TITLES]
+    folders = [RESULTS / name for name in NETWORKS]
     for folder in folders:
         if (folder / SPECTRA["measure"]).exists():
             of_run(folder)
-    side_by_side(folders)
+    side_by_side()
     for path, name, draw in drawings():
         plotting.save(draw(read_json(path)), path.with_name(f"{name}.png"))
         console.print(f"drew {path.with_name(name)}.png")

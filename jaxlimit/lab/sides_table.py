@@ -1,6 +1,8 @@
 """Both sides of the limit of every network that was run, as rows of a table and of a figure."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,10 +53,22 @@ def rows(networks: dict[str, list[RunResult]]) -> dict[str, dict[str, float | No
     return shown
 
 
-def table(networks: dict[str, list[RunResult]]) -> str:
+def table(networks: dict[str, list[RunResult]], columns: Sequence[str] = ()) -> str:
     """Lay out a row a network: means over the seeds, with the standard deviation of several."""
     lines = [_row(NAMES[name], results) for name, results in networks.items()]
-    return markdown_table({head: [line[head] for line in lines] for head in lines[0]})
+    heads = columns or list(lines[0])
+    return markdown_table({head: [line[head] for line in lines] for head in heads})
+
+
+def peers(networks: Sequence[dict[str, Any]]) -> str:
+    """Lay out how many weights each way of choosing keeps, a row a way and a column a seed."""
+    ways = list(networks[0]["kept"])
+    columns = {"mask": [*ways, "no mask, certified"]}
+    for one in networks:
+        counts = [*(one["kept"].get(way) for way in ways), one["certified"]]
+        cells = ["-" if count is None else f"{count / one['dim']:.3%}" for count in counts]
+        columns[f"seed {one['seed']}"] = cells
+    return markdown_table(columns)
 
 
 def layers(results: list[RunResult]) -> str:

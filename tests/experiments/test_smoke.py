@@ -12,6 +12,7 @@ from jaxlimit.lab.content import read_json
 FIGURES = {
     "adaptive_ratio": "layers.png",
     "as_published": "as_published.png",
+    "brute_force": None,
     "iterative_pruning": "iterative_pruning.png",
     "l1_and_l0": "l1_and_l0.png",
     "regularisation": "regularisation.png",

@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxlimit.lab import sides_table
+from jaxlimit.lab.content import read_json
 from jaxlimit.lab.markdown import comparison_table, markdown_table
 from jaxlimit.lab.results import Limit, RunResult, read_result
 
 PAGE = "docs/results.md"
+BRIEF = ("network", "no mask keeps less", "a mask that keeps", "magnitude", "published ρ\\*")
 FOLDER = "experiments/results"
 BLOCKS = {
     "digits": ["fc5-digits", "fc12-digits", "resnet18-digits"],
@@ -59,24 +62,36 @@ ROWS: dict[str, Callable[[RunResult], str]] = {
 }
 
 
-NAMES = {"fc5-digits": "FC5 on digits", "fc12-digits": "FC12 on digits",
-         "resnet18-digits": "ResNet18 on digits"}  # fmt: skip
-
-
 def two_sides(root: Path) -> str:
     """Lay out both sides of the limit beside the heuristic and its prediction, a row a network."""
-    rows = []
-    for folder, name in NAMES.items():
-        result = read_result(root / FOLDER / folder)
-        if (sides := result.two_sides) is not None:
-            certified = "-" if sides.certificate is None else percent(sides.certificate)
-            found = f"**{percent(sides.found)}** ({sides.method})"
-            magnitude, predicted = percent(sides.candidates["magnitude"]), limit(result.prediction)
-            rows.append([name, certified, found, magnitude, predicted])
-    if not rows:
+    networks = sides_table.read(root / FOLDER)
+    networks = {name: results for name, results in networks.items() if results[0].two_sides}
+    if not networks:
         return "Not run yet in this version; `make limit` shows both sides of FC5 on digits."
-    header = ["network", "no mask keeps less", "a mask that keeps", "magnitude", "published ρ\\*"]
-    return markdown_table({head: [row[i] for row in rows] for i, head in enumerate(header)})
+    return sides_table.table(networks, columns=BRIEF)
+
+
+def layers(root: Path) -> str:
+    """Lay out what the masks of FC5 keep of each layer."""
+    networks = sides_table.read(root / FOLDER)
+    return sides_table.layers(networks["fc5-digits"])
+
+
+def written(root: Path, name: str) -> str:
+    """Take the table and the sentence that an experiment wrote."""
+    path = root / FOLDER / name / "result.json"
+    if not path.exists():
+        return "Not run yet in this version."
+    content = read_json(path)
+    return f"{content['table']}\n\n{content['sentence']}"
+
+
+def peers(root: Path) -> str:
+    """Lay out what other scores keep at equal ε, from the benchmark of the smallest mask."""
+    path = root / "benchmarks/results/smallest_mask_digits.json"
+    if not path.exists():
+        return "Not run yet in this version."
+    return sides_table.peers(read_json(path)["networks"])
 
 
 WAYS = {
@@ -104,9 +119,12 @@ def candidates(root: Path) -> str:
 
 def blocks(root: Path) -> dict[str, dict[str, str]]:
     """Return what is written between the markers of the pages, by page and marker."""
-    tables = {"sides": two_sides(root), "candidates": candidates(root)}
+    every = sides_table.table(sides_table.read(root / FOLDER))
+    tables = {"sides": every, "candidates": candidates(root), "layers": layers(root),
+              "peers": peers(root), "brute_force": written(root, "brute_force"),
+              "l1": written(root, "l1_and_l0")}  # fmt: skip
     for block, names in BLOCKS.items():
         folders = {name: root / FOLDER / name for name in names}
         results = {n: read_result(f) for n, f in folders.items() if (f / "result.json").exists()}
         tables[block] = comparison_table(results, ROWS)
-    return {PAGE: tables, "README.md": {"sides": tables["sides"]}}
+    return {PAGE: tables, "README.md": {"sides": two_sides(root)}}

@@ -29,7 +29,8 @@ def test_a_trial_runs_and_runs_again(name, tmp_path, capsys):
     content = read_json(written)
     assert content["environment"]
     assert "|" in first
-    assert 5_000 < (tmp_path / FIGURES[name]).stat().st_size < 300_000
+    if (figure := FIGURES[name]) is not None:
+        assert 5_000 < (tmp_path / figure).stat().st_size < 300_000
     assert "claim" in content["sentence"]
     for table in content.get("tables", {"": content.get("table")}).values():
         assert table in first

@@ -77,11 +77,13 @@ def test_roots_to_the_last_bit_and_the_nearer_end_where_there_is_none():
     assert jax.grad(lambda a: root(lambda x: x + a))(0.5) == 0
 
 
-def test_half_precision_is_computed_in_float32():
-    found = geometry.gaussian_width_ball(jnp.bfloat16(7.0), jnp.bfloat16(3.0))
-    exact = 3 * 2**0.5 * special.gamma(4) / special.gamma(3.5)
-    assert found == jnp.bfloat16(exact)
-    assert found.dtype == jnp.bfloat16
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_computed_in_float32(dtype):
+    axes = jnp.linspace(0.5, 2.0, 11).astype(dtype)
+    exact = geometry.gaussian_width_ellipsoid(axes.astype(jnp.float32))
+    found = geometry.gaussian_width_ellipsoid(axes)
+    assert found.dtype == dtype
+    assert found == exact.astype(dtype)
 
 
 def test_as_many_samples_as_asked_for_whatever_the_batch():

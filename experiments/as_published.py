@@ -96,8 +96,9 @@ def chain(config: Config, seed: int, stages: Stages) -> dict[str, Any]:
     at = (*net.args, datasets.to_batches(net.train), state)
     epsilon = float(limits.loss_tolerance(*at))
     spread = as_published.batch_tolerance(
-        *net.args, state, net.train, key, batch_size=config.run.training.batch_size
-    )
+        net.loss, net.trained.params, state, net.train, key,
+        batch_size=config.run.training.batch_size,
+    )  # fmt: skip
     with stages.time("spectra"):
         whole, of_kernels = (
             measured(at, where, key, max(config.depths)) for where in (curvature.every_leaf, kernel)

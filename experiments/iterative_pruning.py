@@ -15,6 +15,7 @@ quadratic at the forecast's own weights), or the drift of the curvature from w* 
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +44,16 @@ class Config:
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
     """Settings of the training, those of `pruning_limit.py`."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    num_rounds: int = 24
+    num_rounds: int = 18
     """Rounds with training, geometric down to `smallest` of what is alive."""
-    smallest: float = 0.005
-    epochs: int = 100
+    smallest: float = 0.01
+    epochs: int = 60
     """Of the training in each round."""
     learning_rate: float = 0.02
     """Its first rate, taken to 0 by a cosine."""
-    num_steps: int = 100
+    num_steps: int = 60
     """Conjugate gradient steps of a refit, and Lanczos steps of a prediction."""
-    every: int = 3
+    every: int = 4
     """Rounds between two measurements of ρ*, certificate and mask."""
     smoke: bool = False
     """A tiny network: shows that the command runs, and nothing else."""
@@ -123,30 +124,41 @@ def rounds(part: live.Live, config: Config, seed: int, folder: Path) -> list[dic
 
 
 def analyse(config: Config, seed: int, stages: Stages) -> dict[str, Any]:
-    """Forecast and run the rounds of one seed."""
+    """Forecast and run the rounds of one seed; each part is kept when it is done."""
     folder = config.output / config.run.name() / f"seed-{seed}"
     net = runs.train(config.run, seed, folder, stages)
     key = jax.random.fold_in(jax.random.key(seed), 4)
     part = live.cut(net, key)
-    with stages.time("forecast"):
-        foretold = forecast(part, config)
-    with stages.time("one shot"):
-        once = live.sides(part, part.net.trained.params, part.epsilon, key)
-    with stages.time("rounds"):
-        rows = rounds(part, config, seed, folder / "rounds")
-    with stages.time("refits"):
-        pruned = jaxlimit.prune_to(
-            *part.problem, epsilon=part.epsilon, key=key, refit=True, methods=live.METHODS
-        )
-    end = live.crossing([r["num_kept"] for r in rows], [r["loss"] for r in rows], part.limit)
-    return {
-        "seed": seed, "dim": part.dim, "epsilon": part.epsilon, "limit": part.limit,
-        "num_live": flatten_weights(part.net.trained.params)[0].size,
-        "accuracy": part.accuracy(part.net.trained.params),
-        "forecast": foretold, "one_shot": once, "rounds": rows, "end": end,
-        "refits": {"history": pruned.rounds, "num_kept": pruned.rounds[-1],
-                   "accuracy": part.accuracy(pruned.params)},
+    params = part.net.trained.params
+    told = dataclasses.replace(config, seeds=(), output=Path())
+
+    def known(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        with stages.time(name):
+            path = config.output / "points" / f"{config.run.model}-{seed}-{name}.json"
+            return live.known_or_made(path, {"config": told, "seed": seed}, make)
+
+    found = {
+        "forecast": known("forecast", lambda: forecast(part, config)),
+        "one_shot": known("one-shot", lambda: live.sides(part, params, part.epsilon, key)),
+        "refits": known("refits", lambda: refits(part, key)),
+        "rounds": known("rounds", lambda: {
+            "rows": rounds(part, config, seed, folder / "rounds")})["rows"],
     }  # fmt: skip
+    rows = found["rounds"]
+    return found | {
+        "seed": seed, "dim": part.dim, "epsilon": part.epsilon, "limit": part.limit,
+        "num_live": flatten_weights(params)[0].size, "accuracy": part.accuracy(params),
+        "end": live.crossing([r["num_kept"] for r in rows], [r["loss"] for r in rows], part.limit),
+    }  # fmt: skip
+
+
+def refits(part: live.Live, key: Any) -> dict[str, Any]:
+    """Prune in rounds with refits of the true loss."""
+    found = jaxlimit.prune_to(
+        *part.problem, epsilon=part.epsilon, key=key, refit=True, methods=live.METHODS
+    )
+    return {"history": found.rounds, "num_kept": found.rounds[-1],
+            "accuracy": part.accuracy(found.params)}  # fmt: skip
 
 
 def conclude(results: list[dict[str, Any]]) -> str:
@@ -194,14 +206,8 @@ def main(config: Config) -> None:
     if config.smoke:
         config = dataclasses.replace(config, run=TRIAL, seeds=config.seeds[:1], num_rounds=3,
                                      epochs=2, num_steps=4, smallest=0.05)  # fmt: skip
-    told = dataclasses.replace(config, seeds=(), output=Path())
     with Stages() as stages:
-        results = [
-            live.known_or_made(config.output / "points" / f"{config.run.model}-{seed}.json",
-                               {"config": told, "seed": seed},
-                               lambda seed=seed: analyse(config, seed, stages))
-            for seed in config.seeds
-        ]  # fmt: skip
+        results = [analyse(config, seed, stages) for seed in config.seeds]
     sentence, table = conclude(results), tabulate(results)
     figure = figures.plot_iterative(results[0])
     plotting.save(figure, config.output / "iterative_pruning.png")

@@ -66,15 +66,22 @@ class Live(NamedTuple):
         )
 
 
-def cut(net: Net, key: Any) -> Live:
-    """Set dead weights to 0, and remove the units that do nothing then."""
+def cut(net: Net, key: Any, *, least: int = 20_000) -> Live:
+    """Set dead weights to 0, and remove the units that do nothing then.
+
+    A network of fewer than `least` weights stays as it is: it costs little, and networks of one
+    shape share their programs.
+    """
     batches, state = datasets.to_batches(net.train), net.trained.state
     epsilon = float(limits.loss_tolerance(*net.args, batches, state))
+    dim = flatten_weights(net.trained.params)[0].size
+    if dim < least:
+        whole = Live(net, dim, epsilon, 0.0)
+        return whole._replace(limit=whole.loss(net.trained.params) + epsilon)
     dead = pruning.dead_weights(*net.args, batches, state, key=key)
     params = jax.tree.map(lambda w, gone: jnp.where(gone, 0, w), net.trained.params, dead)
     small = pruning.compress(net.module, params, state)
     trained = net.trained._replace(params=small.params, state=small.state)
-    dim = flatten_weights(net.trained.params)[0].size
     live = Live(net._replace(module=small.module, trained=trained), dim, epsilon, 0.0)
     return live._replace(limit=live.loss(small.params) + epsilon)
 

@@ -16,7 +16,11 @@ def plot_penalties(rows: list[dict[str, Any]], chosen: dict[str, float]) -> Figu
     Args:
         rows: `way`, `strength`, `seed`, `dim`, `found`, `certified` and `pruned_accuracy` of each.
         chosen: the strength of each way at which all seeds were run; drawn filled.
+
+    Networks more than 10 points below the best are left out.
     """
+    least = max(row["pruned_accuracy"] for row in rows) - 0.1
+    rows = [row for row in rows if row["pruned_accuracy"] >= least]
     figure, panels = new_panels(1, 2, width=12, height=4.6, sharey=True)
     titles = {"found": "smallest mask found", "certified": "no smaller mask, certified"}
     for axes, (name, label) in zip(panels, titles.items(), strict=True):
@@ -29,6 +33,7 @@ def plot_penalties(rows: list[dict[str, Any]], chosen: dict[str, float]) -> Figu
         axes.set(xlabel="test accuracy of the pruned network", ylabel="weights kept", title=label)
         axes.set(yscale="log")
         axes.yaxis.set_major_formatter(lambda ratio, _: f"{100 * ratio:g} %")
+        axes.yaxis.set_minor_formatter(lambda ratio, _: f"{100 * ratio:g} %")
         axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
         axes.grid(alpha=0.25, which="both")
     panels[0].legend(frameon=False, fontsize=8)

@@ -57,6 +57,20 @@ TAKES_KEY = {
     "traces.xtrace": partial(traces.xtrace, double, dim=3, num_matvecs=4),
     "training.augment": partial(training.augment, jnp.ones((2, 8, 8, 3))),
 }
+
+
+def forward(params, state, images, *, train, key):
+    del train, key
+    return images.reshape(len(images), -1) @ params["kernel"], state
+
+
+TAKES_KEY["training.sensitivity"] = partial(
+    training.sensitivity,
+    forward,
+    {"kernel": jnp.zeros((1, 2))},
+    {},
+    (jnp.ones((1, 1, 1, 1)), jnp.array([0])),
+)
 SAME = {"studies.estimate_limit", "studies.prune_to", "studies.study"}  # at the top too
 NO_KEYS = {
     "a number": 0,

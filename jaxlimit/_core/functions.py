@@ -59,6 +59,20 @@ class Frozen:
         return hash(self._key)
 
 
+class Program(Frozen):
+    """A function that is only ever called with arguments of these shapes and types.
+
+    So it is known by what it traces to alone: one that is made anew in every call, such as a lambda
+    in a loop, finds the compiled program of the last.
+    """
+
+    def __init__(self, function: Callable, *args: Any, **named: Any) -> None:
+        """Trace the function, as `Frozen` does."""
+        super().__init__(function, *args, **named)
+        if self.digest is not None:
+            self._key = (self.digest,)
+
+
 def frozen(function: Callable, *args: Any) -> Frozen:
     """Return `function` frozen; one that is already stays as it was."""
     return function if isinstance(function, Frozen) else Frozen(function, *args)

@@ -126,6 +126,7 @@ def _choose(condition: Bool[Array, "..."], yes: _Tally, no: _Tally) -> _Tally:
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), yes, no)
 
 
+@jax.jit
 def keep_largest(weights: Float[Array, "D"], num_kept: Int[Array, ""]) -> Bool[Array, "D"]:
     """Mark the `num_kept` entries of greatest magnitude; among equals the lower index wins.
 

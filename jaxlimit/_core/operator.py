@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlimit._core import sharding
 from jaxlimit._core.checks import check_count, is_concrete
-from jaxlimit._core.functions import Frozen
+from jaxlimit._core.functions import Frozen, Program
 from jaxlimit._core.mesh_product import MeshProduct, embed
 from jaxlimit._core.origin import PROGRAM, Origin, digest_of
 
@@ -164,7 +164,7 @@ class Operator:
     def _freeze(self) -> Any:
         """Take what the product reads as it is now; return the shape and type of its result."""
         old, vector = self.product.function, jax.ShapeDtypeStruct((self.dim,), self.dtype)
-        frozen = Frozen(old.func, *old.args, vector, **old.keywords)
+        frozen = Program(old.func, *old.args, vector, **old.keywords)
         function = Partial(frozen, *old.args, **old.keywords)
         object.__setattr__(self, "product", Product(function, self.dim))
         return frozen.out

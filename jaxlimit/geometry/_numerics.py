@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from jaxlimit._core.checks import check_range, check_real
+from jaxlimit._core.functions import Program
 
 # Tests homogeneity: a power of two is exact in floating point, a large one leaves bounded sets.
 STRETCH = 1024.0
@@ -141,9 +142,15 @@ def increasing_root(
     return jnp.clip(root - step, low, high)
 
 
-def as_operand(function: Callable[..., Any]) -> Partial:
-    """Return `function` as a pytree; wrapping a Partial once more would defeat jit's cache."""
-    return function if isinstance(function, Partial) else Partial(function)
+def as_operand(function: Callable[..., Any], like: Any = None) -> Partial:
+    """Return `function` as a pytree; wrapping a Partial once more would defeat jit's cache.
+
+    So would a function that is made anew in every call, but for what it computes of an argument of
+    the shape and type of `like`, if it is only called with such.
+    """
+    if isinstance(function, Partial):
+        return function
+    return Partial(function if like is None else Program(function, like))
 
 
 @jax.jit

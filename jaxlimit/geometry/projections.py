@@ -42,8 +42,9 @@ def _check_projection(project: Projection, points: Float[Array, "n dim"]) -> Non
     got = jax.eval_shape(project, points[0]).shape
     if got != points.shape[1:]:
         raise ValueError(f"project must map shape {points.shape[1:]} to itself, got {got}")
-    near_and_far = map_rows(as_operand(project), jnp.concatenate([points, STRETCH * points]))
-    twice = map_rows(as_operand(project), near_and_far)
+    operand = as_operand(project, jax.ShapeDtypeStruct(points.shape[1:], points.dtype))
+    near_and_far = map_rows(operand, jnp.concatenate([points, STRETCH * points]))
+    twice = map_rows(operand, near_and_far)
     if not is_concrete(twice):
         return
     eps = float(jnp.finfo(points.dtype).eps)
@@ -120,7 +121,8 @@ def statistical_dimension(
     probes = jax.random.normal(probe_key, (3, dim), jnp.promote_types(dtype, jnp.float32))
     if is_concrete(probes):
         _check_projection(project, probes)
-    samples = map_gaussian(_sample, as_operand(project), key, dim, num_samples, batch_size, dtype)
+    operand = as_operand(project, jax.ShapeDtypeStruct((dim,), dtype))
+    samples = map_gaussian(_sample, operand, key, dim, num_samples, batch_size, dtype)
     return estimate_from_samples(samples)
 
 

@@ -39,7 +39,8 @@ def _check_support(support: Support, points: Float[Array, "n dim"]) -> None:
     left = jnp.concatenate([points, heads[:-1]])
     right = jnp.concatenate([jnp.roll(points, 1, axis=0), jnp.diff(heads, axis=0)])
     rows = jnp.concatenate([left, STRETCH * left, right, left + right])
-    values = map_rows(as_operand(support), rows)
+    operand = as_operand(support, jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype))
+    values = map_rows(operand, rows)
     if not is_concrete(values):
         return
     values = np.asarray(values, np.float64)
@@ -107,7 +108,8 @@ def gaussian_width(
     probes = jax.random.normal(probe_key, (5, dim), jnp.promote_types(dtype, jnp.float32))
     if is_concrete(probes):
         _check_support(support, probes)
-    samples = map_gaussian(_sample, as_operand(support), key, dim, num_samples, batch_size, dtype)
+    operand = as_operand(support, jax.ShapeDtypeStruct((dim,), dtype))
+    samples = map_gaussian(_sample, operand, key, dim, num_samples, batch_size, dtype)
     return estimate_from_samples(samples)
 
 

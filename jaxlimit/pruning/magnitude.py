@@ -137,7 +137,11 @@ def removed_norm(params: Any, ratio: Any, *, where: Where = is_weight) -> Float[
     """
     check_range("ratio", ratio, 0, 1)
     weights, _ = flatten_weights(params, where)
-    kept = num_kept(weights.size, ratio)
+    return _removed_norm(weights, num_kept(weights.size, ratio))
+
+
+@jax.jit
+def _removed_norm(weights, kept):
     at, _ = magnitudes.find_split(magnitudes.magnitude_bits(weights), lambda k, _: k < kept)
     return jnp.where(jnp.isfinite(weights).all() & (kept >= 0), at.radius(kept), jnp.nan)
 
@@ -207,6 +211,11 @@ def support_fraction(
     """
     check_range("relative_norm", relative_norm, 0)
     weights, _ = flatten_weights(params, where)
+    return _support_fraction(weights, relative_norm)
+
+
+@jax.jit
+def _support_fraction(weights, relative_norm):
     bits = magnitudes.magnitude_bits(weights)
     allowed = relative_norm * scale.norm(weights)
     _, kept = magnitudes.find_split(bits, lambda _, radius: radius > allowed)

@@ -53,6 +53,13 @@ def density(measure: SpectralMeasure, grid: Float[Array, "g"], *, width: Any) ->
                 f"width must be at least the grid's spacing, up to {needed.max():.3g}, "
                 f"got {np.asarray(width).min():.3g}"
             )
+    nodes = measure.nodes.astype(grid.dtype).ravel()
+    weights = measure.weights.astype(grid.dtype).ravel() / len(measure.weights)
+    return _density(nodes, weights, grid, width)
+
+
+@jax.jit
+def _density(nodes, weights, grid, width):
     cells = (jnp.append(jnp.diff(grid), 0) + jnp.append(0, jnp.diff(grid))) / 2
 
     def add(total, node_and_weight):
@@ -62,8 +69,6 @@ def density(measure: SpectralMeasure, grid: Float[Array, "g"], *, width: Any) ->
         kernel = jnp.exp(-0.5 * ((grid - at) / sigma) ** 2)
         return total + weight * kernel / jnp.sum(kernel * cells), None
 
-    nodes = measure.nodes.astype(grid.dtype).ravel()
-    weights = measure.weights.astype(grid.dtype).ravel() / len(measure.weights)
     return jax.lax.scan(add, jnp.zeros_like(grid), (nodes, weights))[0]
 
 

@@ -6,16 +6,15 @@ computed from c over a power of two near the largest eigenvalue, which scaling H
 weights, leaves as it is.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlimit._core import magnitudes
 from jaxlimit._core.estimate import Estimate
-from jaxlimit.limits.bounds import curvature_size, eigenvalue_unit, relative_ridge
+from jaxlimit.limits.bounds import eigenvalue_unit, relative_ridge
 from jaxlimit.spectrum import SpectralMeasure, trace_bracket
 
 # The readings of an estimate that a prediction is made of, each with a crossing of its own.
@@ -30,12 +29,24 @@ class Criterion(NamedTuple):
     offset "random"         a = ρ, b = 1,     target 1: the ridge γ = c/ρ
 
     The latter two are (1/D) tr H(H + γI)⁻¹ > ρ divided by ρ: else both sides would vanish at ρ = 0,
-    where the question is whether a random point at distance R is inside, mean λ ≤ c. Hashable, so
-    that it is static under `jit`.
+    where the question is whether a random point at distance R is inside, mean λ ≤ c. Of arrays, so
+    that one compiled program serves them all.
+
+    Attributes:
+        clips: whether max(λ, 0) is what counts, |λ| otherwise.
+        is_random: whether there is an offset.
+        is_perpendicular: whether it is perpendicular.
     """
 
-    negative: str
-    offset: str | None = None
+    clips: Bool[Array, ""]
+    is_random: Bool[Array, ""]
+    is_perpendicular: Bool[Array, ""]
+
+    @classmethod
+    def of(cls, negative: str, offset: str | None = None) -> "Criterion":
+        """Make one of the names that users know."""
+        flags = negative == "clip", offset is not None, offset == "perpendicular"
+        return cls(*map(jnp.asarray, flags))
 
     def excess(self, measure: SpectralMeasure, ridge: Any, ratio: Any) -> Estimate:
         """By how much the demand exceeds what the ratio offers; too few are kept if positive.
@@ -45,14 +56,16 @@ class Criterion(NamedTuple):
             ridge: c over `eigenvalue_unit(measure)`.
             ratio: ρ.
         """
-        share, target = (1.0, ratio) if self.offset is None else (ratio, 1.0)
-        if self.offset == "perpendicular":
-            all_flat = jnp.isinf(ridge)
-            ridge = jnp.where(all_flat, ridge, jnp.where(all_flat, 0, ridge) * (1 - ratio))
+        share = jnp.where(self.is_random, ratio, 1.0)
+        target = jnp.where(self.is_random, 1.0, ratio)
+        all_flat = jnp.isinf(ridge)
+        narrowed = jnp.where(all_flat, ridge, jnp.where(all_flat, 0, ridge) * (1 - ratio))
+        ridge = jnp.where(self.is_perpendicular, narrowed, ridge)
         unit = eigenvalue_unit(measure)
 
         def demand(eigenvalues):
-            size = curvature_size(eigenvalues / unit, self.negative)
+            scaled = eigenvalues / unit
+            size = jnp.where(self.clips, jnp.maximum(scaled, 0), jnp.abs(scaled))
             # At most 2D: no ridge and no ratio divide by 0, and one eigenvalue of D that
             # asks for so much is too much by itself.
             whole = jnp.maximum(share * size + ridge, size / (2 * measure.dim))
@@ -141,7 +154,7 @@ def slopes(criterion: Criterion, measure: SpectralMeasure, at: Crossing, epsilon
     return Slopes(*jnp.where(moves, rates / jnp.where(moves, fall, 1), 0))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
+@jax.custom_jvp
 def differentiable(
     criterion: Criterion,
     at: Crossing,
@@ -155,9 +168,9 @@ def differentiable(
 
 
 @differentiable.defjvp
-def _differentiable_jvp(criterion, primals, tangents):
-    at, measure, weights, epsilon = primals
-    _, by_measure, by_weights, by_epsilon = tangents
+def _differentiable_jvp(primals, tangents):
+    criterion, at, measure, weights, epsilon = primals
+    _, _, by_measure, by_weights, by_epsilon = tangents
     rates = slopes(criterion, measure, at, epsilon)
     ridge = relative_ridge(at.radius, epsilon, eigenvalue_unit(measure))
     excess = lambda m: criterion.excess(m, ridge, at.ratio).value  # noqa: E731
@@ -168,5 +181,5 @@ def _differentiable_jvp(criterion, primals, tangents):
     ratio = rates.excess * shift + rates.epsilon * by_epsilon + rates.log_radius * log_radius
     # Where R = 0 nothing moves, and the fall is infinite.
     along = jnp.where(at.radius > 0, at.fall(weights.size) * ratio, 0)
-    values, changes = differentiable(criterion, *primals), (ratio, at.radius * (log_radius - along))
+    values, changes = differentiable(*primals), (ratio, at.radius * (log_radius - along))
     return values, tuple(dx.astype(x.dtype) for x, dx in zip(values, changes, strict=True))

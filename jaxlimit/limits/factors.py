@@ -1,6 +1,5 @@
 """What the limit depends on: its sensitivities, and weight magnitude and flatness as numbers."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -110,10 +109,10 @@ def sensitivity(
     if not isinstance(limit, PruningLimit):
         raise TypeError(f"limit must be a PruningLimit, got {type(limit).__name__}")
     value, _ = split_epsilon(epsilon)
-    return _sensitivity(Criterion(negative, offset), measure, limit, value)
+    return _sensitivity(Criterion.of(negative, offset), measure, limit, value)
 
 
-@partial(jax.jit, static_argnums=0)
+@jax.jit
 def _sensitivity(criterion, measure, limit, epsilon) -> Sensitivity:
     at = Crossing(limit.ratio, limit.num_kept, limit.radius, limit.threshold)
     rates = _crossing.slopes(criterion, measure, at, epsilon)

@@ -1,6 +1,5 @@
 """The pruning limit as a fixed point: the ratio at which a bound asks for no more than is kept."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -92,7 +91,7 @@ def pruning_limit(
 
     Zhang, Zhang, Sun, Liu (2024), section 4 and algorithm 1.
     """
-    return _predict(*_checked(Criterion(negative), measure, weights, epsilon, where))
+    return _predict(*_checked(negative, None, measure, weights, epsilon, where))
 
 
 def random_subspace_threshold(
@@ -141,14 +140,19 @@ def random_subspace_threshold(
     Array(0.953125, dtype=float32)
     """
     check_choice("offset", offset, OFFSETS)
-    return _predict(*_checked(Criterion(negative, offset), measure, weights, epsilon, where))
+    return _predict(*_checked(negative, offset, measure, weights, epsilon, where))
 
 
 def _checked(
-    criterion: Criterion, measure: SpectralMeasure, weights: Any, epsilon: Any, where: Where
+    negative: str,
+    offset: str | None,
+    measure: SpectralMeasure,
+    weights: Any,
+    epsilon: Any,
+    where: Where,
 ) -> tuple:
     """Return the arguments of `_predict`, or raise."""
-    check_choice("negative", criterion.negative, NEGATIVE)
+    check_choice("negative", negative, NEGATIVE)
     check_measure("measure", measure)
     epsilon, epsilon_error = split_epsilon(epsilon)
     vector, _ = flatten_weights(weights, where, name="weights")
@@ -162,10 +166,11 @@ def _checked(
             f"weights must have a norm that {scale.wide_type(vector.dtype)} can hold, got "
             f"magnitudes up to {float(jnp.abs(vector).max()):.3g}: scale them by s and ε by s²"
         )
+    criterion = Criterion.of(negative, offset)
     return criterion, measure, vector, jnp.asarray(epsilon, jnp.result_type(float)), epsilon_error
 
 
-@partial(jax.jit, static_argnums=0)
+@jax.jit
 def _predict(criterion, measure, weights, epsilon, epsilon_error) -> PruningLimit:
     fixed = jax.lax.stop_gradient((measure, weights, epsilon, epsilon_error))
     crossings = _crossing.find(criterion, *fixed[:3])

@@ -74,9 +74,10 @@ def plot_density(measure: SpectralMeasure, *, threshold: float, title: str) -> F
     panels[1].text(
         threshold, 1.05,
         f" c = {threshold:.2g}\n"
-        f" steeper: {steep:.2%} of all directions;\n"
+        f" steeper: {100 * steep:.3g} % of all directions;\n"
         " to move R along one\n costs more than ε",
         color=PREDICTED, fontsize=8, va="top",
+        bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 2},
     )  # fmt: skip
     panels[1].text(threshold, panels[0].get_ylim()[0] * 1.3, "flat  ", color=PREDICTED,
                    fontsize=8, ha="right")  # fmt: skip
@@ -113,8 +114,9 @@ def plot_theory_and_practice(
     _label_regions(axes, grid, value, radii[order], ratios[order])
     at = float(np.interp(measured, ratios, radii))
     away = -1 if at < radius else 1  # on the side where the other is not
-    _mark(axes, radius, predicted, "o", PREDICTED, f"predicted ρ*\n{predicted:.3%}", -away)
-    _mark(axes, at, measured, "D", MEASURED, f"measured limit\n{measured:.3%}", away)
+    # Beside the crossing, between the lines that leave it upwards and downwards.
+    _mark(axes, radius, predicted, "o", PREDICTED, f"predicted ρ*\n{predicted:.3%}", (-away, 0))
+    _mark(axes, at, measured, "D", MEASURED, f"measured limit\n{measured:.3%}", (away, away))
     return figure
 
 
@@ -133,13 +135,14 @@ def _window(predicted: float, measured: float, radius: float, ratios: Any, radii
 def _label_regions(axes: Axes, grid: Any, value: Any, radii: Any, ratios: Any) -> None:
     """Write at the lines and on both sides of the bound what they are."""
     words = {"fontsize": 8, "transform": axes.transAxes}
-    axes.text(0.02, 0.97, "enough weights kept: by the theory\nthe loss can stay within ε",
-              color=MEASURED, ha="left", va="top", **words)  # fmt: skip
+    # The network's curve has the upper left corner, where next to nothing is removed.
+    axes.text(0.02, 0.45, "enough weights kept:\nby the theory the loss\ncan stay within ε",
+              color=MEASURED, ha="left", va="center", **words)  # fmt: skip
     axes.text(0.5, 0.03, "too few kept", color=PREDICTED, ha="center", va="bottom", **words)
     (left, right), (bottom, top) = np.log(axes.get_xlim()), np.log(axes.get_ylim())
     lines = (
-        (grid, value, 0.8, "theory: ρ_L(R); the band is 95 %,\nprobes and depth",
-         PREDICTED, (8, 0), "left"),
+        (grid, value, 0.18, "theory: ρ_L(R);\nthe band is 95 %,\nprobes and depth",
+         PREDICTED, (-8, 0), "right"),
         (radii, ratios, 0.2, "this network, pruned\nby magnitude: R(ρ)",
          MEASURED, (-8, 0), "right"),
     )  # fmt: skip
@@ -147,19 +150,20 @@ def _label_regions(axes: Axes, grid: Any, value: Any, radii: Any, ratios: Any) -
         x, y = x[x > 0], y[x > 0]
         depth = (np.log(np.maximum(y, 1e-12)) - bottom) / (top - bottom)
         at = int(np.argmin(np.abs(depth - height)))
-        # Near the right edge no room is left beyond the line.
-        if (np.log(x[at]) - left) / (right - left) > 0.7:
-            offset, side = (-8, 0), "right"
+        # Near an edge no room is left beyond the line.
+        across = (np.log(x[at]) - left) / (right - left)
+        if across > 0.7 or across < 0.25:
+            offset, side = ((-8, 0), "right") if across > 0.7 else ((8, 0), "left")
         axes.annotate(text, (x[at], y[at]), offset, textcoords="offset points", color=color,
                       ha=side, va="center", fontsize=8)  # fmt: skip
 
 
-def _mark(axes: Axes, x: float, y: float, marker: str, color: str, text: str, way: int) -> None:
+def _mark(axes: Axes, x: float, y: float, marker: str, color: str, text: str, way: tuple) -> None:
     """Mark a point, hollow so that another shows through it, and name it away from the lines."""
     axes.plot(x, y, marker, color=color, markersize=10, fillstyle="none", markeredgewidth=2)
     label = axes.annotate(
-        text, (x, y), (30 * way, 32 * way), textcoords="offset points", color=color,
-        ha="left" if way > 0 else "right", va="center", weight="bold", fontsize=9,
+        text, (x, y), (34 * way[0], 32 * way[1]), textcoords="offset points", color=color,
+        ha="left" if way[0] > 0 else "right", va="center", weight="bold", fontsize=9,
         arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.8, "shrinkB": 6},
         annotation_clip=False,
     )  # fmt: skip

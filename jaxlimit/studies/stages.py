@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxlimit import curvature, limits, pruning
 from jaxlimit._core.estimate import positive_interval
+from jaxlimit.limits.tolerance import examine
 from jaxlimit.studies import masks
 from jaxlimit.studies.estimation import LimitEstimate, check_deterministic, estimate_limit
 from jaxlimit.studies.findings import AtPrediction, Certified, Found, LayerLimits, Layers, Measured
@@ -18,11 +19,12 @@ from jaxlimit.studies.problem import Problem, accuracy_of
 def measure(problem: Problem) -> Measured:
     """Measure ε, and sweep magnitude pruning, coarse and then fine around the limit."""
     task, settings = problem.task, problem.settings
-    check_deterministic(*problem.args, *task.operands)
+    _check_loss(problem)
     if settings.epsilon is None:
         found = limits.loss_tolerance(*problem.args, *task.operands, mesh=task.mesh)
         epsilon, error = float(found.value), float(found.standard_error)
     else:
+        examine(*problem.args, *task.operands, mesh=task.mesh)  # raises for a sum
         epsilon, error = float(settings.epsilon), 0.0
     dim = problem.weights.size
     smallest = max(settings.smallest_ratio, 1 / dim)
@@ -42,6 +44,9 @@ def measure(problem: Problem) -> Measured:
         data = task.batches if task.held_out is None else task.held_out
         sweep = _sweep(problem, task.accuracy, data, both.ratios, "accuracy")
         accuracies = np.asarray(sweep.losses)
+        outside = accuracies[~((accuracies >= 0) & (accuracies <= 1 + 1e-5))]
+        if outside.size:
+            raise ValueError(f"accuracy must lie in [0, 1], got {outside[0]:g}")
         falling = sweep._replace(losses=-sweep.losses)
         allowed = settings.accuracy_tolerance
         by_accuracy = float(pruning.empirical_limit(falling, -accuracies[-1], allowed))
@@ -50,6 +55,16 @@ def measure(problem: Problem) -> Measured:
         dim, epsilon, error, dense, float(accuracies[-1]), both.ratios, both.losses, both.radii,
         accuracies, _counted(passed, dim), by_accuracy, bool(passed == both.ratios[0]),
     )  # fmt: skip
+
+
+def _check_loss(problem: Problem) -> None:
+    dense = problem.mean(problem.task.loss, problem.task.params, problem.task.batches)
+    if not np.isfinite(dense):
+        raise FloatingPointError(
+            f"loss must be finite on all data, got {dense}: are there labels out of range, or "
+            "data that are not finite?"
+        )
+    check_deterministic(*problem.args, *problem.task.operands)
 
 
 def _counted(ratio: float, dim: int) -> float:

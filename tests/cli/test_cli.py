@@ -78,7 +78,7 @@ def test_help_loads_no_numerics():
 @pytest.mark.parametrize("library", ["linen", "nnx", "equinox"])
 def test_the_example_gives_a_task(here, library, capsys, monkeypatch):
     assert "jaxlimit study mine.py:task" in said(capsys, 0, ["new", library, "mine.py"])
-    source = (here / "mine.py").read_text().replace("epochs=20", "epochs=1")
+    source = (here / "mine.py").read_text().replace("epochs=30", "epochs=1")
     (here / "mine.py").write_text(source)
     task = find_task("mine.py:task")
     again = find_task("mine.py:task")  # from the checkpoint
@@ -89,7 +89,7 @@ def test_the_example_gives_a_task(here, library, capsys, monkeypatch):
 def way_of_a_new_user(here, capsys, library, budget, mask):
     """`new`, `study`, `prune`, load: the accuracy of the pruned network is the one reported."""
     said(capsys, 0, ["new", library])
-    source = (here / "my_model.py").read_text().replace("epochs=20", "epochs=4")
+    source = (here / "my_model.py").read_text().replace("epochs=30", "epochs=4")
     (here / "my_model.py").write_text(source)
     out = said(capsys, 0, ["study", "my_model.py:task", *QUICK, *budget])
     assert "magnitude, measured" in out

@@ -67,7 +67,7 @@ def test_a_notebook_shows_a_figure_without_pyplot(measure):
 def test_density_counts_what_lies_beyond_c(measure):
     figure = plotting.plot_density(measure, threshold=0.1, title="")
     beyond = np.mean(np.abs(np.asarray(measure.nodes)) > 0.1)
-    assert f"{beyond:.2%} of all directions" in texts(figure)
+    assert f"{100 * beyond:.3g} % of all directions" in texts(figure)
     # The step line of the positive side ends at the share of positive eigenvalues.
     line = figure.axes[1].lines[0]
     assert line.get_ydata()[-1] == pytest.approx(0.99, rel=1e-5)

@@ -15,6 +15,40 @@ import pytest
 collect_ignore = ["jaxlimit/lab/torch_networks.py"]
 
 
+# Files in which most time goes, longest first: begun last, one would keep one worker busy alone.
+LONGEST = (
+    "tests/test_mesh.py",
+    "tests/experiments/test_experiments.py",
+    "tests/studies/test_estimation.py",
+    "tests/cli/test_interrupts.py",
+    "tests/experiments/test_theory_experiments.py",
+    "tests/lanczos/test_basis.py",
+    "tests/limits/test_limits.py",
+    "tests/spectrum/test_kink.py",
+    "tests/planning/test_planning.py",
+    "tests/experiments/test_key_factors.py",
+    "tests/training/test_training.py",
+    "tests/models/test_vit.py",
+    "tests/studies/test_layers_of_a_network.py",
+    "tests/curvature/test_user_models.py",
+    "tests/reports/test_reports.py",
+    "tests/studies/test_study.py",
+    "tests/test_readme.py",
+)
+
+
+def pytest_configure(config):
+    """Let pytest-xdist deal out files in their order, not by how many tests they have."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest files."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.split("::")[0], len(LONGEST)))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
     """Unload a module's programs: XLA maps each into memory, and a process has 65,530 maps."""

@@ -84,13 +84,14 @@ def _keep_of_ties(at: Split, keeps_too_few: Callable) -> Int[Array, "..."]:
     """Find the fewest kept, from none of the ties to all of them."""
 
     def halve(ends):
-        low, high = ends  # too few at low, enough at high
+        low, high = ends  # taken as too few at low, as enough at high
         middle = low + (high - low) // 2
         few = keeps_too_few(middle, at.radius(middle))
         return jnp.where(few, middle, low), jnp.where(few, high, middle)
 
-    few = keeps_too_few(at.num_above, at.radius(at.num_above))
-    ends = (at.num_above, jnp.where(few, at.num_above + at.num_ties, at.num_above))
+    # One less than none of the ties, so that none is looked at by the loop too: what is asked takes
+    # long to compile.
+    ends = (at.num_above - 1, at.num_above + at.num_ties)
     return jax.lax.while_loop(lambda ends: jnp.any(ends[1] - ends[0] > 1), halve, ends)[1]
 
 

@@ -82,6 +82,7 @@ def _normal(value, standard_error, low=None, high=None):
     return Estimate(value, standard_error, low - reach, high + reach)
 
 
+@partial(jax.jit, static_argnums=0)
 def _sphere_error(dim, nodes, weights, values):
     """Standard error of the mean over rows [p, m] of what random probes see of f.
 
@@ -110,14 +111,14 @@ def _counted_weights(dim, nodes, weights):
     Copies of a converged eigenvalue share one weight, and what has next to none is a copy or fills
     a row up.
     """
-    order = jnp.argsort(nodes, axis=-1)
-    nodes, sorted_weights = (jnp.take_along_axis(x, order, -1) for x in (nodes, weights))
+    places = jax.lax.broadcasted_iota(jnp.int32, nodes.shape, nodes.ndim - 1)
+    nodes, sorted_weights, order = jax.lax.sort((nodes, weights, places), num_keys=1)
     apart = 64 * jnp.finfo(nodes.dtype).eps * jnp.max(jnp.abs(nodes), axis=-1, keepdims=True)
     group = jnp.cumsum(jnp.diff(nodes, axis=-1, prepend=nodes[..., :1]) > apart, axis=-1)
     shared = _group_sums(group, sorted_weights)
     missing = jnp.where(shared * dim > LEAST_COUNT, jnp.maximum(1 / dim - shared, 0), 0)
     share = sorted_weights / jnp.where(shared > 0, shared, 1)
-    return weights + jnp.take_along_axis(missing * share, jnp.argsort(order, axis=-1), -1)
+    return weights + jax.lax.sort((order, missing * share), num_keys=1)[1]
 
 
 @partial(jnp.vectorize, signature="(m),(m)->(m)")
@@ -177,24 +178,31 @@ def trace_bracket(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Esti
     half_width, width = high - low
     slope = _safe_ratio(low[1] - low[0], half_width - width)
     value = low[1] + jnp.clip(slope, 0, 1) * width
-    lowest = _end(measure, f, 0 * greatest[:, 1], jnp.min)
-    highest = _end(measure, f, greatest[:, 1], jnp.max)
-    return Estimate(
-        value,
-        (lowest.standard_error + highest.standard_error) / 2,
-        lowest.lower,
-        highest.upper,
-    )
+    rows = jnp.stack([0 * greatest[:, 1], greatest[:, 1]])
+    ends = _ends(measure, f, rows, (jnp.min, jnp.max))
+    return Estimate(value, ends.standard_error.mean(), ends.lower[0], ends.upper[1])
 
 
-def _end(measure, f, row, extreme, nonnegative=False):
-    """Estimate the mean of f by one full-depth rule a probe, its nodes moved by their rounding."""
-    row = row[:, :, None]
-    nodes, weights = (jnp.take_along_axis(x[:, 1], row, 1)[:, 0] for x in measure.rules)
-    values = _around(f, nodes, _rounding(measure)[:, None], extreme, nonnegative)
+def _ends(measure, f, rows, extremes, nonnegative=False):
+    """Estimate means of f by full-depth rules, their nodes moved by their rounding.
+
+    All at once, which makes one program of them and not one each.
+
+    Args:
+        measure: the measure.
+        f: the function.
+        rows: for each end the rule of every probe, [ends, p, 1].
+        extremes: for each end what to take of f over what a node may be.
+        nonnegative: whether eigenvalues are.
+    """
+    rows = rows[..., None]
+    nodes, weights = (jnp.take_along_axis(x[None, :, 1], rows, 2)[:, :, 0] for x in measure.rules)
+    around = _around(f, nodes, _rounding(measure)[:, None], nonnegative)
+    values = jnp.stack([extreme(x, axis=0) for extreme, x in zip(extremes, around, strict=True)])
     values = jnp.where(weights == 0, 0, values)
-    mean = jnp.sum(weights * values, axis=-1).mean(0)
-    return _normal(mean, _sphere_error(measure.dim, nodes, weights, values))
+    means = jnp.sum(weights * values, axis=-1).mean(1)
+    errors = jax.vmap(partial(_sphere_error, measure.dim))(nodes, weights, values)
+    return _normal(means, errors)
 
 
 def _rounding(measure):
@@ -203,11 +211,11 @@ def _rounding(measure):
     return jnp.where(t.residual_norm == 0, 16 * jnp.finfo(largest.dtype).eps * largest, 0)
 
 
-def _around(f, nodes, by, extreme, nonnegative):
-    """Return the extreme of f over what nodes may be when they are known to within `by`."""
+def _around(f, nodes, by, nonnegative):
+    """Evaluate f at what nodes may be when they are known to within `by`: [ends, places, p, m]."""
     places = [nodes - by, nodes, nodes + by, jnp.where(jnp.abs(nodes) <= by, 0, nodes)]
     places = [jnp.maximum(x, 0) for x in places] if nonnegative else places
-    return extreme(jnp.stack([_values(f, x) for x in places]), axis=0)
+    return _values(f, jnp.stack(places, axis=1))
 
 
 def psd_bracket(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Estimate:
@@ -257,21 +265,18 @@ def psd_bracket(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Estima
         return trace_function(measure, f)
     # Of the family, the last rule is Gauss's and the first has its node at 0.
     first = jnp.zeros((len(measure.nodes), 1), int)
-    rows = (first + measure.rules.nodes.shape[2] - 1, first)
-    plain = jnp.stack([_end(measure, f, row, _as_they_are).value for row in rows])
-    lows = [_end(measure, f, row, jnp.min, nonnegative=True) for row in rows]
-    highs = [_end(measure, f, row, jnp.max, nonnegative=True) for row in rows]
-    errors = jnp.stack([end.standard_error for end in (*lows, *highs)])
+    rows = jnp.stack([first + measure.rules.nodes.shape[2] - 1, first] * 3)
+    extremes = (_as_they_are, _as_they_are, jnp.min, jnp.min, jnp.max, jnp.max)
+    ends = _ends(measure, f, rows, extremes, nonnegative=True)
+    plain, errors = ends.value[:2], ends.standard_error[2:]
     infinite = jnp.isinf(plain).any()
     least, greatest = _range(f, measure.nodes.dtype)
     return Estimate(
         jnp.clip(plain.mean(), least, greatest),
         jnp.where(infinite, jnp.inf, errors.mean()),
         # NaN is the error of an infinite end, which the other one need not share.
-        jnp.clip(jnp.fmin(*(end.lower for end in lows)), least, greatest),
-        jnp.where(
-            infinite, jnp.inf, jnp.clip(jnp.fmax(*(x.upper for x in highs)), least, greatest)
-        ),
+        jnp.clip(jnp.fmin(*ends.lower[2:4]), least, greatest),
+        jnp.where(infinite, jnp.inf, jnp.clip(jnp.fmax(*ends.upper[4:]), least, greatest)),
     )
 
 

@@ -31,7 +31,7 @@ class Frozen:
         Args:
             function: any callable, hashable or not.
             *args: pytrees of arrays, or of their shapes and types.
-            **named: likewise.
+            **named: the same, by name.
         """
         if isinstance(function, Frozen):
             function = function.function
@@ -132,7 +132,7 @@ class _Fingerprint:
             for entry in value:
                 self._add(entry)
         elif isinstance(value, set | frozenset):
-            self._add(sorted(map(repr, value)))  # whose order differs from process to process
+            self._add(sorted(map(repr, value)))  # their order differs from process to process
         elif isinstance(value, jax.Array | np.ndarray | np.generic):
             self._add_array(value)
         elif hasattr(value, "callback_func"):

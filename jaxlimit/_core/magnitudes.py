@@ -89,8 +89,8 @@ def _keep_of_ties(at: Split, keeps_too_few: Callable) -> Int[Array, "..."]:
         few = keeps_too_few(middle, at.radius(middle))
         return jnp.where(few, middle, low), jnp.where(few, high, middle)
 
-    # One less than none of the ties, so that none is looked at by the loop too: what is asked takes
-    # long to compile.
+    # From one below, the loop asks about none of the ties too: to ask before it would compile the
+    # question, which is long, once more.
     ends = (at.num_above - 1, at.num_above + at.num_ties)
     return jax.lax.while_loop(lambda ends: jnp.any(ends[1] - ends[0] > 1), halve, ends)[1]
 

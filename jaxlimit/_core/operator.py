@@ -287,7 +287,7 @@ def _on_mesh(operator: Operator, mesh: Mesh | None) -> Operator:
 def takes_operator(function: Callable[Params, Result]) -> Callable[Params, Result]:
     """Let a function of an operator, its first argument, do without its keyword `mesh`.
 
-    The mesh is then that of the operator; the rest is as for `sharding.takes_mesh`.
+    The mesh is then that of the operator; see `sharding.takes_mesh` for the rest.
     """
     on_mesh = cast(Callable, sharding.takes_mesh(function))
 

@@ -26,7 +26,7 @@ class StudyOptions:
     budget: float | None = None
     """Seconds; the stages that do not fit are left out and named."""
     products: float | None = None
-    """Hessian products, likewise."""
+    """Hessian products; the stages that do not fit are left out and named."""
     devices: int | None = None
     """Devices that share the examples and vectors, of those that JAX shows; default what the task
     says, or else one."""

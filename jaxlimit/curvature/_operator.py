@@ -42,7 +42,7 @@ class MatvecSettings(TypedDict, total=False):
             `every_leaf` takes those in.
         mode: "linearized" keeps what the linear part needs of the primal pass, over all examples
             at once, and never computes it again; "forward-over-reverse" recomputes it for each
-            product, batch by batch; "reverse-over-reverse" likewise, for losses with functions
+            product, batch by batch; "reverse-over-reverse" does the same for losses with functions
             that know no forward mode (`jax.custom_vjp`); "auto" (default) linearises where that
             takes at most `memory_budget`, and in reverse where forward mode fails.
         memory_budget: bytes that a linearisation may hold (default 4 GiB).

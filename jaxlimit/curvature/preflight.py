@@ -26,8 +26,8 @@ class Preflight(NamedTuple):
         linearity_error: ‖A(a u + b v) - a A u - b A v‖ over the sum of its terms' norms.
         precision_error: how far a product is from the same with matrix products in the full
             precision of their operands; None where the operator is not traceable.
-        product_dtypes: operand types of the matrix products, likewise.
-        num_bytes: memory of one compiled product, with its operands, likewise.
+        product_dtypes: operand types of the matrix products; None where not traceable.
+        num_bytes: memory of one compiled product, with its operands; None where not traceable.
     """
 
     problems: tuple[str, ...]

@@ -89,8 +89,8 @@ class TwoSides:
         certificate: no mask keeps less, within the Gauss-Newton quadratic; None without one.
         candidates: the smallest fraction that each way of choosing reached.
         notes: what was left out, and why.
-        loss: the true training loss of the mask that was found, and its test accuracy.
-        accuracy: likewise.
+        loss: the true training loss of the mask that was found.
+        accuracy: its test accuracy.
         live: the fraction of weights that are not dead.
         shares: what the mask takes of ε: linear, quadratic, remainder.
         layers: weights of each layer under `all`, and how many of them `found` and `magnitude`

@@ -138,7 +138,7 @@ def predict(net: Net, config: RunConfig, seed: int, folder: Path, stages: Stages
     """Predict the limit from the Hessian's spectrum, measured now or by an earlier run."""
     state = net.trained.state
     with stages.time("epsilon"):
-        epsilon = limits.loss_tolerance_estimate(
+        epsilon = limits.loss_tolerance(
             *net.args, net.batches(config), state, mesh=net.mesh
         )
     identity = spectra_identity(net, config, seed)

@@ -54,7 +54,7 @@ def loss_tolerance(
         params: pytree of real floating arrays.
         batches: a pytree with leaves [num_batches, batch, ...], or a list of batches.
         *operands: passed on to `loss`.
-        batch_size: whose standard deviation is taken; the paper's choice is 128.
+        batch_size: examples of the batch whose mean loss spreads by ε; the paper has 128.
         mesh: devices to share the examples, a `jax.sharding.Mesh`.
 
     Returns:

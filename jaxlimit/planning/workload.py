@@ -48,8 +48,8 @@ def measure(
     Args:
         loss: see `curvature.hessian_matvec`.
         params: see `curvature.hessian_matvec`.
-        batches: likewise.
-        *operands: likewise.
+        batches: see `curvature.hessian_matvec`.
+        *operands: see `curvature.hessian_matvec`.
         where: leaves under study.
         product_dtype: as in `curvature.MatvecSettings`.
 
@@ -90,8 +90,8 @@ def prepare(
     Args:
         loss: see `curvature.hessian_matvec`.
         params: see `curvature.hessian_matvec`.
-        batches: likewise.
-        *operands: likewise.
+        batches: see `curvature.hessian_matvec`.
+        *operands: see `curvature.hessian_matvec`.
         where: leaves under study.
         mesh: devices that share examples and vectors; each keeps its part of the basis.
         **settings: further settings of `curvature.hessian_matvec`, which leave some modes only.
@@ -131,7 +131,7 @@ def _modes(
 
 
 def share(workload: Workload, num_devices: int) -> Workload:
-    """Return what each device has of a workload whose examples and vectors a mesh shares.
+    """Return the part of a workload that each device of a mesh has.
 
     Parameters and data count whole, which is more than the data take.
 

@@ -26,8 +26,8 @@ class Compressed(NamedTuple):
         params: its parameters.
         state: what it keeps beside them, such as BatchNorm's statistics.
         widths: units or channels left of each space, by name.
-        num_params: numbers in `params`; `num_params_before` in what came.
-        num_params_before: likewise.
+        num_params: numbers in `params`.
+        num_params_before: numbers in the parameters that came.
         num_bytes: bytes of `params`, stored dense; `formats.stored_size` tells those of sparse
             forms of what came.
     """

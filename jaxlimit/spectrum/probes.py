@@ -45,7 +45,8 @@ def spectral_measure(
         reorthogonalize: "full", "selective" or "none", see `lanczos.tridiagonalize`; "auto" is
             "full" to 256 steps, "selective" deeper. The less of it, the later the bracket of
             `trace_bracket` closes: without any at twice the depth or more.
-        store: where the basis is kept, "device", "bfloat16" or "pinned_host", likewise.
+        store: where the basis is kept, "device", "bfloat16" or "pinned_host"; see
+            `lanczos.tridiagonalize`.
         vectorize: run all probes side by side by `vmap` instead of one after the other.
         dtype: floating type of the probes; float32 where `matvec` does not know.
         mesh: devices that each keep a part of every vector; see `lanczos.tridiagonalize`; the

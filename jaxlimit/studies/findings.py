@@ -44,7 +44,7 @@ class Found(NamedTuple):
         mask: True where a weight stays [D].
         num_kept: how many those are.
         loss: of the network so pruned.
-        accuracy: likewise; NaN without.
+        accuracy: of the network so pruned; NaN without one.
         method: which candidate won.
         names: of the candidates.
         kept: weights that each keeps.
@@ -127,7 +127,7 @@ class Guaranteed(NamedTuple):
         delta: probability that the promise fails.
         num_examples: held-out examples.
         accuracy: on them at the ratio.
-        dense_accuracy: likewise of the dense network.
+        dense_accuracy: that of the dense network on them.
     """
 
     ratio: float

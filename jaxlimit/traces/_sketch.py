@@ -63,7 +63,7 @@ def exchangeable_estimate(G: Float[Array, "k k"], samples: Callable) -> Estimate
     Args:
         G: of the sketch.
         samples: `samples(P, G, num_out)` -> [k, ...], the sample of each test vector from a sketch
-            cut down by the projection P of its coordinates, G cut down likewise, with `num_out`
+            cut down by the projection P of its coordinates, as G is, with `num_out`
             test vectors out of each: P = I and 1 for the estimate itself, 2 for the jackknife,
             which leaves one vector out of everything and takes the mean over the others.
     """

@@ -79,7 +79,7 @@ def adam(
     Args:
         rate: η of the step.
         momentum: β₁.
-        l1: strength of the l1 penalty, as for `sgd`; by its subgradient.
+        l1: strength of the l1 penalty, as in `sgd`; by its subgradient.
         l2: strength of the l2 penalty.
         where: which leaves the penalties act on.
 
@@ -283,7 +283,7 @@ def climb(params: PyTree, gradient: PyTree, radius: Any, mask: PyTree = None) ->
 
 
 def penalty(params: PyTree, l1: Any, l2: Any, *, where: Where = is_weight) -> Float[Array, ""]:
-    """Return Σ l1·|w| + ½·l2·‖w‖² over the penalised leaves; l1 as for `sgd`."""
+    """Return Σ l1·|w| + ½·l2·‖w‖² over the penalised leaves; l1 as in `sgd`."""
 
     def one(w: Array, l1: Any, on: bool) -> Any:
         if not on:

@@ -37,6 +37,7 @@ DOORS = {("jaxlimit.studies.result", "jaxlimit.reports")}
 
 # The floors of the frame, from the ground up: a module imports from lower floors alone.
 FLOORS = (
+    {"digests"},
     {"checks", "memory", "files", "scale", "summaries", "extras", "moved", "convolutions"},
     {"estimate", "programs", "magnitudes", "locks", "sharding", "functions"},
     {"batches", "weights", "mesh_product", "checkpoints"},

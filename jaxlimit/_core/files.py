@@ -1,6 +1,5 @@
 """Files that are written whole or not at all, and refused by name if damaged or of another run."""
 
-import hashlib
 import json
 import math
 import os
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+
+from jaxlimit._core import digests
 
 # What NumPy and its zip reader raise at a file that is cut short, damaged, or of another kind;
 # RuntimeError at an entry marked as encrypted, MemoryError at a size in a header that is not true.
@@ -92,7 +93,7 @@ def write_json(path: Any, content: dict[str, Any]) -> None:
     """
     if "digest" in content:
         raise ValueError("content must not have an entry of its own called digest")
-    content = content | {"digest": digest(content)}
+    content = content | {"digest": digests.of_json(content)}
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -119,19 +120,11 @@ def read_json(path: Any) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict) or "digest" not in content:
         raise ValueError(f"{path} has no digest: it was not written by this version of jaxlimit")
-    if content.pop("digest") != digest(content):
+    if content.pop("digest") != digests.of_json(content):
         raise ValueError(
             f"{path} was changed since it was written: its digest is of other contents"
         )
     return content
-
-
-def digest(content: dict[str, Any]) -> str:
-    """Return the SHA-256 of an object, whatever the layout of the file and the order of names."""
-    # Through JSON once, since it turns tuples into lists and the names of entries into text.
-    content = json.loads(json.dumps(content, allow_nan=False))
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def save(path: Any, version: int, *, identity: dict | None = None, **fields: Any) -> None:

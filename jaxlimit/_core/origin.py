@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt32
 
-from jaxlimit._core.checkpoints import digests, mixed_words, without_keys
+from jaxlimit._core.digests import digests, mixed_words, without_keys
 from jaxlimit._core.functions import Frozen
 
 # Other versions write the same computation in other words.
@@ -73,6 +73,6 @@ def program_digest(function: Callable, *args: Any) -> dict[str, str]:
     """Tell what a function computes, as an entry of an identity; empty where nothing tells it."""
     try:
         told = Frozen(function, *args).digest
-    except Exception:  # noqa: BLE001: whatever a loss raises that takes no batch of one
+    except Exception:  # noqa: BLE001 (whatever a loss raises that takes no batch of one)
         return {}
     return {} if told is None else {PROGRAM: told}

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 
 from jaxlimit import reports
+from jaxlimit._core.digests import fingerprint
 from jaxlimit.cli import commands, forecast
 from jaxlimit.cli.errors import UsageError
 from jaxlimit.cli.tasks import find_task
 from jaxlimit.studies import Budget, StudySettings, masks, study_task
 from jaxlimit.studies.problem import Problem, accuracy_of
-from jaxlimit.studies.store import fingerprint
 from jaxlimit.studies.summary import percent
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlimit import curvature, datasets, flatten_weights, limits, pruning, spectrum, training
-from jaxlimit._core import files
+from jaxlimit._core.digests import of_json
 from jaxlimit.lab.content import plain, read_json, write_json
 from jaxlimit.lab.runs import Net
 
@@ -121,7 +121,7 @@ def quadratic(live: Live, params: Any) -> tuple[Any, Any, Any, Any]:
 
 def known_or_made(path: Path, identity: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Read a point that was made with the same settings, or make and keep it."""
-    told = files.digest(plain(identity))
+    told = of_json(plain(identity))
     if path.exists() and (known := read_json(path)).get("identity") == told:
         return known["point"]
     point = plain(make())

@@ -23,8 +23,7 @@ from jaxlimit import (
     spectrum,
     training,
 )
-from jaxlimit._core import files
-from jaxlimit._core.checkpoints import digests
+from jaxlimit._core.digests import digests, of_json
 from jaxlimit.lab import report, sides
 from jaxlimit.lab.console import Stages, console
 from jaxlimit.lab.jobs import sole_writer
@@ -138,12 +137,10 @@ def predict(net: Net, config: RunConfig, seed: int, folder: Path, stages: Stages
     """Predict the limit from the Hessian's spectrum, measured now or by an earlier run."""
     state = net.trained.state
     with stages.time("epsilon"):
-        epsilon = limits.loss_tolerance(
-            *net.args, net.batches(config), state, mesh=net.mesh
-        )
+        epsilon = limits.loss_tolerance(*net.args, net.batches(config), state, mesh=net.mesh)
     identity = spectra_identity(net, config, seed)
     # Named by what makes the recurrences, so a run with other settings begins its own.
-    unfinished = folder / f"lanczos-{files.digest(identity)[:8]}"
+    unfinished = folder / f"lanczos-{of_json(identity)[:8]}"
     stored = {name: kept_spectrum(folder / file, identity) for name, file in SPECTRA.items()}
     if stored["measure"] is not None:
         console.print(f"reusing the spectra in {folder}")
@@ -181,7 +178,7 @@ def spectra_identity(net: Net, config: RunConfig, seed: int) -> dict[str, Any]:
     names = ("num_steps", "num_probes", "num_gap_steps", "tolerance", "hessian_images",
              "product_dtype", "dataset", "max_images")  # fmt: skip
     settings = {name: getattr(config, name) for name in names}
-    network = files.digest(digests((net.trained.params, net.trained.state)))[:8]
+    network = of_json(digests((net.trained.params, net.trained.state)))[:8]
     return settings | {"seed": seed, "network": network}
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxlimit import models
-from jaxlimit._core import files
+from jaxlimit._core.digests import of_json
 from jaxlimit.lab.content import build, plain
 from jaxlimit.training import TrainingConfig
 
@@ -103,7 +103,7 @@ class RunConfig:
 
     def name(self) -> str:
         """Name the run folder by network, data and a digest of the training."""
-        digest = files.digest(self.network())[:8]
+        digest = of_json(self.network())[:8]
         return f"{self.model}-{self.dataset}-{digest}".replace("/", "-")
 
 

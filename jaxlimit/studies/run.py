@@ -19,6 +19,7 @@ from jaxtyping import PRNGKeyArray
 import jaxlimit
 from jaxlimit import curvature, spectrum
 from jaxlimit._core.checks import check_key
+from jaxlimit._core.digests import fingerprint
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
 from jaxlimit.studies import findings, stages, unseen
 from jaxlimit.studies.data import count_examples
@@ -26,7 +27,7 @@ from jaxlimit.studies.display import Display
 from jaxlimit.studies.problem import Problem
 from jaxlimit.studies.result import Study
 from jaxlimit.studies.settings import Budget, StudySettings, as_budget
-from jaxlimit.studies.store import Store, fingerprint, held
+from jaxlimit.studies.store import Store, held
 from jaxlimit.studies.task import Task, check_task
 
 

@@ -1,12 +1,10 @@
 """The folder of a study: one file a stage, written whole and read by the same study alone."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxlimit._core import files, locks
@@ -85,19 +83,6 @@ def _remove_empty(folder: Path) -> None:
         for name in names:
             (folder / name).unlink()
         folder.rmdir()
-
-
-def fingerprint(*trees: Any) -> str:
-    """Return a digest of 16 letters: of arrays, and of the text of everything else."""
-    found = hashlib.sha256()
-    for leaf in jax.tree.leaves(trees):
-        if hasattr(leaf, "dtype"):
-            array = np.asarray(leaf)
-            found.update(f"{array.dtype}{array.shape}".encode())
-            found.update(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
-        else:
-            found.update(repr(leaf).encode())
-    return found.hexdigest()[:16]
 
 
 def _value(array: np.ndarray) -> Any:

@@ -11,8 +11,8 @@ import flax
 import jax
 from jaxtyping import PyTree
 
-from jaxlimit._core.checkpoints import checksum
 from jaxlimit._core.convolutions import narrow_is_fast
+from jaxlimit._core.digests import checksum
 from jaxlimit._core.programs import CONVOLUTION, has, product_dtypes
 from jaxlimit.training.config import TrainingConfig
 from jaxlimit.training.network import forward

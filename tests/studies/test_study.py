@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from jaxlimit import StudySettings, curvature, limits, pruning
+from jaxlimit._core.digests import fingerprint
 from jaxlimit.studies import Budget, run, study, study_task
-from jaxlimit.studies.store import fingerprint
 
 
 def true_loss(task, mask=None):

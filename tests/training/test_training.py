@@ -17,7 +17,7 @@ from flax import nnx
 from sklearn.datasets import load_digits
 
 from jaxlimit import training
-from jaxlimit._core.checkpoints import digests
+from jaxlimit._core.digests import digests
 from jaxlimit._core.memory import DeviceMemoryError
 from jaxlimit.training import Monitor, Start, TrainingConfig, identity, loop
 

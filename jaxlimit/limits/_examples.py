@@ -70,7 +70,7 @@ def has_single_examples(loss: MeanLoss, params: Any, batch: Any, operands: tuple
     """Whether the loss takes a batch of one, and a stack of such batches under `vmap`."""
     try:
         jax.eval_shape(jax.vmap(partial(_of_example, loss, params, operands)), batch)
-    except Exception:  # noqa: BLE001, S110: whatever a loss, or the batching rule it lacks, raises
+    except Exception:  # noqa: BLE001, S110 (whatever a loss, or the batching rule it lacks, raises)
         return False
     return True
 

@@ -73,6 +73,6 @@ def program_digest(function: Callable, *args: Any) -> dict[str, str]:
     """Tell what a function computes, as an entry of an identity; empty where nothing tells it."""
     try:
         told = Frozen(function, *args).digest
-    except Exception:  # noqa: BLE001 (whatever a loss raises that takes no batch of one)
+    except Exception:
         return {}
     return {} if told is None else {PROGRAM: told}

@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # setuptools warns in a dozen lines that an editable package could be shadowed; nothing here does.
 PIP = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: limit test test-slow test-peers lint format docs smoke clean
+.PHONY: limit test test-slow test-peers lint format docs docs-tools smoke clean
 
 limit: $(VENV)/.installed
 	@echo "Trains FC5 on digits, predicts, searches and prunes: about two minutes on 2 quiet cores."
@@ -33,11 +33,16 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 # The tables of docs/ are written from committed results; the site is built from the pages.
-docs: $(VENV)/.installed
+docs: $(VENV)/.docs-installed
 	$(BIN)/python experiments/pages.py
 	git diff --exit-code -- README.md docs
-	if [ -f docs/conf.py ]; then $(PIP) -c constraints.txt -e '.[docs]' && \
-	  $(BIN)/python -m sphinx -W --keep-going -b html docs build/docs; fi
+	$(BIN)/python -m sphinx -W --keep-going -b html docs build/docs
+
+docs-tools: $(VENV)/.docs-installed
+
+$(VENV)/.docs-installed: $(VENV)/.installed
+	$(PIP) -c constraints.txt -e '.[docs]'
+	touch $@
 
 # The wheel alone, in a fresh environment outside of the repository.
 smoke:

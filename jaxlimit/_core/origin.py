@@ -73,6 +73,6 @@ def program_digest(function: Callable, *args: Any) -> dict[str, str]:
     """Tell what a function computes, as an entry of an identity; empty where nothing tells it."""
     try:
         told = Frozen(function, *args).digest
-    except Exception:
+    except Exception:  # whatever the loss raises
         return {}
     return {} if told is None else {PROGRAM: told}

@@ -70,7 +70,7 @@ def has_single_examples(loss: MeanLoss, params: Any, batch: Any, operands: tuple
     """Whether the loss takes a batch of one, and a stack of such batches under `vmap`."""
     try:
         jax.eval_shape(jax.vmap(partial(_of_example, loss, params, operands)), batch)
-    except Exception:
+    except Exception:  # whatever the loss raises
         return False
     return True
 
@@ -178,7 +178,7 @@ def _by_halves(loss, params, batch, operands, tolerance):
     try:
         pieces = [jax.tree.map(lambda x, c=cut: x[c], batch) for cut in cuts]
         whole, first, second = (float(jax.jit(loss)(params, piece, *operands)) for piece in pieces)
-    except Exception:
+    except Exception:  # whatever the loss raises
         return "the loss takes only batches of one size, and nothing tells it from a mean"
     mean = first * (size // 2) / size + second * (1 - size // 2 / size)
     if abs(whole - mean) <= tolerance * max(abs(first), abs(second)):

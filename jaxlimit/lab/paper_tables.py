@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from jaxlimit.lab.content import write_json
 from jaxlimit.lab.figures import MeanAndDeviation, TableRow
 from jaxlimit.lab.markdown import markdown_table
 from jaxlimit.lab.results import RunResult, read_result
-from jaxlimit.lab.rows import PAIR, PUBLISHED, Row
+from jaxlimit.lab.rows import PAIR, PUBLISHED, SETTINGS, Row
 from jaxlimit.lab.settings import RunConfig
 
 
@@ -47,7 +47,8 @@ def read_of_row(path: Path, row: Row, setting: str) -> RunResult:
     """
     result = read_result(path)
     made, asked = decisive(result.config), decisive(row.config(setting, result.seed))
-    other = [f"{k} {v!r}, not {asked[k]!r}" for k, v in made.items() if v != asked[k]]
+    other = [f"{k} {made.get(k)!r}, not {asked.get(k)!r}" for k in made | asked
+             if made.get(k) != asked.get(k)]  # fmt: skip
     if other:
         raise ValueError(f"made with another setting: {'; '.join(other)}")
     return result
@@ -59,6 +60,8 @@ def decisive(config: RunConfig) -> dict[str, Any]:
     network = config.network()
     return network.pop("training") | network | {name: getattr(config, name) for name in names}
 
+
+NONE = "not in the paper"
 
 QUANTITIES: dict[str, Callable[[RunResult], float]] = {
     "theory": lambda r: r.prediction.ratio,
@@ -88,7 +91,7 @@ class Cell(NamedTuple):
 
     Attributes:
         row: what the paper has.
-        setting: paper, annealed or smoke.
+        setting: short, paper, annealed or smoke.
         results: of each seed.
         paths: of the files, beside the tables.
     """
@@ -105,9 +108,10 @@ class Cell(NamedTuple):
         values = np.array([100 * float(QUANTITIES[quantity](r)) for r in self.results])
         return MeanAndDeviation(values.mean(), values.std(ddof=1) if len(values) > 1 else None)
 
-    def published(self, quantity: str) -> MeanAndDeviation:
-        """Return what the paper has."""
-        return MeanAndDeviation(*self.row.published[quantity])
+    def published(self, quantity: str) -> MeanAndDeviation | None:
+        """Return what the paper has, None if it lacks the network."""
+        found = self.row.published.get(quantity)
+        return found and MeanAndDeviation(*found)
 
 
 def read_cell(row: Row, setting: str, results: Path) -> Cell:
@@ -117,10 +121,10 @@ def read_cell(row: Row, setting: str, results: Path) -> Cell:
     return Cell(row, setting, list(found.values()), paths)
 
 
-def shown(value: tuple[float, float | None] | None) -> str:
-    """Show mean ± standard deviation, each at three digits."""
+def shown(value: tuple[float, float | None] | None, without: str = "not run yet") -> str:
+    """Show mean ± standard deviation, each at three digits; `without` where there is none."""
     if value is None:
-        return "not run yet"
+        return without
     mean, deviation = value
     return f"{mean:.3g}" if deviation is None else f"{mean:.3g} ± {deviation:.2g}"
 
@@ -134,21 +138,24 @@ def markdown(cells: list[Cell]) -> str:
             "# The paper's tables",
             "Per cent of the weights that are kept; mean ± standard deviation over the seeds, no "
             "deviation for a single one. Written by `experiments/tables.py`.",
+            "## Theory / measured",
+            overview(full),
+            "The paper states one setting. `short` is a run of a few epochs on a CPU, `annealed` "
+            "goes to a minimum of the penalised loss, `paper` is trained as the paper trains.",
             "## Pruning ratios",
             table(
                 ["network", "setting", "theory, paper", "theory, here", "measured, paper",
                  "measured, here", "theory - measured", "distance from the minimum, % of ‖w‖",
                  "results, by seed"],
-                [[*labels(cell), shown(cell.published("theory")), shown(cell.value("theory")),
-                  shown(cell.published("measured")), shown(cell.value("measured")),
+                [[*labels(cell), shown(cell.published("theory"), NONE), shown(cell.value("theory")),
+                  shown(cell.published("measured"), NONE), shown(cell.value("measured")),
                   difference(cell), shown(cell.value("distance from the minimum")), links(cell)]
                  for cell in full],
             ),
-            "The paper states one setting; it stands beside both of ours.",
             "## Δ, the gap between the bounds",
             table(
                 ["network", "setting", "Δ, paper", "Δ, here"],
-                [[*labels(cell), shown(cell.published("gap")), shown(cell.value("gap"))]
+                [[*labels(cell), shown(cell.published("gap"), NONE), shown(cell.value("gap"))]
                  for cell in full],
             ),
             "## What they are held against",
@@ -162,6 +169,27 @@ def markdown(cells: list[Cell]) -> str:
             smoke_table([cell for cell in cells if cell.setting == "smoke" and cell.results]),
         ]
     ) + "\n"  # fmt: skip
+
+
+def overview(cells: list[Cell]) -> str:
+    """Lay out one line a network, as the paper's tables do: theory / measured of each setting."""
+    settings = [name for name in SETTINGS if any(cell.setting == name for cell in cells)]
+    rows = {cell.row.name: cell for cell in cells}
+    lines = []
+    for name, one in rows.items():
+        of_row = {cell.setting: cell for cell in cells if cell.row.name == name}
+        line = [name, pair(map(one.published, PAIR), NONE)]
+        for setting in settings:
+            cell = of_row.get(setting)
+            line.append(pair(map(cell.value, PAIR), "not run yet") if cell else "-")
+        lines.append(line)
+    return table(["network", "published", *settings], lines)
+
+
+def pair(values: Iterable[MeanAndDeviation | None], without: str) -> str:
+    """Show theory and measurement in one cell."""
+    found = [value for value in values if value is not None]
+    return " / ".join(map(shown, found)) or without
 
 
 def smoke_table(cells: list[Cell]) -> str:
@@ -231,8 +259,8 @@ def as_csv(cells: list[Cell]) -> str:
     paper = [f"{q}, paper, {part}" for q in PUBLISHED for part in ("mean", "std")]
     writer.writerow(["network", "setting", "seeds", *paper, *ours, "results"])
     for cell in cells:
-        values = [cell.value(q) or MeanAndDeviation(None, None) for q in QUANTITIES]
-        numbers = [*map(cell.published, PUBLISHED), *values]
+        found = [*map(cell.published, PUBLISHED), *map(cell.value, QUANTITIES)]
+        numbers = [value or MeanAndDeviation(None, None) for value in found]
         flat = ["" if x is None else f"{x:.6g}" for value in numbers for x in value]
         writer.writerow([cell.row.name, cell.setting, len(cell.results), *flat,
                          " ".join(cell.paths) or "not run yet"])  # fmt: skip
@@ -265,7 +293,8 @@ def tabulate(rows: Sequence[Row], runs: Path, results: Path) -> list[Cell]:
 
 def pairs(cells: list[Cell]) -> dict[str, tuple]:
     """Pair theory and measurement of one row, by where they come from."""
-    return {"published": tuple(map(cells[0].published, PAIR))} | {
+    published = {"published": tuple(map(cells[0].published, PAIR))}
+    return (published if cells[0].row.published else {}) | {
         f"here, {cell.setting} setting": tuple(map(cell.value, PAIR))
         for cell in cells
         if cell.setting != "smoke"

@@ -20,7 +20,8 @@ class Row(NamedTuple):
     Attributes:
         name: network and data set.
         place: in the tables.
-        published: theory, measured and gap, in per cent: mean and standard deviation.
+        published: theory, measured and gap, in per cent: mean and standard deviation; empty where
+            the paper lacks the network.
         common: settings of a run that all settings of the row share.
         settings: what each setting adds; its seed-N what one seed adds to that.
     """
@@ -43,8 +44,8 @@ def read_row(path: Path) -> Row:
     """Read a row and check every setting of it, with what its seeds add and without."""
     try:
         common = tomllib.loads(path.read_text())
-        place, published = common.pop("place"), common.pop("published")
-        published = {name: published[name] for name in PUBLISHED}
+        place, published = common.pop("place"), common.pop("published", {})
+        published = published and {name: published[name] for name in PUBLISHED}
         settings = {name: common.pop(name) for name in list(common)
                     if isinstance(common[name], dict)}  # fmt: skip
         for name in settings.keys() - set(SETTINGS):

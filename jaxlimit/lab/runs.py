@@ -79,10 +79,9 @@ def train(config: RunConfig, seed: int, folder: Path, stages: Stages) -> Net:
     mesh = distributed.all_devices()
     with stages.time("data"):
         held_out = "validation" if config.dataset.startswith("tiny_imagenet") else "test"
-        data, test = (
-            first(datasets.load(config.dataset, split, config.data_dir), config.max_images)
-            for split in ("train", held_out)
-        )
+        data = training_images(config)
+        test = datasets.load(config.dataset, held_out, config.data_dir)
+        test = first(test, config.max_images)
     create = partial(models.create, config.model, num_classes=data.num_classes)
     trainee = create(dtype=getattr(jnp, config.training_dtype))
     with stages.time("training"):
@@ -235,6 +234,27 @@ def first(dataset: datasets.Dataset, count: int | None) -> datasets.Dataset:
     return dataset._replace(images=dataset.images[:count], labels=dataset.labels[:count])
 
 
+def training_images(config: RunConfig) -> datasets.Dataset:
+    """Load the training images that a run uses, in the order that they are stored in."""
+    data = datasets.load(config.dataset, "train", config.data_dir)
+    if config.images_per_class is not None:
+        rows = first_of_each_class(data.labels, config.images_per_class)
+        data = data._replace(images=data.images[rows], labels=data.labels[rows])
+    return first(data, config.max_images)
+
+
+def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
+    """Find the first `count` examples of each class, or all that it has; their indices ascend.
+
+    >>> first_of_each_class(np.array([1, 0, 1, 1, 0]), 2).tolist()
+    [0, 1, 2, 4]
+    """
+    order = np.argsort(labels, kind="stable")
+    _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
+    place = np.arange(len(labels)) - np.repeat(starts, sizes)
+    return np.sort(order[place < count])
+
+
 def product_dtype(config: RunConfig) -> Any:
     """Return the type of the Hessian's products, None for float32."""
     return None if config.product_dtype == "float32" else jnp.dtype(config.product_dtype)
@@ -242,8 +262,7 @@ def product_dtype(config: RunConfig) -> Any:
 
 def print_plan(config: RunConfig) -> None:
     """Print the plan for the spectrum of the network as it is before training."""
-    train = datasets.load(config.dataset, "train", config.data_dir)
-    train = first(train, config.max_images)
+    train = training_images(config)
     module = models.create(config.model, num_classes=train.num_classes)
     state = dict(module.init(jax.random.key(0), jnp.asarray(train.images[:1], jnp.float32)))
     params, mesh = state.pop("params"), distributed.all_devices()

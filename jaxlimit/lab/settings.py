@@ -46,6 +46,8 @@ class RunConfig:
     """Arithmetic of training; weights, and all that is measured afterwards, are float32."""
     max_images: int | None = None
     """For trials: use only the first so many training images and test images."""
+    images_per_class: int | None = None
+    """Use only the first so many training images of each class."""
     num_steps: int = 256
     """Greatest Lanczos depth of a probe."""
     num_probes: int = 1
@@ -78,8 +80,8 @@ class RunConfig:
         least = dict.fromkeys(("num_steps", "num_probes", "num_gap_steps", "images_at_once",
                                "hessian_images", "checkpoint_every"), 1)  # fmt: skip
         least |= {"num_ratios": 3, "tolerance": 0, "accuracy_tolerance": 0, "layer_steps": 0}
-        if self.max_images is not None:
-            least["max_images"] = 1  # a negative one would drop the last images
+        few = ("max_images", "images_per_class")  # negative ones would drop the last images
+        least |= {name: 1 for name in few if getattr(self, name) is not None}
         for name, minimum in least.items():
             if not getattr(self, name) >= minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
@@ -99,6 +101,8 @@ class RunConfig:
     def network(self) -> dict[str, Any]:
         """Select what decides which network comes out, of any one seed."""
         names = ("model", "dataset", "training", "training_dtype", "max_images")
+        # Left out where it is not given, so that folders keep the names that they had before it.
+        names += ("images_per_class",) * (self.images_per_class is not None)
         return plain({name: getattr(self, name) for name in names})
 
     def name(self) -> str:

@@ -8,6 +8,7 @@ import statistics
 from unittest.mock import MagicMock
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 pytest.importorskip("rich")
@@ -16,6 +17,7 @@ pytest.importorskip("tyro")
 import lab_results
 import tables
 
+from jaxlimit import datasets
 from jaxlimit.lab import forecast, paper_tables, report, results, rows, runs
 from jaxlimit.lab.content import plain, write_json
 from jaxlimit.lab.settings import RunConfig
@@ -69,8 +71,9 @@ def test_rows_are_those_of_the_paper_with_its_settings():
     assert list(by_name) == [
         "fc5-cifar10", "fc12-cifar10", "alexnet-cifar10", "vgg16-cifar10",
         "resnet18-cifar100", "resnet50-cifar100",
-        "resnet18-tiny_imagenet-half", "resnet50-tiny_imagenet-half",
+        "resnet18-tiny_imagenet-half", "resnet50-tiny_imagenet-half", "vit-cifar10",
     ]  # fmt: skip
+    assert not by_name.pop("vit-cifar10").published
     trained = {
         "fc5": (0.01, "constant", 0, 5e-5),
         "fc12": (0.01, "constant", 0, 5e-5),
@@ -197,7 +200,7 @@ def test_nothing_starts_unasked(config, runner, capsys):
     assert lines["| vgg16-cifar10, annealed, seed 0"].endswith("| nothing |")
     assert "Nothing was started" in said
     everything = dataclasses.replace(config, rows=(), run=True, settings=("smoke",), seeds=(0,))
-    with pytest.raises(SystemExit, match="1 of 8 runs failed"):
+    with pytest.raises(SystemExit, match="1 of 9 runs failed"):
         tables.main(everything)
     assert len(runner) == len(rows.read_rows(tables.ROWS))
 
@@ -210,9 +213,57 @@ def test_a_forecast_counts_what_a_run_multiplies():
     forward, first = sum(layers), layers[0]
     found = forecast.forecast(config, rate=1e9)
     assert found.training == pytest.approx(2 * 1437 * (3 * forward - first) / 1e9)
-    assert found.spectrum == pytest.approx(140 * 1437 * (6 * forward - 4 * first) / 1e9)
+    assert found.spectrum == pytest.approx(90 * 1437 * (6 * forward - 4 * first) / 1e9)
     assert found.sweep == pytest.approx((20 * 1437 + 10 * 360) * forward / 1e9)
     assert found.total == pytest.approx(sum(found))
+
+
+def test_a_short_row_takes_three_hours_at_most_by_its_forecast():
+    rate = forecast.EFFICIENCY * 2 * 230e9  # of the two cores that the rows are planned for
+    planned = [row for row in rows.read_rows(tables.ROWS) if "short" in row.settings]
+    assert {row.common["model"] for row in planned} == {*forecast.CONVOLUTIONAL, "vit"}
+    for row in planned:
+        assert forecast.forecast(row.config("short", 0), rate).total < 3 * 3600, row.name
+
+
+def test_a_forecast_knows_images_of_each_class_and_convolutions():
+    config = RunConfig("resnet18", "cifar100", num_ratios=4).replace(epochs=3)
+    few = forecast.forecast(dataclasses.replace(config, images_per_class=50), 1e9)
+    assert few.training * 10 == pytest.approx(forecast.forecast(config, 1e9).training)
+    flops = forecast._flops("resnet18", (32, 32, 3), 100)[1]
+    assert few.training == pytest.approx(3 * 5000 * flops / (forecast.CONVOLVED * 1e9))
+
+
+def test_the_first_images_of_each_class_keep_their_order(monkeypatch):
+    labels = np.array([2, 0, 2, 2, 0, 1], np.int32)
+    whole = datasets.Dataset(np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1), labels, 3)
+    monkeypatch.setattr(datasets, "load", lambda *_: whole)
+    some = runs.training_images(RunConfig(images_per_class=2, max_images=4))
+    assert some.images.ravel().tolist() == [0, 1, 2, 4]
+    assert some.labels.tolist() == [2, 0, 2, 0]
+    assert runs.training_images(RunConfig()).labels.tolist() == labels.tolist()
+    names = [RunConfig(images_per_class=n).name() for n in (None, 2, 3)]
+    assert len({*names}) == 3
+    with pytest.raises(ValueError, match="images_per_class must be at least 1, got 0"):
+        RunConfig(images_per_class=0)
+
+
+def test_the_overview_has_one_line_a_network():
+    lines = paper_tables.overview(
+        [
+            paper_tables.Cell(row, setting, made, [])
+            for row in rows.read_rows(tables.ROWS)
+            for setting in row.settings
+            if setting != "smoke"
+            for made in [[made_up(row.config(setting, 0), 0)] if setting == "short" else []]
+        ]
+    ).splitlines()
+    assert lines[0] == "| network | published | short | annealed | paper |"
+    assert len(lines) == 2 + len(rows.read_rows(tables.ROWS))
+    assert (
+        "| vgg16-cifar10 | 0.8 ± 0.06 / 0.8 ± 0.08 | 2 / 1 | not run yet | not run yet |" in lines
+    )
+    assert "| vit-cifar10 | not in the paper | 2 / 1 | not run yet | - |" in lines
 
 
 def test_results_of_another_setting_are_left_out(config, capsys):

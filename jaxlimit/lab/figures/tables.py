@@ -28,17 +28,17 @@ def plot_tables(rows: list[TableRow]) -> Figure:
     """Draw prediction and measurement side by side, a line for each source of each row.
 
     Args:
-        rows: all with the same sources, drawn from top to bottom. The first source's markers are
-            hollow; a pair of None is said to be not run yet.
+        rows: drawn from top to bottom, their sources in one order. The markers of what is published
+            are hollow; a pair of None is said to be not run yet.
     """
-    num_lines = len(rows[0].pairs) + 1
+    num_lines = max(len(row.pairs) for row in rows) + 1
     figure, axes = new_panels(1, 1, width=8.5, height=1 + 0.75 * len(rows))
     for place, row in enumerate(rows):
         for line, (source, pair) in enumerate(row.pairs.items()):
             height = place * num_lines + line
             axes.text(1.01, height, source, transform=axes.get_yaxis_transform(), va="center",
                       fontsize=7, color=NEUTRAL)  # fmt: skip
-            _draw_pair(axes, height, pair, _MARKERS[line], hollow=line == 0)
+            _draw_pair(axes, height, pair, _MARKERS[line], hollow=source == "published")
     middle = (num_lines - 2) / 2
     names = [row.name.replace("-", "\n", 1) for row in rows]
     axes.set_yticks([place * num_lines + middle for place in range(len(rows))], names, fontsize=8)

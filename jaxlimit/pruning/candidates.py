@@ -21,6 +21,7 @@ from jaxlimit.pruning.dead import Live, find_live
 from jaxlimit.pruning.greedy import gram, greedy_order
 from jaxlimit.pruning.masked import MaskedLoss, loss_of_mask
 from jaxlimit.pruning.saliency import order_by, order_by_relaxed, saliency
+from jaxlimit.pruning.stepwise import stepwise_order
 
 # A share of ε that dead weights may take, far below what decides between masks.
 _DEAD_SHARE = 1e-3
@@ -194,13 +195,7 @@ class Network:
         if live.sum() > most:
             chosen = np.asarray(by_saliency(self, signed=False) < most)
         values = np.asarray(weights)[chosen]
-        rows = self._curved(
-            curvature.factor_rows,
-            mask=chosen,
-            matrix=self.matrix,
-            max_rows=max(1, int(self.budget.flops / values.size**2)),
-            where=self.where,
-        )
+        rows = self.rows_at(weights, chosen)
         pieces, matrix, factor = (piece * values for piece in rows), None, None
         if self._fits_by_factor:
             factor = np.concatenate(list(pieces))
@@ -212,6 +207,20 @@ class Network:
             removed = self.operator(jnp.where(outside, weights, 0))
             slope = slope + values * np.asarray(removed)[chosen]
         return Support(chosen, slope, matrix, factor, not outside.any())
+
+    def rows_at(self, weights: Float[Array, "D"], mask: Bool[np.ndarray, "D"]) -> Any:
+        """Return pieces of the rows of G's factor at some weights, on those of a mask."""
+        loss, _, _, operands = self.source
+        return curvature.factor_rows(
+            loss,
+            self.problem.unflatten(weights),
+            self._some[0],
+            *operands,
+            mask=mask,
+            matrix=self.matrix,
+            max_rows=max(1, int(self.budget.flops / int(mask.sum()) ** 2)),
+            where=self.where,
+        )
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -313,6 +322,18 @@ def _by_greedy(network: Network, cautious: bool = False) -> Int[Array, "D"] | No
     return jnp.asarray(order)
 
 
+def _by_stepwise(network: Network) -> Int[Array, "D"] | None:
+    support, limit = network.support, network.dense_loss + network.epsilon
+    if support is None or support.matrix is None:
+        return None
+    if loss_of_mask(network.problem, jnp.asarray(support.chosen)) > limit:
+        return None
+    by_live = support.is_all
+    order = _by_live_magnitude(network) if by_live else by_saliency(network, signed=False)
+    found = stepwise_order(network.problem, order, support.chosen, network.rows_at, limit=limit)
+    return jnp.asarray(found.order)
+
+
 ORDERS: dict[str, Callable[[Network], Int[Array, "D"] | None]] = {
     "magnitude": _by_magnitude,
     "live magnitude": _by_live_magnitude,
@@ -321,6 +342,7 @@ ORDERS: dict[str, Callable[[Network], Int[Array, "D"] | None]] = {
     "relaxed": _by_relaxed,
     "greedy": _by_greedy,
     "cautious greedy": partial(_by_greedy, cautious=True),
+    "stepwise greedy": _by_stepwise,
 }
 
 WHY_NONE = {

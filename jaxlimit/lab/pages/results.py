@@ -101,6 +101,8 @@ WAYS = {
     "absolute saliency": "the same with absolute terms",
     "relaxed": "the relaxed point of the certificate, rounded",
     "greedy": "greedy on the quadratic over the live weights",
+    "cautious greedy": "the same, gains of the gradient taken for nothing",
+    "stepwise greedy": "greedy, the quadratic made anew at the masks on the way",
     "polished": "exchanges of weights at the best of these",
 }
 

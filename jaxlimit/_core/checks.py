@@ -112,13 +112,17 @@ def check_range(
     name: str, value: Any, low: float = -jnp.inf, high: float = jnp.inf, *, open_low: bool = False
 ) -> None:
     """Raise unless every entry of `value` is within [low, high]; traced values pass unchecked."""
-    check_real(name, value)
+    dtype = check_real(name, value)
     if not is_concrete(value):
         return
-    with jax.ensure_compile_time_eval():
-        array = jnp.asarray(value)
+    with jax.ensure_compile_time_eval(), np.errstate(over="ignore"):
+        # Of a number without JAX, which would take hold of its devices for that.
+        if isinstance(value, int | float):
+            array = np.asarray(value).astype(dtype if isinstance(value, float) else int)
+        else:
+            array = jnp.asarray(value)
         above = array > low if open_low else array >= low
-        inside = bool(jnp.all(above & (array <= high)))
+        inside = bool((above & (array <= high)).all())
     if not inside:
         left = "(" if open_low else "["
         raise ValueError(f"{name} must lie in {left}{low}, {high}], got {value}")

@@ -40,6 +40,7 @@ def state(folder):
 # One process for all, since each would take seconds for its imports alone.
 ASK_EACH = """
 import contextlib, io, runpy, sys
+from jax._src import xla_bridge
 for path in sys.argv[1:]:
     sys.argv = [path, "--help"]
     said = io.StringIO()
@@ -51,6 +52,9 @@ for path in sys.argv[1:]:
         code = end.code
     assert not code, f"{path}: {code}"
     assert "--help" in said.getvalue(), path
+    assert not xla_bridge.backends_are_initialized(), f"{path} computed something"
+    slow = {"orbax.checkpoint", "sklearn", "tensorflow_datasets"} & set(sys.modules)
+    assert not slow, f"{path} imported {slow}, which takes seconds"
 """
 
 

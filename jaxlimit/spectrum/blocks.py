@@ -102,9 +102,8 @@ def _measure(operator, key, mask, *, num_steps, num_probes, reorthogonalize) -> 
     return measure_from(result, dim=int(mask.sum()))
 
 
-def _measure_alone(operator, key, mask, *, num_steps, **settings) -> SpectralMeasure:
-    num_steps = min(num_steps, int(mask.sum()))
-    return spectral_measure(operator.restrict(mask), key, num_steps=num_steps, **settings)
+def _measure_alone(operator, key, mask, **settings) -> SpectralMeasure:
+    return spectral_measure(operator.restrict(mask), key, **settings)
 
 
 @partial(jax.jit, static_argnums=(3, 4))
@@ -120,4 +119,5 @@ def _run(operator, keys, mask, num_steps, reorthogonalize):
 
 
 def _projected(operator, mask, vector):
-    return jnp.where(mask, operator(jnp.where(mask, vector, 0)), 0)
+    # No vector of a run that starts in the block leaves it.
+    return jnp.where(mask, operator(vector), 0)

@@ -177,6 +177,12 @@ def test_a_circular_cone_by_the_latitude_of_a_direction(dim, angle):
         assert near == pytest.approx(float(found), rel=1e-12)
 
 
+def test_a_circular_cone_in_float32_where_the_cosine_rounds_to_one():
+    for dim in (1e6, 1e8):
+        found = geometry.statistical_dimension_circular_cone(jnp.float32(dim), jnp.float32(0.7))
+        assert found == pytest.approx(dim * np.sin(0.7) ** 2 + np.cos(1.4), rel=1e-5)
+
+
 @pytest.mark.usefixtures("wide")
 @pytest.mark.parametrize(("dim", "nonzero"), [(100, 1), (100, 40), (1e6, 3), (10, 9.5)])
 def test_the_descent_cone_is_the_least_over_thresholds(dim, nonzero):

@@ -108,12 +108,18 @@ def measure(seed, dim):
 
 
 @pytest.mark.parametrize("negative", ["abs", "clip"])
-def test_errors_of_the_coupling_are_those_of_a_quotient(negative):
+@pytest.mark.parametrize(("dims", "ridge"), [((50, 20, 30), 0.6), ((4, 2, 2), 0.1)])
+def test_errors_of_the_coupling_are_those_of_a_quotient(negative, dims, ridge):
     """By the delta method for Σ t_l / t, each end of the whole pulling the other way."""
-    whole, parts = measure(0, 50), {"a": measure(1, 20), "b": measure(2, 30)}
-    found = coupling(whole, parts, 0.6, negative=negative)
-    trace = lambda m: lower_bound(m, 1.0, 0.3, negative=negative)  # noqa: E731
-    total, shares = trace(whole), [(0.4, trace(parts["a"])), (0.6, trace(parts["b"]))]
+    whole, parts = measure(0, dims[0]), {"a": measure(1, dims[1]), "b": measure(2, dims[2])}
+    found = coupling(whole, parts, ridge, negative=negative)
+    trace = lambda m: lower_bound(m, 1.0, ridge / 2, negative=negative)  # noqa: E731
+    if negative == "abs" and ridge < 0.5:
+        assert trace(parts["a"]).upper == 1  # else both ends would be as far
+    total, shares = (
+        trace(whole),
+        [(dim / dims[0], trace(part)) for dim, part in zip(dims[1:], parts.values(), strict=True)],
+    )
     quotient = sum(share * float(t.value) for share, t in shares) / float(total.value)
     assert found.value == pytest.approx(quotient - 1, rel=1e-5)
 

@@ -62,6 +62,40 @@ def test_blocks_of_a_network_are_as_by_their_own_operators():
         assert np.abs(nodes[:, None] - np.linalg.eigvalsh(dense)).min(1).max() < 1e-4
 
 
+def test_each_block_has_probes_of_its_own_on_the_sphere_of_its_entries(symmetric):
+    """The first coefficients, α₁ = vᵀHv and β₁ = ‖Hv - α₁v‖ within the block, by hand."""
+    H, blocks = symmetric
+    key, matvec = jax.random.key(3), jax.tree_util.Partial(jnp.matmul, jnp.asarray(H, jnp.float32))
+    blocks = blocks | {"a again": blocks["a"]}
+    found = spectrum.block_measures(matvec, key, blocks, num_steps=30, num_probes=2)
+    for i, (name, mask) in enumerate(blocks.items()):
+        recurrence = found[name].recurrence
+        assert recurrence.diagonal.shape == (2, 16)  # as deep as the largest block
+        for j, k in enumerate(jax.random.split(jax.random.fold_in(key, i), 2)):
+            v = np.where(mask, np.asarray(spectrum.probe(k, 30), float), 0)
+            v /= np.linalg.norm(v)
+            image = np.where(mask, H @ v, 0)
+            alpha = v @ image
+            assert recurrence.diagonal[j, 0] == pytest.approx(alpha, abs=1e-5)
+            beta = np.linalg.norm(image - alpha * v)
+            assert recurrence.off_diagonal[j, 0] == pytest.approx(beta, abs=1e-5)
+    loose = spectrum.block_measures(
+        matvec, key, blocks, num_steps=30, num_probes=2, reorthogonalize="none"
+    )
+    assert (loose["a"].recurrence.diagonal != found["a"].recurrence.diagonal).any()
+
+
+def test_blocks_of_an_operator_that_is_read_on_the_host():
+    data = np.random.default_rng(3).normal(size=(3, 8, 6)).astype(np.float32)
+    loss = lambda w, x: jnp.mean((x @ w) ** 2)  # noqa: E731
+    streamed = curvature.hessian_matvec_over(loss, jnp.ones(6), lambda: iter(data))
+    mask = np.array([1, 1, 0, 1, 0, 0], bool)
+    found = spectrum.block_measures(streamed, jax.random.key(0), {"some": mask}, num_steps=9)
+    rows = data.reshape(-1, 6).astype(float)
+    exact = np.linalg.eigvalsh((2 * rows.T @ rows / 24)[np.ix_(mask, mask)])
+    np.testing.assert_allclose(np.sort(found["some"].nodes[0]), exact, rtol=1e-4)
+
+
 def test_progress_and_bad_blocks(symmetric):
     H, blocks = symmetric
     matvec = jax.tree_util.Partial(jnp.matmul, jnp.asarray(H, jnp.float32))

@@ -154,6 +154,34 @@ def test_leave_one_out_estimates_follow_their_definition(quantity):
     np.testing.assert_allclose(estimate.upper - estimate.lower, 2 * half_width, rtol=1e-3)
 
 
+def test_hutch_plus_plus_follows_its_definition():
+    """tr QᵀHQ of the sketch, and Hutchinson's forms of the signs projected off it."""
+    matrix, key = dense(SPECTRA["indefinite"]), jax.random.key(5)
+    found = traces.hutch_plus_plus(operator(matrix), key, dim=DIM, num_matvecs=14)
+    sketch_key, residual_key = jax.random.split(key)
+    probes = np.float64(jax.random.normal(sketch_key, (4, DIM)))
+    q = np.linalg.qr(matrix @ probes.T)[0]
+    signs = [
+        jax.random.rademacher(k, (DIM,), jnp.float32) for k in jax.random.split(residual_key, 6)
+    ]
+    left = np.float64(signs) - np.float64(signs) @ q @ q.T
+    samples = np.trace(q.T @ matrix @ q) + np.sum(left * (left @ matrix), axis=1)
+    np.testing.assert_allclose(found.value, samples.mean(), rtol=1e-4)
+    np.testing.assert_allclose(found.standard_error, samples.std(ddof=1) / 6**0.5, rtol=1e-3)
+
+
+def test_hutch_plus_plus_counts_the_products_of_its_sketch_before_those_of_the_rest():
+    """H sees three entries, which the sketch takes off the signs: all others stay ±1."""
+    first = jnp.arange(40) < 3
+
+    def matvec(vector):
+        is_sign = jnp.abs(jnp.abs(vector[10]) - 1) < 1e-5
+        return jnp.where(is_sign, jnp.nan, 1) * jnp.where(first, (1 + jnp.arange(40)) * vector, 0)
+
+    with pytest.raises(FloatingPointError, match="NaN or infinity in product 6"):
+        traces.hutch_plus_plus(matvec, jax.random.key(0), dim=40, num_matvecs=10)
+
+
 def test_xtrace_agrees_with_matfree_on_the_same_test_vectors():
     stochtrace = pytest.importorskip("matfree.stochtrace")
     matrix, key, k = dense(SPECTRA["decaying"]), jax.random.key(5), 9

@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxlimit.studies.data import count_examples, held_batches
+    from jaxlimit.studies.data import Held, count_examples, held_batches, hold
     from jaxlimit.studies.estimation import (
         LimitEstimate,
         LimitSettings,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Budget",
+    "Held",
     "LayerStudy",
     "LimitEstimate",
     "LimitSettings",
@@ -36,6 +37,7 @@ __all__ = [
     "count_examples",
     "estimate_limit",
     "held_batches",
+    "hold",
     "layer_limits",
     "layer_masks",
     "prune_to",
@@ -44,7 +46,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "data": ("count_examples", "held_batches"),
+    "data": ("Held", "count_examples", "held_batches", "hold"),
     "estimation": ("LimitEstimate", "LimitSettings", "check_deterministic", "estimate_limit"),
     "layers": ("LayerStudy", "layer_limits", "layer_masks"),
     "pruning_to": ("PrunedTo", "prune_to"),

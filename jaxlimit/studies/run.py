@@ -318,6 +318,7 @@ def about(task: Task, command: str | None = None) -> dict[str, Any]:
         "jax": jax.__version__,
         "params": fingerprint(task.params),
         "num_examples": count_examples(task.batches),
+        "num_given": task.num_given or count_examples(task.batches),
         "num_held_out": 0 if task.held_out is None else count_examples(task.held_out),
         "checkpoint": None if task.checkpoint is None else str(task.checkpoint.path),
         "zero_weights": float(np.mean(weights == 0)),

@@ -1,10 +1,20 @@
 """Data in all the forms that users have it in."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlimit.studies import Task, check_task, count_examples, held_batches, study
+from jaxlimit import StudySettings
+from jaxlimit.studies import (
+    Task,
+    check_task,
+    count_examples,
+    held_batches,
+    hold,
+    study,
+    study_task,
+)
 
 
 class Tensor:
@@ -75,8 +85,36 @@ def test_what_are_no_batches_is_refused():
         held_batches({"a", "b"} - {"a", "b"})
     with pytest.raises(TypeError, match="arrays of numbers"):
         held_batches(Objects())
-    with pytest.raises(MemoryError, match="after 2 batches"):
-        held_batches(Loader(), memory=100)
+    with pytest.raises(MemoryError, match=r"one batch of batches takes .* make batches smaller"):
+        held_batches(Loader(), memory=50)
+
+
+class Long:
+    """Many batches of one number each."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __iter__(self):
+        return (np.full((1, 2), i, np.float32) for i in range(self.count))
+
+
+@pytest.mark.parametrize(("count", "room", "stride"), [(7, 7, 1), (8, 7, 2), (100, 7, 16)])
+def test_of_a_loader_that_does_not_fit_every_so_manieth_batch_is_held(count, room, stride):
+    found = hold(Long(count), memory=8 * room)
+    assert found.num_given == count
+    assert [int(batch[0, 0]) for batch in found.batches] == list(range(0, count, stride))
+    assert sum(batch.nbytes for batch in found.batches) <= 8 * room
+
+
+def test_a_study_says_of_how_many_examples_it_is():
+    settings = StudySettings(quiet=True, num_ratios=9, epsilon=0.1)
+    task = Task(lambda w, batch: jnp.mean((batch @ w) ** 2), jnp.ones(2), Long(100), memory=8 * 7)
+    found = study_task(task, key=jax.random.key(0), budget=0.0, settings=settings)
+    assert (found.about["num_given"], found.about["num_examples"]) == (100, 7)
+    assert "Of the loader's 100 training examples 7, evenly spread, are all that" in str(found)
+    wanted = np.mean([(2.0 * i) ** 2 for i in range(0, 100, 16)])
+    np.testing.assert_allclose(found.measured.dense_loss, wanted, rtol=1e-6)
 
 
 class Objects:
@@ -108,8 +146,6 @@ def test_a_task_is_checked():
 
 
 def test_study_refuses_before_it_makes_a_folder(tmp_path):
-    import jax
-
     with pytest.raises(TypeError, match="gone through more than once"):
         study(loss, jnp.ones(2), iter(Loader()), key=jax.random.key(0), folder=tmp_path / "run")
     with pytest.raises(TypeError, match="budget must be seconds"):

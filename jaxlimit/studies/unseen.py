@@ -70,6 +70,7 @@ def _p_value(lost: np.ndarray, weights: np.ndarray, tolerance: float) -> float:
 def _per_example(problem: Problem, keep: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return the accuracy of each held-out example that counts by itself, and its weight."""
     task, params = problem.task, problem.masked(keep)
+    assert task.accuracy is not None
     accuracy, operands = mean_loss(task.accuracy, params, task.held_out, task.operands)
     examples = group_batches(task.held_out)
     values, weights = example_losses(accuracy, params, examples, operands)

@@ -53,8 +53,12 @@ def test_no_public_function_has_more_than_ten_arguments():
     functions = dict(public_functions())
     assert len(functions) > 300
     many = {name: len(named_arguments(f)) for name, f in functions.items()}
-    many.pop("jaxlimit.studies.run.study")  # eleven, since its mesh came
     assert not {name: count for name, count in many.items() if count > MOST_ARGUMENTS}
+
+
+def test_a_study_names_the_option_that_was_meant():
+    with pytest.raises(TypeError, match="study has no argument 'budgte': did you mean 'budget'"):
+        jaxlimit.study(None, None, None, key=jax.random.key(0), budgte=1)
 
 
 def body_lines(function):

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from jaxtyping import PRNGKeyArray
 
 import jaxlimit
 from jaxlimit import curvature, spectrum
-from jaxlimit._core.checks import check_key
+from jaxlimit._core.checks import check_key, check_keywords
 from jaxlimit._core.digests import fingerprint
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
 from jaxlimit.studies import findings, stages, unseen
@@ -35,6 +35,23 @@ class _SpentError(Exception):
     """The budget of seconds is spent in the middle of a stage."""
 
 
+class StudyOptions(TypedDict, total=False):
+    """Keyword options of `study`: how far it goes, where it is kept, and on which devices.
+
+    Attributes:
+        budget: seconds, or a `Budget` of seconds and products; what does not fit is left out and
+            named in `missing`.
+        folder: where every finished stage and the spectrum's checkpoints are kept; the same study
+            asked for again goes on from there.
+        mesh: devices that share the training examples and the vectors of the spectrum, a
+            `jax.sharding.Mesh` over devices of this process. A study begun on others goes on here.
+    """
+
+    budget: Any
+    folder: str | os.PathLike | None
+    mesh: Mesh | None
+
+
 def study(
     loss: Callable,
     params: Any,
@@ -44,10 +61,8 @@ def study(
     held_out: Any = None,
     accuracy: Callable | None = None,
     where: Where = is_weight,
-    budget: Any = None,
-    folder: str | os.PathLike | None = None,
     settings: StudySettings | None = None,
-    mesh: Mesh | None = None,
+    **options: Unpack[StudyOptions],
 ) -> Study:
     """Find out from both sides how far a trained network can be pruned.
 
@@ -69,19 +84,15 @@ def study(
         accuracy: `accuracy(params, batch, *operands)`, the share of a batch that is right, for the
             limit by accuracy and the guarantee.
         where: which leaves are weights under study.
-        budget: seconds, or a `Budget` of seconds and products; what does not fit is left out and
-            named in `missing`.
-        folder: where every finished stage and the spectrum's checkpoints are kept; the same study
-            asked for again goes on from there.
         settings: a `StudySettings`.
-        mesh: devices that share the training examples and the vectors of the spectrum, a
-            `jax.sharding.Mesh` over devices of this process. A study begun on others goes on here.
+        **options: see `StudyOptions`.
 
     Returns:
         A `Study`; print it, or `.save(folder)` its report.
 
     Raises:
-        TypeError: for arguments of a wrong kind, such as a generator for `batches`.
+        TypeError: for arguments of a wrong kind, such as a generator for `batches`, or an option
+            that there is not; names the nearest.
         ValueError: for empty data, parameters that are not finite, or a loss that is not
             deterministic.
         InUseError: if another process works in `folder`.
@@ -94,8 +105,10 @@ def study(
     >>> round(8 * result.measured.by_loss)  # all but the weight that is 0
     7
     """
+    check_keywords("study", options, [*StudyOptions.__annotations__, "settings"])
+    mesh = options.pop("mesh", None)
     task = Task(loss, params, batches, operands, held_out, accuracy, where, mesh=mesh)
-    return study_task(task, key=key, budget=budget, folder=folder, settings=settings)
+    return study_task(task, key=key, settings=settings, **options)
 
 
 def study_task(

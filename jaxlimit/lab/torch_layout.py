@@ -2,7 +2,6 @@
 
 import itertools
 
-import jax
 import numpy as np
 
 LEAF_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
@@ -10,6 +9,8 @@ LEAF_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "va
 
 def renamed(*trees) -> dict[str, np.ndarray]:
     """Rename and transpose Flax leaves [h, w, in, out], [in, out] to those of a state dict."""
+    import jax  # here, so that PyTorch's side of a benchmark runs where there is no JAX
+
     state = {}
     for path, leaf in itertools.chain(*map(jax.tree_util.tree_leaves_with_path, trees)):
         *modules, name = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
@@ -21,6 +22,7 @@ def renamed(*trees) -> dict[str, np.ndarray]:
 
 def restored(like, named):
     """Lay arrays by their names in PyTorch out as the Flax leaves of a tree: undoes `renamed`."""
+    import jax
 
     def leaf_of(path, leaf):
         *modules, name = jax.tree_util.keystr(path, simple=True, separator="/").split("/")

@@ -257,14 +257,21 @@ def conclude(summary: dict[str, dict[str, Any]], config: Config) -> str:
         if theirs <= own
     ]
     return (
-        f"At the accuracy of the plain l1 network less a point, ours keeps {mine['mean']:.3%} "
-        f"(± {mine['spread']:.3%}) within a budget of {config.epochs} epochs (it took "
-        f"{mine['cost']:.0f}), {end['mean']:.3%} to the end (at {end['cost']:.0f}); the best of "
-        f"the others, {best}, {others[best]['mean']:.3%} (± {others[best]['spread']:.3%}). "
+        "At the accuracy of the plain l1 network less a point, ours keeps "
+        f"{shown(mine)} for a budget of {config.epochs} epochs (it took "
+        f"{mine['cost']:.0f}), {shown(end)} to the end (at {end['cost']:.0f}); "
+        f"the best of the others, {best}, {shown(others[best])}. "
         f"Claimed: ours the fewest within the budget; the claim {'holds' if held else 'fails'}. "
         f"Within the budget it loses to: "
         f"{', '.join(lost) or 'none'}."
     )
+
+
+def shown(row: dict[str, Any]) -> str:
+    """Show what a way keeps, or that in some seed nothing it tried was as accurate."""
+    if max(row["kept"]) >= 1:
+        return "nothing that is as accurate"
+    return f"{row['mean']:.3%} ± {row['spread']:.3%}"
 
 
 def main(config: Config) -> None:
@@ -301,7 +308,7 @@ def main(config: Config) -> None:
     sentence = conclude(summary, config)
     table = markdown_table({
         "way": list(summary),
-        "kept": [f"{row['mean']:.3%} ± {row['spread']:.3%}" for row in summary.values()],
+        "kept": [shown(row) for row in summary.values()],
         "gradient evaluations, epochs": [f"{row['cost']:.0f}" for row in summary.values()],
     })  # fmt: skip
     plotting.save(figures.plot_ways(results, targets), config.output / "way_to_prune.png")

@@ -195,7 +195,7 @@ def _shrink_heads(leaves: dict[str, np.ndarray], at: str) -> None:
     out, value = leaves[f"{at}/out/kernel"], leaves[f"{at}/value/kernel"]
     gone = (out == 0).all((1, 2))
     constant = (value == 0).all((0, 2)) & ~gone
-    bias, name = np.float64(leaves[f"{at}/value/bias"]), f"{at}/out/bias"
+    bias, name = leaves[f"{at}/value/bias"].astype(np.float64), f"{at}/out/bias"
     shift = np.einsum("hd,hdo->o", bias[constant], out[constant])
     leaves[name] = (leaves[name] + shift).astype(leaves[name].dtype)
     gone = gone | constant

@@ -21,7 +21,7 @@ from jaxlimit.pruning.dead import Live, find_live
 from jaxlimit.pruning.greedy import gram, greedy_order
 from jaxlimit.pruning.masked import MaskedLoss, loss_of_mask
 from jaxlimit.pruning.saliency import order_by, order_by_relaxed, saliency
-from jaxlimit.pruning.stepwise import stepwise_order
+from jaxlimit.pruning.stepwise import MOST_ROUNDS, stepwise_order
 
 # A share of ε that dead weights may take, far below what decides between masks.
 _DEAD_SHARE = 1e-3
@@ -208,8 +208,13 @@ class Network:
             slope = slope + values * np.asarray(removed)[chosen]
         return Support(chosen, slope, matrix, factor, not outside.any())
 
-    def rows_at(self, weights: Float[Array, "D"], mask: Bool[np.ndarray, "D"]) -> Any:
-        """Return pieces of the rows of G's factor at some weights, on those of a mask."""
+    def rows_at(
+        self, weights: Float[Array, "D"], mask: Bool[np.ndarray, "D"], share: float = 1.0
+    ) -> Any:
+        """Return pieces of the rows of G's factor at some weights, on those of a mask.
+
+        From fewer examples, where forming A would take more than a share of the budget's flops.
+        """
         loss, _, _, operands = self.source
         return curvature.factor_rows(
             loss,
@@ -218,7 +223,7 @@ class Network:
             *operands,
             mask=mask,
             matrix=self.matrix,
-            max_rows=max(1, int(self.budget.flops / int(mask.sum()) ** 2)),
+            max_rows=max(1, int(share * self.budget.flops / int(mask.sum()) ** 2)),
             where=self.where,
         )
 
@@ -330,7 +335,9 @@ def _by_stepwise(network: Network) -> Int[Array, "D"] | None:
         return None
     by_live = support.is_all
     order = _by_live_magnitude(network) if by_live else by_saliency(network, signed=False)
-    found = stepwise_order(network.problem, order, support.chosen, network.rows_at, limit=limit)
+    # All its quadratics together may take as much as the one at w.
+    rows_at = partial(network.rows_at, share=1 / MOST_ROUNDS)
+    found = stepwise_order(network.problem, order, support.chosen, rows_at, limit=limit)
     return jnp.asarray(found.order)
 
 

@@ -11,7 +11,7 @@ from jaxlimit.pruning.greedy import gram, greedy_order
 from jaxlimit.pruning.masked import MaskedLoss, derivatives_at_mask, loss_of_mask
 
 _STEPS = (0.25, 0.1, 0.04)
-_MOST_ROUNDS = 16
+MOST_ROUNDS = 16
 
 
 class Stepwise(NamedTuple):
@@ -50,7 +50,7 @@ def stepwise_order(
     order, kept = np.array(order), np.array(kept)
     weights, zeros = np.asarray(problem.weights), jnp.zeros_like(problem.weights)
     step, rounds = 0, 0
-    while kept.any() and rounds < _MOST_ROUNDS:
+    while kept.any() and rounds < MOST_ROUNDS:
         rounds += 1
         where = np.flatnonzero(kept)
         gradient, _ = derivatives_at_mask(problem, jnp.asarray(kept), zeros)

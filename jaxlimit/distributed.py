@@ -93,7 +93,7 @@ def all_devices() -> Mesh | None:
 def _start(resume: str, start_seconds: int) -> None:
     named = _described()
     processes = f"all {named['num_processes']}" if "num_processes" in named else "all"
-    # Said now, for JAX ends a process whose partners die or never come without asking Python.
+    # Said now: where partners die or never come, JAX ends a process without asking Python.
     print(
         f"waiting up to {start_seconds} s for {processes} processes of the job to begin at "
         f"{os.environ.get('JAX_COORDINATOR_ADDRESS', 'the place that the cluster names')}; "

@@ -44,7 +44,7 @@ class MatvecSettings(TypedDict, total=False):
             at once, and never computes it again; "forward-over-reverse" recomputes it for each
             product, batch by batch; "reverse-over-reverse" does the same for losses with functions
             that know no forward mode (`jax.custom_vjp`); "auto" (default) linearises where that
-            takes at most `memory_budget`, and in reverse where forward mode fails.
+            takes at most `memory_budget`, and goes in reverse where forward mode fails.
         memory_budget: bytes that a linearisation may hold (default 4 GiB).
         product_dtype: None, or a narrower type such as `jnp.bfloat16` for the operands of the
             linear part's matrix products, which still accumulate in the type of `params`; the

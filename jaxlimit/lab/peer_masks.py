@@ -102,9 +102,9 @@ def sparse_gpt(
 ) -> Float[np.ndarray, "in out"]:
     """Prune one input after the other and let the inputs behind it make up for what went.
 
-    At the start of each block of inputs those weights are chosen whose score, ½ wᵢⱼ² over the i-th
-    diagonal entry of the inverse of H on the inputs from i on, is at most the threshold. The
-    published choice is a share of each block; a threshold lets layers differ.
+    At the start of each block of inputs the weights with a score of at most the threshold are
+    chosen, the score being ½ wᵢⱼ² over the i-th diagonal entry of the inverse of H on the inputs
+    from i on. The published choice is a share of each block; a threshold lets layers differ.
 
     Frantar, Alistarh (2023), "SparseGPT: Massive Language Models Can be Accurately Pruned in
     One-Shot".

@@ -49,9 +49,9 @@ def two_pass_eigenpairs(
         mesh: devices that each keep a part of every vector; see `tridiagonalize`.
 
     Returns:
-        `Eigenpairs`, the most extreme first, their vectors of norm 1. Those have converged whose
-        residual norm is at most ε^(2/3) of the largest eigenvalue of T; since copies cannot be
-        found, they are never complete.
+        `Eigenpairs`, the most extreme first, their vectors of norm 1. A pair has converged if its
+        residual norm is at most ε^(2/3) of the largest eigenvalue of T. They are never complete,
+        since copies cannot be found.
 
     Raises:
         TypeError: as `tridiagonalize`, and under `jit`, `vmap` or `scan`.

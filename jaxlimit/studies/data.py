@@ -64,7 +64,7 @@ def hold(batches: Any, *, name: str = "batches", memory: float | None = None) ->
     if isinstance(batches, Iterator):
         raise TypeError(
             f"{name} must be gone through more than once, got a {type(batches).__name__}, which "
-            "one pass uses up: give list(...) of it, or an object whose __iter__ starts anew"
+            "one pass uses up: give list(...) of it, or an object that __iter__ starts again"
         )
     if _is_data(batches):
         first_batch(batches)  # raises where there is none

@@ -264,10 +264,8 @@ def metric_of(
         rng = np.random.default_rng(0)
         for _ in range(num_probes):
             signs = 2 * rng.integers(0, 2, weights.size, np.int8) - 1
-            row = multiply(signs.astype(weights.dtype))
-            row *= row
-            metric += row
-        np.sqrt(metric, out=metric)
+            # No square, which may leave the range of the type.
+            np.hypot(metric, multiply(signs.astype(weights.dtype)), out=metric)
     largest = metric.max()
     metric /= largest if largest > 0 else 1
     return np.maximum(metric, _LEAST_METRIC, out=metric).astype(jnp.bfloat16)

@@ -18,9 +18,11 @@ from jaxtyping import PRNGKeyArray
 
 import jaxlimit
 from jaxlimit import curvature, spectrum
+from jaxlimit._core.batches import first_batch
 from jaxlimit._core.checks import check_key, check_keywords
 from jaxlimit._core.digests import fingerprint
-from jaxlimit._core.weights import Where, flatten_weights, is_weight
+from jaxlimit._core.origin import program_digest
+from jaxlimit._core.weights import Where, flatten_weights, is_weight, selected
 from jaxlimit.studies import findings, stages, unseen
 from jaxlimit.studies.data import count_examples
 from jaxlimit.studies.display import Display
@@ -150,7 +152,8 @@ class _Runner:
         self.can_stop = False
         identity = fingerprint(
             task.params, task.batches, task.operands, task.held_out, jax.random.key_data(key),
-            repr(dataclasses.replace(settings, quiet=False)),
+            repr(dataclasses.replace(settings, quiet=False)), selected(task.params, task.where),
+            *_programs(task),
         )  # fmt: skip
         self.store = Store(folder, identity)
         self.problem = Problem(task, key, settings, self._on_progress)
@@ -315,6 +318,16 @@ class _Runner:
         spent = time.monotonic() - self.began >= self.budget.seconds
         if self.can_stop and spent and done < total:
             raise _SpentError
+
+
+def _programs(task: Task) -> list[str]:
+    """Tell what the loss and the accuracy compute, so that others find no stage of theirs."""
+    accuracy_data = task.batches if task.held_out is None else task.held_out
+    return [
+        repr(program_digest(function, task.params, first_batch(data), *task.operands))
+        for function, data in ((task.loss, task.batches), (task.accuracy, accuracy_data))
+        if function is not None
+    ]
 
 
 def about(task: Task, command: str | None = None) -> dict[str, Any]:

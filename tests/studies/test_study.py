@@ -155,6 +155,33 @@ def test_one_writer(tmp_path):
         small(folder=tmp_path)
 
 
+@pytest.mark.parametrize("change", ["loss", "closed over", "where", "accuracy"])
+def test_another_loss_finds_no_stage_of_this_one(change, tmp_path):
+    """In the same folder, with the same weights, data and settings."""
+    scale = {"of": 1.0}
+
+    def squares(params, batch):
+        return jnp.mean((scale["of"] * (batch @ params["a"] @ params["b"]) - 1) ** 2)
+
+    def cubes(params, batch):
+        return jnp.mean(jnp.abs(batch @ params["a"] @ params["b"] - 1) ** 3)
+
+    params = {"a": jnp.array([[1.0, 2.0], [0.5, 1.0], [3.0, 0.1]]), "b": jnp.array([0.5, 0.3])}
+    batches = jax.random.normal(jax.random.key(1), (2, 16, 3))
+    settings = StudySettings(epsilon=0.1, num_ratios=6, quiet=True)
+    kept = {"key": jax.random.key(0), "budget": 0.0, "folder": tmp_path, "settings": settings}
+    task = {"loss": squares, "params": params, "batches": batches, "accuracy": squares}
+    first = study(**task, **kept).measured
+    if change == "closed over":
+        scale["of"] = 1.01
+    other = {"closed over": {}, "where": {"where": lambda name, leaf: name == "a"}}
+    task |= other.get(change, {change: cubes})
+    found, fresh = (study(**task, **kept | {"folder": f}).measured for f in (tmp_path, None))
+    name = "accuracies" if change == "accuracy" else "losses"
+    np.testing.assert_array_equal(getattr(found, name), getattr(fresh, name))
+    assert not np.array_equal(getattr(found, name), getattr(first, name))
+
+
 def test_a_study_that_fails_leaves_no_folder(tmp_path):
     def broken(w, batch):
         return jnp.mean(batch @ w) * jnp.nan

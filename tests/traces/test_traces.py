@@ -154,6 +154,22 @@ def test_leave_one_out_estimates_follow_their_definition(quantity):
     np.testing.assert_allclose(estimate.upper - estimate.lower, 2 * half_width, rtol=1e-3)
 
 
+@pytest.mark.parametrize("block_size", [1, 4])
+def test_the_diagonal_by_hutchinson_follows_its_definition(block_size):
+    """Mean and spread of z ⊙ Hz over 14 signs, in whole blocks and a rest."""
+    matrix, key = dense(SPECTRA["indefinite"]), jax.random.key(5)
+    settings = {"num_matvecs": 14, "method": "hutchinson", "block_size": block_size}
+    found = traces.diagonal(operator(matrix), key, dim=DIM, **settings)
+    keys = jax.random.split(key, 14)
+    signs = np.float64([jax.random.rademacher(k, (DIM,), jnp.float32) for k in keys])
+    samples = signs * (signs @ matrix)
+    error = samples.std(0, ddof=1) / 14**0.5
+    np.testing.assert_allclose(found.value, samples.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.standard_error, error, rtol=1e-4)
+    half_width = stats.t.ppf(0.975, 13) * error
+    np.testing.assert_allclose(found.upper - found.value, half_width, rtol=1e-3)
+
+
 def test_hutch_plus_plus_follows_its_definition():
     """tr QᵀHQ of the sketch, and Hutchinson's forms of the signs projected off it."""
     matrix, key = dense(SPECTRA["indefinite"]), jax.random.key(5)

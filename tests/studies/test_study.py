@@ -170,12 +170,17 @@ def test_another_loss_finds_no_stage_of_this_one(change, tmp_path):
     batches = jax.random.normal(jax.random.key(1), (2, 16, 3))
     settings = StudySettings(epsilon=0.1, num_ratios=6, quiet=True)
     kept = {"key": jax.random.key(0), "budget": 0.0, "folder": tmp_path, "settings": settings}
-    task = {"loss": squares, "params": params, "batches": batches, "accuracy": squares}
+
+    def near(params, batch, within=1.0):
+        return jnp.mean(jnp.abs(batch @ params["a"] @ params["b"] - 1) < within, dtype=jnp.float32)
+
+    task = {"loss": squares, "params": params, "batches": batches, "accuracy": near}
     first = study(**task, **kept).measured
     if change == "closed over":
         scale["of"] = 1.01
     other = {"closed over": {}, "where": {"where": lambda name, leaf: name == "a"}}
-    task |= other.get(change, {change: cubes})
+    other["accuracy"] = {"accuracy": lambda params, batch: near(params, batch, within=2.0)}
+    task |= other.get(change, {"loss": cubes})
     found, fresh = (study(**task, **kept | {"folder": f}).measured for f in (tmp_path, None))
     name = "accuracies" if change == "accuracy" else "losses"
     np.testing.assert_array_equal(getattr(found, name), getattr(fresh, name))

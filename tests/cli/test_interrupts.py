@@ -11,7 +11,6 @@ import pytest
 from jaxlimit import Task, limits, reports
 from jaxlimit.cli import actions, main
 from jaxlimit.cli.main import _terminate
-from jaxlimit.lab.console import Stages
 from jaxlimit.studies import stages
 from jaxlimit.studies.display import Display
 
@@ -132,32 +131,6 @@ def test_a_study_goes_on_after_either_signal_in_every_stage(here, capsys, monkey
     assert main(STUDY) == 0
     assert outcome(here / "runs" / "small-task") == outcome(here / "whole")
     assert not list(here.rglob(".*.tmp"))
-
-
-RUN = ["run", "--model", "fc5", "--epochs", "3", "--max-images", "128", "--num-steps", "4",
-       "--num-gap-steps", "2", "--num-ratios", "4", "--checkpoint-every", "2"]  # fmt: skip
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_after_either_signal_in_every_stage(here, capsys, monkeypatch):
-    pytest.importorskip("sklearn")
-    sender = Sender(monkeypatch)
-    sender.watch_bars(Stages)
-    time = Stages.time
-
-    @contextlib.contextmanager
-    def timed(display, name):
-        with time(display, name):
-            yield
-            sender.pass_by(name)
-
-    monkeypatch.setattr(Stages, "time", timed)
-    assert main([*RUN, "--output", "whole"]) == 0
-    for place in [place for place in sender.places if place != "data"]:
-        for number in SIGNALS:
-            sender.interrupts([*RUN, "--output", "halting"], place, number, capsys)
-    assert main([*RUN, "--output", "halting"]) == 0
-    assert outcome(here / "halting" / "seed-0") == outcome(here / "whole" / "seed-0")
 
 
 def test_a_second_signal_while_the_first_is_told_is_ignored(here, monkeypatch):

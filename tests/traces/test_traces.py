@@ -170,6 +170,15 @@ def test_the_diagonal_by_hutchinson_follows_its_definition(block_size):
     np.testing.assert_allclose(found.upper - found.value, half_width, rtol=1e-3)
 
 
+def test_a_failed_product_of_a_later_block_is_named_by_its_place_in_all():
+    key = jax.random.key(5)
+    tenth = jax.random.rademacher(jax.random.split(key, 14)[9], (DIM,), jnp.float32)
+    matvec = lambda v: jnp.where(jnp.vdot(v, tenth) == DIM, jnp.nan, 1) * v  # noqa: E731
+    settings = {"num_matvecs": 14, "method": "hutchinson", "block_size": 4}
+    with pytest.raises(FloatingPointError, match="NaN or infinity in product 9"):
+        traces.diagonal(matvec, key, dim=DIM, **settings)
+
+
 def test_hutch_plus_plus_follows_its_definition():
     """tr QᵀHQ of the sketch, and Hutchinson's forms of the signs projected off it."""
     matrix, key = dense(SPECTRA["indefinite"]), jax.random.key(5)

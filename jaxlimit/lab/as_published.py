@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from jaxlimit import limits, spectrum
 from jaxlimit._core.checks import check_count, check_range
-from jaxlimit.training import DataLoss, augment
+from jaxlimit.training import augment
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(64)
 
@@ -172,7 +172,7 @@ def gap_by_two_readings(
 
 
 def batch_tolerance(
-    loss: DataLoss,
+    loss: Callable,
     params: Any,
     state: Any,
     data: Any,
@@ -184,7 +184,7 @@ def batch_tolerance(
     """Measure ε as their loader gives it: the spread of the losses of shuffled, augmented batches.
 
     Args:
-        loss: with its normalisation.
+        loss: `loss(params, batch, state)`, as from `training.make_loss` with its normalisation.
         params: w*.
         state: what the network keeps beside them.
         data: images uint8 and labels.

@@ -80,7 +80,7 @@ def certificate(
     diagonal of A, of adaptive length, the price θ of a weight following the iterates. On the
     networks tried, 100 products end within 3 % of the best. Costs num_products
     products, each with a sort of D entries. Memory beside the operator, its argument and result,
-    and what is given: 6 floats a live weight, on the host (6.8 measured). Weights that are zero, and with
+    and what is given: 6 floats a live weight, on the host (6.8 measured). Zero weights, and with
     `diagonal` those without curvature and gradient, are set aside.
 
     That B is positive semi-definite is checked where it is cheap: at z = 1, along each step, and by

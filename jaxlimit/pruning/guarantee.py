@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from scipy import special
 
 from jaxlimit._core.batches import check_like, group_batches
-from jaxlimit._core.checks import check_range
+from jaxlimit._core.checks import as_array, check_count, check_range
 from jaxlimit._core.losses import example_losses, mean_loss
 from jaxlimit.pruning.magnitude import apply_mask
 
@@ -126,7 +126,11 @@ def hoeffding_bentkus(means: Any, level: float, num_examples: int) -> Float[np.n
 
     Hoeffding (1963), theorem 1; Bentkus (2004), theorem 1.1.
     """
+    as_array("means", means)
     means = np.asarray(means, np.float64)
+    check_range("means", means, 0, 1)
+    check_range("level", level, 0, 1)
+    check_count("num_examples", num_examples)
     below = np.minimum(means, level)
     entropy = special.rel_entr(below, level) + special.rel_entr(1 - below, 1 - level)
     hoeffding = np.exp(-num_examples * entropy)
@@ -136,6 +140,8 @@ def hoeffding_bentkus(means: Any, level: float, num_examples: int) -> Float[np.n
 
 
 def _check_losses(dense: Any, pruned: Any, bounds: Any) -> tuple[np.ndarray, np.ndarray, tuple]:
+    for name, losses in {"dense_losses": dense, "pruned_losses": pruned}.items():
+        as_array(name, losses)
     dense, pruned = np.asarray(dense), np.asarray(pruned)
     if dense.ndim != 1 or pruned.ndim != 2 or pruned.shape[1] != dense.size or not pruned.size:
         raise ValueError(

@@ -95,8 +95,8 @@ def order_by_relaxed(relaxed: Float[Array, "D"], gradient: Any) -> Int[Array, "D
     >>> order_by_relaxed(jnp.array([1.0, 0.0, 0.0]), jnp.array([0.0, 2.0, 3.0]))
     Array([2, 1, 0], dtype=int32)
     """
-    check_floating_tree("gradient", gradient)
-    return _places_of_relaxed(relaxed, jnp.asarray(gradient))
+    gradient, relaxed = flat_vectors(gradient=gradient, relaxed=relaxed)
+    return _places_of_relaxed(relaxed, gradient)
 
 
 @jax.jit

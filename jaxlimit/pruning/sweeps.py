@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxlimit._core import magnitudes, scale, sharding, shares
-from jaxlimit._core.checks import check_floating_tree, check_range, check_real
+from jaxlimit._core.checks import as_array, check_floating_tree, check_range, check_real
 from jaxlimit._core.estimate import value_of
 from jaxlimit._core.losses import mean_loss
 from jaxlimit._core.memory import catching_refusals
@@ -119,7 +119,7 @@ def magnitude_sweep(
 
 
 def _check_ratios(ratios: Any) -> Float[Array, "r"]:
-    ratios = jnp.atleast_1d(jnp.asarray(ratios, jnp.float32))
+    ratios = jnp.atleast_1d(as_array("ratios", ratios).astype(jnp.float32))
     if ratios.ndim != 1 or not ratios.size:
         raise ValueError(f"ratios must be a non-empty vector, got shape {ratios.shape}")
     check_range("ratios", ratios, 0, 1)

@@ -64,7 +64,7 @@ def _p_value(lost: np.ndarray, weights: np.ndarray, tolerance: float) -> float:
         return float(special.bdtr(lost.sum(), lost.size, tolerance))
     # w(lost - t) is above 0 in expectation where the weighted share is above t.
     mean = tolerance + (weights * (lost - tolerance)).mean()
-    return float(pruning.hoeffding_bentkus(mean, tolerance, lost.size))
+    return float(pruning.hoeffding_bentkus(np.clip(mean, 0, 1), tolerance, lost.size))
 
 
 def _per_example(problem: Problem, keep: Any) -> tuple[np.ndarray, np.ndarray]:

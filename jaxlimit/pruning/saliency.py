@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlimit._core.checks import check_floating_tree
-from jaxlimit._core.weights import flat_vectors
+from jaxlimit._core.weights import check_kept, flat_vectors
 
 
 def saliency(
@@ -68,6 +68,8 @@ def order_by(scores: Float[Array, "D"], live: Bool[Array, "D"] | None = None) ->
     Array([3, 0, 1, 2], dtype=int32)
     """
     check_floating_tree("scores", scores)
+    if live is not None:
+        live = check_kept("live", live, jnp.size(scores))
     return _places(scores if live is None else jnp.where(live, scores, -jnp.inf))
 
 

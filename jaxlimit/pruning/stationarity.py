@@ -76,11 +76,18 @@ def kept_by_layer(mask: Any, *, where: Where = is_weight) -> dict[str, tuple[int
     Returns:
         The counts (kept, all) by the leaf's path.
 
+    Raises:
+        ValueError: if an entry is neither Boolean nor 0 or 1.
+
     >>> import jax.numpy as jnp
     >>> kept_by_layer({"Dense_0": {"kernel": jnp.array([True, False])}})
     {'Dense_0/kernel': (1, 2)}
     """
     paths = jax.tree_util.tree_leaves_with_path(mask)
+    for path, leaf in paths:
+        if not np.isin(np.asarray(leaf), (0, 1)).all():
+            where_it_is = jax.tree_util.keystr(path)
+            raise ValueError(f"mask{where_it_is} must hold Booleans, or 0 and 1, got other numbers")
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): (
             int(np.asarray(leaf).sum()),

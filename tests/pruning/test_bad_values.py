@@ -23,6 +23,10 @@ NAN = float("nan")
             "dense_losses",
         ),
         (lambda: pruning.order_by_relaxed(jnp.array([NAN, 0.0]), jnp.ones(2)), "relaxed"),
+        (lambda: pruning.kept_by_layer({"a": jnp.array([2.0, 3.0])}), "mask"),
+        (lambda: pruning.kept_by_layer({"a": jnp.array([NAN, 1.0])}), "mask"),
+        (lambda: pruning.order_by(jnp.ones(3), jnp.array([NAN, 0, 1])), "live"),
+        (lambda: pruning.order_by(jnp.ones(3), jnp.ones(2, bool)), "live"),
         (lambda: pruning.order_by_relaxed(jnp.ones(3), jnp.ones(2)), "gradient"),
         (
             lambda: pruning.magnitude_sweep(

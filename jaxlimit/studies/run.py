@@ -108,9 +108,9 @@ def study(
     7
     """
     check_keywords("study", options, [*StudyOptions.__annotations__, "settings"])
-    mesh = options.pop("mesh", None)
+    mesh, budget, folder = (options.get(name) for name in ("mesh", "budget", "folder"))
     task = Task(loss, params, batches, operands, held_out, accuracy, where, mesh=mesh)
-    return study_task(task, key=key, settings=settings, **options)
+    return study_task(task, key=key, budget=budget, folder=folder, settings=settings)
 
 
 def study_task(

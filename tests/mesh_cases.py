@@ -739,7 +739,7 @@ def test_another_problem_does_not_go_on(mesh, tmp_path):
         spectrum.run_probes(lambda v: 2 * v, jax.random.key(0), dim=99, mesh=mesh, **settings)
     with pytest.raises(ValueError, match="another run, which differs in key"):
         spectrum.run_probes(matvec, jax.random.key(1), dim=103, mesh=mesh, **settings)
-    with pytest.raises(ValueError, match="recurrence of another operator"):
+    with pytest.raises(ValueError, match=r"another run, which differs in operator\.program"):
         spectrum.run_probes(
             lambda v: 1.01 * matvec(v), jax.random.key(0), dim=103, mesh=mesh, **settings
         )

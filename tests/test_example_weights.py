@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import jaxlimit
-from jaxlimit import curvature, limits, planning, pruning, studies
+from jaxlimit import curvature, limits, planning, pruning, studies, training
 from jaxlimit.studies import StudySettings
 
 KEY = jax.random.key(0)
@@ -124,6 +124,19 @@ def held_out(of_outputs, batches):
     return (weights * jnp.stack([dense, *pruned])).sum(1) / weights.sum()
 
 
+def refitted(of_outputs, batches):
+    mask = jax.tree.map(lambda leaf: jnp.arange(leaf.size).reshape(leaf.shape) % 2 == 0, PARAMS)
+    found = pruning.refit(split(of_outputs), PARAMS, batches, mask=mask, num_rounds=2)
+    return np.array(found.losses)
+
+
+def proximal(of_outputs, batches):
+    found = training.proximal_steps(
+        plain(of_outputs), PARAMS, batches, l1=0.01, rate=0.1, num_steps=3
+    )
+    return found.loss
+
+
 def order_of(of_outputs, batches):
     order = jnp.arange(DIM)[::-1]
     found = pruning.smallest_of_order(
@@ -168,10 +181,12 @@ TAKES_LOSS = {
     "pruning.magnitude_sweep": lambda f, b: (
         pruning.magnitude_sweep(plain(f), PARAMS, b, [0.1, 0.5, 1.0]).losses
     ),
+    "pruning.refit": refitted,
     "pruning.smallest_mask": search,
     "pruning.smallest_of_order": order_of,
     "studies.layer_limits": layers,
     "study": studied,
+    "training.proximal_steps": proximal,
 }
 # Of these the numbers are not those of repeated examples.
 OTHERS = {

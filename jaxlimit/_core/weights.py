@@ -82,7 +82,6 @@ def describe_selection(params: Any, where: Where = is_weight) -> str:
     """Say in one line which leaves are left out, and which look like a scale but are kept.
 
     >>> import jax.numpy as jnp
-    import numpy as np
     >>> describe_selection({"ln_1": {"scale": jnp.ones(2)}, "fc": {"kernel": jnp.ones((2, 2))}})
     '4 of 6 parameters are under study; left out: ln_1/scale (2)'
     """
@@ -223,7 +222,6 @@ def flatten_weights(
         ValueError: if a leaf is not finite, or nothing is selected.
 
     >>> import jax.numpy as jnp
-    import numpy as np
     >>> vector, unflatten = flatten_weights({"bias": jnp.ones(2), "kernel": jnp.zeros((2, 2))})
     >>> unflatten(vector + 1)["bias"]
     Array([2., 2.], dtype=float32)

@@ -109,7 +109,8 @@ class Slopes(NamedTuple):
         """Return |dρ| for a change of ε by `error`, where dρ/dε itself may overflow."""
         none = epsilon == 0
         relative = self.log_radius / 2 * (error / jnp.where(none, 1, epsilon))
-        return jnp.abs(jnp.where(none, self.epsilon * error, relative))
+        from_none = jnp.where(error == 0, 0, self.epsilon) * error
+        return jnp.abs(jnp.where(none, from_none, relative))
 
 
 def find(
@@ -145,11 +146,9 @@ def slopes(criterion: Criterion, measure: SpectralMeasure, at: Crossing, epsilon
     # than all that went: the excess jumps past 0, at a ratio that nothing moves.
     moves = (fall > 0) & jnp.isfinite(fall)
     none = epsilon == 0
-    by_epsilon = jnp.where(
-        none,
-        by_ridge * relative_ridge(at.radius, 1.0, unit),
-        by_log / jnp.where(none, 1, epsilon),
-    )
+    # A radius too small to be squared makes the ridge of any ε infinite, and 0·∞ no slope.
+    at_none = jnp.where(by_ridge == 0, 0, by_ridge * relative_ridge(at.radius, 1.0, unit))
+    by_epsilon = jnp.where(none, at_none, by_log / jnp.where(none, 1, epsilon))
     rates = jnp.stack([jnp.ones_like(fall), by_epsilon, -2 * by_log])
     return Slopes(*jnp.where(moves, rates / jnp.where(moves, fall, 1), 0))
 

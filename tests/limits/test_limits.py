@@ -191,6 +191,7 @@ vectors = hnp.arrays(np.float32, 6, elements=st.one_of(floats, st.sampled_from([
 @hypothesis.given(vectors, vectors, st.floats(0, 1e4, width=32))
 @hypothesis.example(np.float32([1e-25, 0, 0, 0, 0, 0]), np.ones(6, np.float32), 0.0)
 @hypothesis.example(np.float32([1e-25, 1, 0, 0, 0, 0]), np.ones(6, np.float32), 1e-30)
+@hypothesis.example(np.zeros(6, np.float32), np.full(6, 1e-27, np.float32), 0.0)
 def test_limit_on_any_spectrum(eigenvalues, weights, epsilon):
     limit = limits.pruning_limit(exact_measure(eigenvalues), weights, epsilon)
     excess = excesses(eigenvalues, weights, np.float64(epsilon)) if epsilon > 0 else None

@@ -1,4 +1,4 @@
-"""The tables of docs/speed.md and docs/kink_at_zero.md, from the results of the benchmarks."""
+"""The tables of docs/speed.md, convolutions.md and kink_at_zero.md, from results of benchmarks."""
 
 from functools import partial
 from pathlib import Path
@@ -143,10 +143,40 @@ def alternatives(cases: dict[str, dict]) -> str:
     return markdown_table(columns)
 
 
+def networks(root: Path) -> str:
+    """Build the table of whole steps and products of convolutional networks beside PyTorch."""
+    columns: dict[str, list[str]] = {
+        "case": [],
+        "operands": [],
+        "ours": [],
+        "PyTorch": [],
+        "of it": [],
+    }
+    for path in sorted((root / FOLDER).glob("convolutional_networks-*.json")):
+        result = read_json(path)
+        settings, seconds = result["settings"], result["seconds"]
+        rates = {
+            side: [settings["num_images"] / taken["wall"][which] for which in ("minimum", "median")]
+            for side, taken in seconds.items()
+        }
+        if "torch" not in rates:
+            continue
+        work, network, pixels = settings["case"].split()
+        columns["case"].append(f"{work}, {network}, {pixels} pixels a side")
+        columns["operands"].append(settings["dtype"])
+        for side, title in {"ours": "ours", "torch": "PyTorch"}.items():
+            columns[title].append("{:.3g} ({:.3g})".format(*rates[side]))
+        columns["of it"].append(f"{rates['ours'][0] / rates['torch'][0]:.2f}")
+    return markdown_table(columns)
+
+
 def blocks(root: Path) -> dict[str, dict[str, str]]:
     """Return what is written between the markers of the pages, by page and marker."""
     bullets = "\n".join(f"- {remark}" for remark in remarks(root))
-    pages = {"docs/speed.md": {"speeds": f"{speeds(root)}\n\n{bullets}"}}
+    pages = {
+        "docs/speed.md": {"speeds": f"{speeds(root)}\n\n{bullets}"},
+        "docs/convolutions.md": {"networks": networks(root)},
+    }
     if kink := read(root, "kink_at_zero"):
         pages["docs/kink_at_zero.md"] = {
             "kink": f"{kink['table']}\n\n{kink['conclusion']}",

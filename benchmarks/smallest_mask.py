@@ -22,7 +22,7 @@ import tyro
 from jaxlimit import curvature, limits, pruning
 from jaxlimit.lab import peer_masks, sides_table
 from jaxlimit.lab.console import console
-from jaxlimit.lab.content import write_json
+from jaxlimit.lab.content import settings, write_json
 from jaxlimit.lab.environment import environment
 from jaxlimit.lab.trained import Trained, trained_fc5
 
@@ -189,7 +189,11 @@ def masks(trained: Trained, seed: int) -> dict[str, Any]:
 def main(config: Config) -> None:
     """Train or find the networks, measure, and write the results, after each network anew."""
     path = config.output / f"smallest_mask_{config.dataset}.json"
-    content: dict[str, Any] = {"config": config, "networks": [], "environment": environment()}
+    content: dict[str, Any] = {
+        "config": settings(config),
+        "networks": [],
+        "environment": environment(),
+    }
     first = None
     for seed in config.seeds:
         folder = config.folder / config.dataset / f"seed-{seed}" / "checkpoint"

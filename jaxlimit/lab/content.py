@@ -35,6 +35,13 @@ def plain(tree: Any) -> Any:
     return str(tree) if isinstance(tree, Path) else tree
 
 
+def settings(config: Any) -> dict[str, Any]:
+    """Return what of a script's config bears on its result: all but the paths of one machine."""
+    fields = [field.name for field in dataclasses.fields(config)]
+    values = {name: getattr(config, name) for name in fields}
+    return {name: plain(value) for name, value in values.items() if not isinstance(value, Path)}
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write results as JSON with a digest, whole or not at all; `read_json` reads them."""
     path.parent.mkdir(parents=True, exist_ok=True)

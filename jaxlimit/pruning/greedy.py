@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from jaxlimit._core.checks import check_count
 
 _BLOCK = 1024
+LOOKED_AT = 256  # rows of a matrix that are held against its columns
 
 Columns = Callable[[Int[np.ndarray, "b"]], Float[np.ndarray, "b n"]]
 
@@ -55,8 +56,8 @@ def greedy_order(
         A `Removal`.
 
     Raises:
-        ValueError: if neither or both of `matrix` and `factor` are given, or shapes do not fit, or
-            something is not finite.
+        ValueError: if neither or both of `matrix` and `factor` are given, shapes do not fit,
+            something is not finite, or `matrix` is plainly asymmetric in its first rows.
 
     >>> import numpy as np
     >>> greedy_order(np.array([0.0, -0.5, 0.0]), np.diag([2.0, 4.0, 6.0])).rises
@@ -85,6 +86,9 @@ def _check(slope: np.ndarray, matrix: Any, factor: Any) -> tuple[Columns, np.nda
     if not np.isfinite(slope).all() or not np.isfinite(diagonal).all():
         raise ValueError(f"slope and {name} must be finite, got NaN or infinity")
     if factor is None:
+        apart = np.abs(given[:LOOKED_AT] - given[:, :LOOKED_AT].T).max(initial=0)
+        if apart > 1e-4 * np.abs(diagonal).max(initial=0):
+            raise ValueError(f"matrix must be symmetric, got entries that differ by {apart:.3g}")
         return (lambda block: given if block.size == n else given[block]), diagonal
     return (lambda block: given[:, block].T @ given), diagonal
 

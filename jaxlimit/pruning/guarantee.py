@@ -152,6 +152,8 @@ def _check_losses(dense: Any, pruned: Any, bounds: Any) -> tuple[np.ndarray, np.
         raise ValueError("dense_losses and pruned_losses must both be losses or both correctness")
     if dense.dtype == bool:
         dense, pruned, bounds = ~dense, ~pruned, (0.0, 1.0)
+    if bounds is not None and as_array("bounds", bounds).shape != (2,):
+        raise ValueError(f"bounds must be a pair (low, high), got {bounds!r}")
     if bounds is None or not np.isfinite(bounds).all() or not bounds[0] < bounds[1]:
         raise ValueError(
             f"bounds must be the finite ends (low, high) of a single loss, got {bounds}: a mean "

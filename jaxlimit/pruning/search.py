@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, PRNGKeyArray
 
 from jaxlimit import limits
-from jaxlimit._core.checks import check_choice, check_key, check_range
+from jaxlimit._core.checks import check_choice, check_key, check_range, check_type
 from jaxlimit._core.estimate import value_of
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, is_weight
@@ -182,6 +182,7 @@ def smallest_mask(
     check_key("key", key)
     epsilon = value_of(epsilon)
     check_range("epsilon", epsilon, 0)
+    check_type("budget", budget, Budget)
     for name in budget._fields:
         check_range(f"budget.{name}", float(getattr(budget, name)), 0)
     for method in methods:

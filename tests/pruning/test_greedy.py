@@ -80,6 +80,8 @@ def test_bad_input():
         pruning.greedy_order(slope, np.full((3, 3), np.nan))
     with pytest.raises(ValueError, match="block_size"):
         pruning.greedy_order(slope, factor=factor, block_size=0)
+    with pytest.raises(ValueError, match="matrix must be symmetric"):
+        pruning.greedy_order(slope, np.triu(np.ones((3, 3))))
 
 
 def test_exchanges_keep_their_books_and_never_pass_the_budget():

@@ -108,6 +108,10 @@ def test_bad_input():
         run(dense, dense[None], [0.5], epsilon=0.2)
     with pytest.raises(ValueError, match="bounds"):
         run(dense, dense[None], [0.5], epsilon=0.2, bounds=(0, np.inf))
+    with pytest.raises(TypeError, match="bounds must be real numbers"):
+        run(dense, dense[None], [0.5], epsilon=0.2, bounds="ab")
+    with pytest.raises(ValueError, match="bounds must be a pair"):
+        run(dense, dense[None], [0.5], epsilon=0.2, bounds=(0, 1, 2))
     with pytest.raises(ValueError, match="pruned_losses must lie within"):
         run(dense, dense[None] + 1.5, [0.5], **settings)
     with pytest.raises(ValueError, match="dense_losses must lie within"):

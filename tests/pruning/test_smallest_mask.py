@@ -290,6 +290,8 @@ def test_bad_input():
         search(w, batches, float("nan"), jnp.float32)
     with pytest.raises(ValueError, match="methods must be one of"):
         pruning.smallest_mask(LINEAR, w, batches, epsilon=1.0, key=KEY, methods=("magic",))
+    with pytest.raises(TypeError, match="budget must be a Budget"):
+        pruning.smallest_mask(LINEAR, w, batches, epsilon=1.0, key=KEY, budget=3)
     nan = curvature.split_loss(lambda w, batch: batch[0] @ w * jnp.nan, squares)
     with pytest.raises(FloatingPointError, match="finite"):
         pruning.smallest_mask(nan, jnp.ones(D), batches, epsilon=1.0, key=KEY)

@@ -22,7 +22,7 @@ import tyro
 from jaxlimit import curvature, limits, pruning
 from jaxlimit.lab import peer_masks, sides_table
 from jaxlimit.lab.console import console
-from jaxlimit.lab.content import settings, write_json
+from jaxlimit.lab.content import without_paths, write_json
 from jaxlimit.lab.environment import environment
 from jaxlimit.lab.trained import Trained, trained_fc5
 
@@ -190,7 +190,7 @@ def main(config: Config) -> None:
     """Train or find the networks, measure, and write the results, after each network anew."""
     path = config.output / f"smallest_mask_{config.dataset}.json"
     content: dict[str, Any] = {
-        "config": settings(config),
+        "config": without_paths(config),
         "networks": [],
         "environment": environment(),
     }

@@ -23,7 +23,7 @@ from scipy.stats import spearmanr
 from jaxlimit import datasets, flatten_weights, limits, plotting, pruning, studies
 from jaxlimit.lab import runs
 from jaxlimit.lab.console import Stages, console
-from jaxlimit.lab.content import write_json
+from jaxlimit.lab.content import without_paths, write_json
 from jaxlimit.lab.environment import environment
 from jaxlimit.lab.markdown import markdown_table
 from jaxlimit.lab.settings import TRIAL, RunConfig
@@ -151,8 +151,8 @@ def main(config: Config) -> None:
         | {name: [f"{r['kept'][name] / dim:.3%}" for r in results] for name in names}
         | {"correlation": [f"{r['correlation']:.2f}" for r in results]}
     )  # fmt: skip
-    content = {"sentence": sentence, "results": results, "table": table, "config": config,
-               "environment": environment()}  # fmt: skip
+    content = {"sentence": sentence, "results": results, "table": table,
+               "config": without_paths(config), "environment": environment()}  # fmt: skip
     write_json(config.output / "result.json", content)
     console.print(table, soft_wrap=True)
     console.print(sentence)

@@ -27,7 +27,7 @@ import tyro
 from jaxlimit import curvature, datasets, flatten_weights, limits, plotting, pruning, spectrum
 from jaxlimit.lab import as_published, figures, live, runs
 from jaxlimit.lab.console import Stages, console
-from jaxlimit.lab.content import write_json
+from jaxlimit.lab.content import without_paths, write_json
 from jaxlimit.lab.environment import environment
 from jaxlimit.lab.markdown import markdown_table
 from jaxlimit.lab.results import read_result, read_spectrum
@@ -203,7 +203,8 @@ def main(config: Config) -> None:
         tables["seeds"] = tabulate(by_seed, "")
     sentence = conclude(found, chains)
     content = {"sentence": sentence, "rows": rows, "beside": found, "chains": chains,
-               "tables": tables, "config": config, "environment": environment()}  # fmt: skip
+               "tables": tables, "config": without_paths(config),
+               "environment": environment()}  # fmt: skip
     write_json(config.output / "as_published.json", content)
     columns = {f"{run}, {depth} steps": row[depth] for run, row in rows.items() for depth in row}
     columns |= {f"seed {c['seed']}": c["readings"] for c in chains}

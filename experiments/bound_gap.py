@@ -19,7 +19,7 @@ import tyro
 from jaxlimit import plotting
 from jaxlimit.lab import figures
 from jaxlimit.lab.console import console
-from jaxlimit.lab.content import write_json
+from jaxlimit.lab.content import without_paths, write_json
 from jaxlimit.lab.environment import environment
 from jaxlimit.lab.markdown import markdown_table
 from jaxlimit.lab.results import RunResult, read_result
@@ -117,7 +117,7 @@ def main(config: Config) -> None:
     figure = figures.plot_gaps(rows, title="The published bounds and the gap Δ between them")
     plotting.save(figure, config.output / "bound_gap.png")
     content = {"sentence": sentence, "rows": rows, "table": laid_out,
-               "config": config, "environment": environment()}  # fmt: skip
+               "config": without_paths(config), "environment": environment()}  # fmt: skip
     write_json(config.output / "result.json", content)
     console.print(laid_out, soft_wrap=True)
     console.print(sentence)

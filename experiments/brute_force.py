@@ -20,7 +20,7 @@ import tyro
 
 from jaxlimit import curvature, flatten_weights, pruning
 from jaxlimit.lab.console import console
-from jaxlimit.lab.content import settings, write_json
+from jaxlimit.lab.content import without_paths, write_json
 from jaxlimit.lab.environment import environment
 from jaxlimit.lab.markdown import markdown_table
 
@@ -150,8 +150,8 @@ def main(config: Config) -> None:
                      for c in rows)]  # fmt: skip
     table = markdown_table(columns)
     sentence = f"Sides that did not hold: {', '.join(broken) or 'none'} (claim: none)."
-    content = {"sentence": sentence, "table": table, "counts": counts, "config": settings(config),
-               "environment": environment()}  # fmt: skip
+    content = {"sentence": sentence, "table": table, "counts": counts,
+               "config": without_paths(config), "environment": environment()}  # fmt: skip
     write_json(config.output / "result.json", content)
     console.print(table, soft_wrap=True)
     console.print(sentence)

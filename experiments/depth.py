@@ -18,7 +18,7 @@ import tyro
 from jaxlimit import limits, plotting, spectrum
 from jaxlimit.lab import figures
 from jaxlimit.lab.console import console
-from jaxlimit.lab.content import write_json
+from jaxlimit.lab.content import without_paths, write_json
 from jaxlimit.lab.environment import environment
 from jaxlimit.lab.results import read_result, read_spectrum
 
@@ -86,7 +86,7 @@ def main(config: Config) -> None:
         "sentences": sentences,
         "series": series,
         "runs": dict(zip(names, config.runs, strict=True)),
-        "config": config,
+        "config": without_paths(config),
         "environment": environment(),
     }
     write_json(output / "depth.json", content)

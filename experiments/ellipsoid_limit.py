@@ -23,7 +23,7 @@ import tyro
 from jaxlimit import limits, plotting
 from jaxlimit.lab import figures
 from jaxlimit.lab.console import Stages, console
-from jaxlimit.lab.content import write_json
+from jaxlimit.lab.content import without_paths, write_json
 from jaxlimit.lab.environment import environment
 from jaxlimit.lab.figures import QuadraticComparison
 from jaxlimit.spectrum import exact_measure
@@ -131,7 +131,7 @@ def main(config: Config) -> None:
             name.replace("\n", " "): [summarize(at) for at in series]
             for name, series in comparisons.items()
         },
-        "config": config,
+        "config": without_paths(config),
         "environment": environment(),
         "seconds": stages.seconds,
     }

@@ -28,7 +28,7 @@ import jaxlimit
 from jaxlimit import curvature, flatten_weights, limits, plotting, pruning, training
 from jaxlimit.lab import figures, live, runs
 from jaxlimit.lab.console import Stages, console
-from jaxlimit.lab.content import write_json
+from jaxlimit.lab.content import without_paths, write_json
 from jaxlimit.lab.environment import environment
 from jaxlimit.lab.markdown import markdown_table
 from jaxlimit.lab.settings import TRIAL, RunConfig
@@ -211,8 +211,8 @@ def main(config: Config) -> None:
     sentence, table = conclude(results), tabulate(results)
     figure = figures.plot_iterative(results[0])
     plotting.save(figure, config.output / "iterative_pruning.png")
-    content = {"sentence": sentence, "table": table, "results": results, "config": config,
-               "environment": environment()}  # fmt: skip
+    content = {"sentence": sentence, "table": table, "results": results,
+               "config": without_paths(config), "environment": environment()}  # fmt: skip
     write_json(config.output / "result.json", content)
     console.print(table, soft_wrap=True)
     console.print(sentence)

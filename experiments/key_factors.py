@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 from jaxlimit import limits, plotting, pruning, spectrum, training
 from jaxlimit.lab import figures, runs
 from jaxlimit.lab.console import Stages, console
-from jaxlimit.lab.content import plain, write_json
+from jaxlimit.lab.content import plain, without_paths, write_json
 from jaxlimit.lab.environment import environment
 from jaxlimit.lab.results import RunResult, known_result, read_spectrum
 from jaxlimit.lab.settings import RunConfig, Training
@@ -294,7 +294,7 @@ def main(config: Config) -> None:
         figure = figures.plot_rounds(rounds, first["epsilon"], title=title)
         plotting.save(figure, config.output / "rounds.png")
     content = {"rows": rows, "rank_correlations": table, "rounds": rounds, "sentences": sentences,
-               "config": config, "environment": environment()}  # fmt: skip
+               "config": without_paths(config), "environment": environment()}  # fmt: skip
     write_json(config.output / "result.json", content)
     console.print("\n".join(sentences))
 

@@ -27,7 +27,7 @@ from jaxlimit import curvature, datasets, flatten_weights, lanczos, limits, plot
 from jaxlimit import training as train
 from jaxlimit.lab import figures, runs
 from jaxlimit.lab.console import Stages, console
-from jaxlimit.lab.content import plain, read_json, write_json
+from jaxlimit.lab.content import plain, read_json, without_paths, write_json
 from jaxlimit.lab.environment import environment
 from jaxlimit.lab.markdown import markdown_table
 from jaxlimit.lab.settings import RunConfig
@@ -178,7 +178,7 @@ def main(config: Config) -> None:
     table = markdown_table(columns)
     figure = figures.plot_residuals(rows, claim=(RESIDUAL, RATIO))
     plotting.save(figure, config.output / "l1_and_l0.png")
-    content = {"sentence": sentence, "rows": rows, "table": table, "config": config,
+    content = {"sentence": sentence, "rows": rows, "table": table, "config": without_paths(config),
                "environment": environment()}  # fmt: skip
     write_json(config.output / "result.json", content)
     console.print(table, soft_wrap=True)

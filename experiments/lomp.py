@@ -18,7 +18,7 @@ import tyro
 from jaxlimit import distributed, plotting, training
 from jaxlimit.lab import figures, jobs, runs
 from jaxlimit.lab.console import Stages, console
-from jaxlimit.lab.content import write_json
+from jaxlimit.lab.content import without_paths, write_json
 from jaxlimit.lab.environment import environment
 from jaxlimit.lab.results import read_result
 from jaxlimit.lab.settings import FLAT, RunConfig
@@ -79,7 +79,7 @@ def fine_tune(config: Config, folder: Path) -> None:
             rows = prune(net, config, finetune, stages)
     dense = accuracy(net, net.trained, config.run.images_at_once)
     limits = known_limits(folder, config.run)
-    result = {"dense": dense, "rows": rows, "limits": limits, "config": config}
+    result = {"dense": dense, "rows": rows, "limits": limits, "config": without_paths(config)}
     result |= {"environment": environment(), "seconds": stages.seconds}
     if distributed.is_first():
         write_json(folder / "lomp.json", result)

@@ -17,7 +17,7 @@ from scipy.optimize import linprog
 
 from jaxlimit import geometry, plotting
 from jaxlimit.lab.console import Stages, console
-from jaxlimit.lab.content import write_json
+from jaxlimit.lab.content import without_paths, write_json
 from jaxlimit.lab.environment import environment
 from jaxlimit.lab.figures import Transition, plot_phase_transitions
 
@@ -204,7 +204,7 @@ def main(config: Config) -> None:
     result = {
         "sentence": sentence,
         "transitions": {t: [summarize(x) for x in series] for t, series in transitions.items()},
-        "config": config,
+        "config": without_paths(config),
         "environment": environment(),
     }
     write_json(config.output / "result.json", result)

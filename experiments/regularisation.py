@@ -27,7 +27,7 @@ import tyro
 from jaxlimit import datasets, flatten_weights, limits, plotting, pruning, training
 from jaxlimit.lab import figures, live, runs
 from jaxlimit.lab.console import Stages, console
-from jaxlimit.lab.content import write_json
+from jaxlimit.lab.content import without_paths, write_json
 from jaxlimit.lab.environment import environment
 from jaxlimit.lab.markdown import markdown_table
 from jaxlimit.lab.settings import TRIAL, RunConfig
@@ -209,7 +209,7 @@ def main(config: Config) -> None:
     sentence, table = conclude(summary), tabulate(summary)
     plotting.save(figures.plot_penalties(rows, chosen), config.output / "regularisation.png")
     content = {"sentence": sentence, "table": table, "rows": rows, "summary": summary,
-               "config": config, "environment": environment()}  # fmt: skip
+               "config": without_paths(config), "environment": environment()}  # fmt: skip
     write_json(config.output / "result.json", content)
     console.print(table, soft_wrap=True)
     console.print(sentence)

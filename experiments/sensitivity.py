@@ -21,7 +21,7 @@ import tyro
 from jaxlimit import curvature, datasets, flatten_weights, limits, plotting, spectrum
 from jaxlimit.lab import figures, runs
 from jaxlimit.lab.console import Stages, console
-from jaxlimit.lab.content import write_json
+from jaxlimit.lab.content import without_paths, write_json
 from jaxlimit.lab.environment import environment
 from jaxlimit.lab.markdown import markdown_table
 from jaxlimit.lab.results import kept_spectrum, read_result, read_spectrum
@@ -222,7 +222,7 @@ def main(config: Config) -> None:
         "sentence": sentence,
         "knobs": knobs,
         "table": laid_out,
-        "config": config,
+        "config": without_paths(config),
         "network": settings,
         "environment": environment(),
         "seconds": stages.seconds,

@@ -35,7 +35,7 @@ def plain(tree: Any) -> Any:
     return str(tree) if isinstance(tree, Path) else tree
 
 
-def settings(config: Any) -> dict[str, Any]:
+def without_paths(config: Any) -> dict[str, Any]:
     """Return what of a script's config bears on its result: all but the paths of one machine."""
     fields = [field.name for field in dataclasses.fields(config)]
     values = {name: getattr(config, name) for name in fields}

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxlimit import curvature, datasets, flatten_weights, pruning, studies, training
@@ -30,7 +29,7 @@ def find(net: Any, epsilon: Any, config: RunConfig, seed: int, stages: Stages) -
         )
     with stages.time("layers"):
         layers = _by_layer(net, problem, found, config, key)
-    pruned = jax.tree.map(lambda w, keep: jnp.where(keep, w, 0), net.trained.params, found.mask)
+    pruned = pruning.apply_mask(net.trained.params, found.mask)
     told = training.evaluate(
         net.module,
         pruned,

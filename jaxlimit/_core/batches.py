@@ -130,6 +130,21 @@ def mean_over(groups: tuple[Group, ...], of_batch: Callable[[Any], Array]) -> Ar
     return sum(means[1:], start=means[0])
 
 
+def each(function: Callable, rows: Any) -> Any:
+    """Map a function over the first axis of a pytree, all at once where it can be.
+
+    Some primitives have no batching rule, which each of them tells in a way of its own; with such
+    in it a function is called row by row.
+
+    >>> each(lambda x: 2 * x, jnp.arange(3))
+    Array([0, 2, 4], dtype=int32)
+    """
+    try:
+        return jax.vmap(function)(rows)
+    except Exception:  # whatever it is, one row alone raises it again
+        return jax.lax.map(function, rows)
+
+
 def check_like(name: str, tree: Any, params: Any) -> None:
     """Raise unless `tree` has the structure and shapes of `params`."""
     wanted, got = jax.tree.structure(params), jax.tree.structure(tree)

@@ -13,7 +13,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlimit._core.batches import Group, first_batch, group_batches, leading_size, mean_over
+from jaxlimit._core.batches import (
+    Group,
+    each,
+    first_batch,
+    group_batches,
+    leading_size,
+    mean_over,
+)
 from jaxlimit._core.checks import check_floating_tree, is_concrete
 from jaxlimit._core.functions import Frozen, frozen
 from jaxlimit._core.programs import canonical_convolutions
@@ -155,7 +162,7 @@ def weight_of(loss: MeanLoss, params: Any, batch: Any, *operands: Any) -> Float[
 def losses_of_batch(loss: MeanLoss, params: Any, batch: Any, operands: tuple) -> Float[Array, "n"]:
     """Return the losses of a batch's examples, which have no weights.
 
-    A loss that returns one number is asked for one example at a time, by `vmap` where it can be.
+    A loss that returns one number is asked for one example at a time.
     """
     if loss.kind == EACH:
         return loss.split(params, batch, *operands)[0]
@@ -163,10 +170,7 @@ def losses_of_batch(loss: MeanLoss, params: Any, batch: Any, operands: tuple) ->
     def of_example(example):
         return loss(params, jax.tree.map(lambda x: x[None], example), *operands)
 
-    try:
-        return jax.vmap(of_example)(batch)
-    except Exception:  # no batching rule, which every primitive tells in a way of its own
-        return jax.lax.map(of_example, batch)
+    return each(of_example, batch)
 
 
 def example_losses(

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxlimit._core import sharding, shares
-from jaxlimit._core.batches import leading_size
+from jaxlimit._core.batches import each, leading_size
 from jaxlimit._core.checks import check_choice, check_count, check_key, check_range, is_concrete
 from jaxlimit._core.functions import Frozen
 from jaxlimit._core.losses import WEIGHTED, MeanLoss, losses_of_batch, mean_loss
@@ -157,12 +157,12 @@ class _GaussNewton:
                 # The loss is handed the network's own types.
                 return _wide(self.output_loss(unravel(y.astype(flat.dtype)), example, *of_loss))
 
-            values, vectors = jnp.linalg.eigh(jax.hessian(loss)(y))
+            values, vectors = _eigh(jax.hessian(loss)(y))
             rounding = _CONVEX * jnp.finfo(flat.dtype).eps * (1 + jnp.abs(values).max())
             values = jnp.where(values.min() < -rounding, jnp.nan, jnp.maximum(values, 0))
             return vectors * jnp.sqrt(values)
 
-        return jax.vmap(of_example)(outputs, batch)
+        return each(lambda rows: of_example(*rows), (outputs, batch))
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,25 @@ def kind_of(
         split.apply, split.output_loss, params, batches, operands
     )
     return _GaussNewton(apply, output_loss), operands
+
+
+@jax.custom_batching.custom_vmap
+def _eigh(matrix: Float[Array, "m m"]) -> tuple[Float[Array, "m"], Float[Array, "m m"]]:
+    """Return eigenvalues and eigenvectors of a symmetric matrix; of many, one by one on a CPU.
+
+    There a batch is dealt out to the very threads that run the program. One thread waits for each
+    batch, so as many batches at once as there are threads, one for each size of batch and each
+    device, would wait for each other for ever.
+    """
+    values, vectors = jnp.linalg.eigh(matrix)
+    return values, vectors
+
+
+@_eigh.def_vmap
+def _eigh_of_many(_size: int, _batched: list[bool], matrices: Float[Array, "n m m"]) -> Any:
+    one_by_one = jax.default_backend() == "cpu"
+    found = jax.lax.map(_eigh, matrices) if one_by_one else tuple(jnp.linalg.eigh(matrices))
+    return found, (True, True)
 
 
 def _wide(array: Array) -> Array:
@@ -321,13 +340,13 @@ def _square(tree: Any) -> Any:
 
 
 def _sum_over(function: Callable, inputs: Any, at_once: int) -> Any:
-    """Sum a function over the first axis, some entries at once by `vmap`."""
+    """Sum a function over the first axis, some entries at once."""
     size = leading_size(inputs)
     at_once = min(max(at_once, 1), size)
     whole = size - size % at_once
 
     def of_chunk(chunk):
-        return jax.tree.map(lambda leaf: leaf.sum(0), jax.vmap(function)(chunk))
+        return jax.tree.map(lambda leaf: leaf.sum(0), each(function, chunk))
 
     if whole == at_once:
         total = of_chunk(jax.tree.map(lambda leaf: leaf[:whole], inputs))

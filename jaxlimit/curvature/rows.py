@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxlimit._core.batches import group_batches, leading_size
+from jaxlimit._core.batches import each, group_batches, leading_size
 from jaxlimit._core.checks import check_count, check_range
 from jaxlimit._core.programs import precise_products
 from jaxlimit._core.scale import wide_type
@@ -148,8 +148,8 @@ def _rows(kind, params, batch, operands, index):
             entries = [leaf.ravel()[index[place]] for place, leaf in pulled]
             return jnp.concatenate([leaf.astype(wide_type(leaf.dtype)) for leaf in entries])
 
-        return jax.vmap(row)(root.T)
+        return each(row, root.T)
 
     with precise_products():
-        rows = jax.vmap(of_example)(batch)
+        rows = each(of_example, batch)
     return rows.reshape(-1, rows.shape[-1])

@@ -32,7 +32,7 @@ def to_scipy(matvec: Any, dim: int | None = None, dtype: Any = None) -> LinearOp
         matvec: H, a symmetric `Array[D] -> Array[D]`; it may loop over data on the host
             (`curvature.hessian_matvec_over`).
         dim: D; an `Operator` knows it.
-        dtype: floating type of the products; float32 where `matvec` does not know.
+        dtype: floating type of the products; by default that of `matvec`, or float32.
 
     Returns:
         A symmetric `scipy.sparse.linalg.LinearOperator` of shape [D, D]. It counts its products in
@@ -139,7 +139,7 @@ def to_dense(
     Args:
         matvec: H, `Array[D] -> Array[D]`, symmetric or not; it may loop over data on the host.
         dim: D; an `Operator` knows it.
-        dtype: floating type of the products; float32 where `matvec` does not know.
+        dtype: floating type of the products; by default that of `matvec`, or float32.
         block_size: products made at once, by `vmap`; on the host they come one by one.
 
     Returns:

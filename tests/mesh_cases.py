@@ -752,7 +752,7 @@ def test_what_is_no_mesh_is_refused():
         curvature.hessian_matvec(*args, mesh="data")
     with pytest.raises(ValueError, match="mesh must have an axis"):
         curvature.hessian_matvec(*args, mesh=Mesh(np.array(jax.devices()[0]), ()))
-    with pytest.raises(ValueError, match="shard_params needs a mesh"):
+    with pytest.raises(ValueError, match="mesh must be given with shard_params"):
         curvature.hessian_matvec(*args, shard_params=True)
     with pytest.raises(ValueError, match="shard_params keeps no device's weights whole"):
         curvature.hessian_matvec(*args, mesh=AUTO, shard_params=True, mode="linearized")

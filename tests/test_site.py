@@ -47,6 +47,30 @@ def test_every_page_has_a_place():
     assert pages - listed == {"index"}
 
 
+NAME = r"[A-Z][\w'’]*[a-zé]"
+CITED = re.compile(
+    rf"((?:{NAME},\s+(?:#\s+)?)*{NAME}(?:\s+et\s+al\.)?)\s+\(?((?:1[89]|20)\d\d)\b(.)"
+)
+
+
+def test_works_are_cited_in_one_style_and_listed_on_one_page():
+    lines = (DOCS / "references.md").read_text().splitlines()
+    listed = [match[1] for line in lines if (match := re.match(r"- (.+? \(\d{4}\))\. ", line))]
+    assert listed == sorted(listed, key=str.lower)
+    assert len(listed) == len(set(listed)) > 50
+    cited, wrong = set(), []
+    for path in sorted(Path(jaxlimit.__file__).parent.rglob("*.py")):
+        text = path.read_text()
+        for match in CITED.finditer(text):
+            authors = re.sub(r"[\s#]+", " ", match[1])
+            work = f"{authors} ({match[2]})"
+            cited.add(work)
+            titled = text[match.end() :].lstrip(", \n").startswith('"')
+            wrong += [f"{path.name}: {work}"] if titled or work not in listed else []
+    assert not wrong, "cite authors (year), place; the title stands in docs/references.md"
+    assert cited == set(listed)
+
+
 @pytest.mark.parametrize("page", sorted((DOCS / "tutorials").glob("*.md")), ids=lambda p: p.stem)
 def test_tutorials_compile_and_call_what_is_there(page):
     cells = re.findall(r"```\{code-cell\} python\n(.*?)```", page.read_text(), re.DOTALL)

@@ -23,7 +23,7 @@ WIDE = 64  # fewest channels for which Winograd's products outweigh its sums
 NARROW = 128  # fewest channels for which a gradient is faster in bfloat16
 SHIFTED = 256  # the same for images
 FASTER = 1.3  # how much faster narrow products must be to be used; with instructions it is 1.9
-# Winograd's F(2x2, 3x3), by Lavin and Gray (2016): the kernel's side.
+# Winograd's F(2x2, 3x3), by Lavin, Gray (2016): the kernel's side.
 KERNEL_SIDE = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 
 Shape = tuple[int, ...]

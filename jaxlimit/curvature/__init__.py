@@ -6,8 +6,8 @@ Every operator here is the derivative of a *gradient map* g(θ) at the weights:
 - Gauss-Newton: g(θ) = Jᵀ ∇ℓ(f(θ)), with J = ∂f at the weights held fixed;
 - empirical Fisher: g(θ) = Jᵀ l(θ) / N, with l the per-example losses and J = ∂l held fixed.
 
-So one mechanism serves them all: `jax.jvp` of the gradient map for each product, or
-`jax.linearize` of it once and then only its linear part.
+So one mechanism serves them all: `jax.jvp` of the gradient map for each product, or one
+`jax.linearize` and then its linear part alone.
 """
 
 import warnings

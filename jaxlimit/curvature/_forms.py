@@ -25,12 +25,12 @@ from jaxlimit._core.programs import (
 
 @dataclass(frozen=True)
 class Recomputed:
-    """One product, the primal pass recomputed, batch by batch."""
+    """The form that recomputes the primal pass in each product, batch by batch."""
 
     kind: Any
 
     def __call__(self, unflatten, weights, groups, operands, vector):
-        """Multiply one vector with the derivative of the mean gradient over `groups`."""
+        """Multiply one vector by the derivative of the mean gradient over `groups`."""
 
         def of_batch(batch):
             stack = jax.tree.map(lambda leaf: leaf[None], batch)
@@ -63,7 +63,7 @@ def _apply(matvec: Partial, vector: Array) -> Array:
 
 
 def linearization_size(kind: Any, product_dtype: Any, *operator_args: Any) -> int:
-    """Count the bytes that a linearisation keeps, by its shapes alone."""
+    """Count the bytes that a linearisation keeps, from shapes alone."""
     return _num_bytes(jax.eval_shape(partial(_linearize, kind, product_dtype), *operator_args))
 
 
@@ -111,7 +111,7 @@ class OneDevice:
 
 
 class _Common(NamedTuple):
-    """What all devices have: of `weights` nothing if they are sharded."""
+    """What all devices have; `weights` are empty if they are sharded."""
 
     unflatten: Partial
     weights: Array | None
@@ -145,7 +145,7 @@ class _OnMesh:
         return _num_bytes(stored) // sharding.num_shards(self.mesh)
 
     def linearized(self, product_dtype: Any) -> Operator:
-        """Linearise now, on each device what it has."""
+        """Linearise now, each device its own examples."""
         linear = _linearize_on(self.mesh, self._term, product_dtype, self.common, self.own)
         return self._operator((), linear, _apply_own, linearized=True)
 
@@ -182,7 +182,7 @@ def lay_out(
     operands: tuple,
     sharded: bool,
 ) -> _OnMesh:
-    """Lay out over a mesh what an operator needs."""
+    """Lay out the parts of an operator over a mesh."""
     dealt = shares.share_out(batches, mesh)
     whole, piece = weights, None
     if sharded:

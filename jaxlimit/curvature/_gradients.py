@@ -1,7 +1,7 @@
 """Gradient maps g(θ), whose derivative at the weights is the operator.
 
-Each gives g over a stack of batches [num_batches, batch, ...], with what is held fixed taken at
-`weights`. Frozen dataclasses, so equal ones share compiled programs.
+Each gives g over a stack of batches [num_batches, batch, ...]; what is held fixed is taken at
+`weights`. They are frozen dataclasses, so equal ones share compiled programs.
 """
 
 from collections.abc import Callable
@@ -25,16 +25,16 @@ class Kind:
     """How a gradient map is differentiated.
 
     Attributes:
-        vectorize: whether the batches of a stack go side by side, by `vmap`, or in a loop.
-        reverse: whether its derivative is taken in reverse mode, which takes functions that know
-            no forward mode.
+        vectorize: whether the batches of a stack run side by side, by `vmap`, or in a loop.
+        reverse: whether its derivative is taken in reverse mode, for functions that have no forward
+            mode.
     """
 
     vectorize: bool = True
     reverse: bool = False
 
     def each(self, function: Callable, *stacks: Any) -> Any:
-        """Return `function` of each batch of the stacks; a single one is not wrapped at all."""
+        """Return `function` of each batch of the stacks; a single batch is not wrapped at all."""
         if leading_size(stacks[0]) == 1:
             alone = function(*(jax.tree.map(lambda leaf: leaf[0], stack) for stack in stacks))
             return jax.tree.map(lambda leaf: leaf[None], alone)
@@ -43,17 +43,17 @@ class Kind:
         return jax.lax.map(lambda batch: function(*batch), stacks)
 
     def given(self, operands: tuple) -> tuple:
-        """Return the operands that the user gave, without those of the loss's weights."""
+        """Return the user's own operands, without the scale of the loss's weights."""
         return operands[1:]
 
     def derivative(self, gradient: GradientMap, weights: Array, vector: Array) -> Array:
-        """Multiply a vector with the derivative of a gradient map, which is symmetric."""
+        """Multiply a vector by the derivative of a gradient map, which is symmetric."""
         if self.reverse:
             return jax.vjp(gradient, weights)[1](vector)[0]
         return jax.jvp(gradient, (weights,), (vector,))[1]
 
     def linearize(self, gradient: GradientMap, weights: Array) -> Callable:
-        """Return the derivative of a gradient map as a function that keeps what it needs."""
+        """Return the derivative of a gradient map as a function with all that it needs."""
         if self.reverse:
             return Partial(_first_of, jax.vjp(gradient, weights)[1])
         return jax.linearize(gradient, weights)[1]
@@ -64,9 +64,9 @@ def _first_of(pull: Callable, vector: Array) -> Array:
 
 
 def _mean_gradient(values: Callable[[Any], Array]) -> Callable[[Any], Any]:
-    """Return the gradient of a mean of values, whose cotangents are 1 in narrow types.
+    """Return the gradient of a mean of values, computed as a sum in narrow types.
 
-    There 1/n would be rounded, and may vanish.
+    There a cotangent of 1/n would be rounded, and might vanish.
     """
 
     def gradient(at):
@@ -86,7 +86,7 @@ class Hessian(Kind):
     loss: MeanLoss
 
     def given(self, operands: tuple) -> tuple:
-        """Return the operands that the user gave."""
+        """Return the user's operands."""
         return operands[1:] if self.loss.kind == WEIGHTED else operands
 
     def gradient_map(

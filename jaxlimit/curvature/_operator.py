@@ -1,4 +1,4 @@
-"""The mechanism behind every operator: differentiate a gradient map, once or for each product."""
+"""The mechanism behind every operator: differentiate a gradient map, once or in each product."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -32,19 +32,19 @@ MATVEC_MODES = ("auto", "linearized", "forward-over-reverse", "reverse-over-reve
 
 
 class MatvecSettings(TypedDict, total=False):
-    """Keyword settings that all operators of this module share.
+    """Keyword settings that all operators share.
 
     Attributes:
         mask: which of the selected weights are under study, True = studied: a pytree like
             `params` or a flat array [D], boolean and concrete. Vectors then have sum(mask) entries.
         where: `where(name, leaf)` selects the leaves under study, the others are constants.
             Default: everything but the scale and shift of normalisation layers (`is_weight`);
-            `every_leaf` takes those in.
-        mode: "linearized" keeps what the linear part needs of the primal pass, over all examples
-            at once, and never computes it again; "forward-over-reverse" recomputes it for each
-            product, batch by batch; "reverse-over-reverse" does the same for losses with functions
-            that know no forward mode (`jax.custom_vjp`); "auto" (default) linearises where that
-            takes at most `memory_budget`, and goes in reverse where forward mode fails.
+            `every_leaf` includes those.
+        mode: "linearized" computes the primal pass once, over all examples, and keeps what the
+            linear part needs of it; "forward-over-reverse" recomputes it in each product, batch by
+            batch; "reverse-over-reverse" does the same for losses with functions that have no
+            forward mode (`jax.custom_vjp`); "auto" (default) linearises where that takes at most
+            `memory_budget`, and uses reverse mode where forward mode fails.
         memory_budget: bytes that a linearisation may hold (default 4 GiB).
         product_dtype: None, or a narrower type such as `jnp.bfloat16` for the operands of the
             linear part's matrix products, which still accumulate in the type of `params`; the
@@ -52,12 +52,12 @@ class MatvecSettings(TypedDict, total=False):
             precision of `params`, on NVIDIA's devices without TF32, unless the caller has set
             `jax.default_matmul_precision`.
         mesh: devices to share the work, a `jax.sharding.Mesh`. Its first axis splits the examples,
-            and the vectors along D (padded with zeros where it does not divide D); on the others
-            the same is done again. A product is an all-gather of its vector and a reduce-scatter
-            of the sum over devices. Each of them then has `memory_budget`.
+            and the vectors along D (padded with zeros where it does not divide D); devices along
+            the other axes repeat the same work. A product is an all-gather of its vector and a
+            reduce-scatter of the sum over devices. `memory_budget` is then that of each device.
         shard_params: keep only a part of the weights under study on each device of `mesh`, and
             gather them for each product: one more all-gather, and no linearisation, which would
-            hold them whole.
+            keep them whole.
     """
 
     mask: Any
@@ -83,7 +83,7 @@ _DEFAULTS: dict[str, Any] = {
 def make_operator(
     kind: Any, params: Any, batches: Any, operands: tuple, **settings: Unpack[MatvecSettings]
 ) -> Operator:
-    """Make the product with the derivative of a gradient map; see `MatvecSettings`."""
+    """Make the operator of a gradient map's derivative; see `MatvecSettings`."""
     chosen: dict[str, Any] = {**_DEFAULTS, **settings}
     mask, where, mode, budget, product_dtype, mesh, shard_params = chosen.values()
     check_choice("mode", mode, MATVEC_MODES)
@@ -118,7 +118,7 @@ def _stacks(batches: Any) -> Iterable:
 def _origin(
     kind: Any, params: Any, where: Where, operands: tuple, stacks: Callable[[], Iterable]
 ) -> Origin | None:
-    """Tell an operator from those of other data, weights and losses, however the data are cut."""
+    """Identify data, weights and loss of an operator, whatever the batches; None if not known."""
     if not is_concrete(params, operands, getattr(stacks, "args", ())):
         return None
 
@@ -145,7 +145,7 @@ def check_settings(function: str, settings: Any) -> None:
 def check_studied(params: Any, where: Where) -> None:
     """Raise unless `params` holds arrays, and floating ones where they are under study.
 
-    Before the loss is traced, which may meet its own error with such.
+    To be called before the loss is traced, whose own error would come first.
     """
     check_floating_tree("params", params, selected(params, where))
 
@@ -163,7 +163,7 @@ _WAYS = {
 def _differentiable(form: Any, mode: str, product_dtype: Any) -> tuple[Any, int]:
     """Return the form in the first way of differentiating that its functions have rules for.
 
-    Also the bytes of its linearisation, where that is to be weighed. Nothing runs.
+    Also returns the bytes of its linearisation where the mode allows one. Nothing runs.
     """
     errors = []
     for way in _WAYS[mode]:
@@ -172,19 +172,19 @@ def _differentiable(form: Any, mode: str, product_dtype: Any) -> tuple[Any, int]
             weighed = mode in ("auto", "linearized")
             tried.check(linearized=weighed)
             return tried, tried.num_bytes(product_dtype) if weighed else 0
-        except Exception as error:  # what is missing is told by every rule in a way of its own
+        except Exception as error:  # every missing rule raises an error of its own
             errors.append(error)
     if mode == "forward-over-reverse":
         raise TypeError(
-            f"mode 'forward-over-reverse' cannot differentiate the loss: {errors[0]}; "
-            "mode 'reverse-over-reverse', or 'auto', needs no forward mode of its functions"
+            f"mode 'forward-over-reverse' cannot differentiate the loss: {errors[0]}; use "
+            "'reverse-over-reverse' or 'auto', which need no forward mode"
         ) from errors[0]
     raise errors[0]
 
 
 def _check_product_dtype(product_dtype: Any, dtype: Any, mode: str) -> None:
     if mode not in ("auto", "linearized"):
-        raise ValueError(f"product_dtype needs mode 'linearized' or 'auto', got {mode!r}")
+        raise ValueError(f"mode must be 'linearized' or 'auto' with a product_dtype, got {mode!r}")
     narrow = jnp.dtype(product_dtype)
     if not jnp.issubdtype(narrow, jnp.floating) or narrow.itemsize >= dtype.itemsize:
         raise TypeError(f"product_dtype must be floating and narrower than {dtype}, got {narrow}")
@@ -192,7 +192,9 @@ def _check_product_dtype(product_dtype: Any, dtype: Any, mode: str) -> None:
 
 def _mode_of_sharded(mode: str, mesh: Mesh | None) -> str:
     if mesh is None:
-        raise ValueError("shard_params needs a mesh to spread the weights over, got mesh=None")
+        raise ValueError(
+            "mesh must be given with shard_params, to spread the weights over; got None"
+        )
     if mode == "reverse-over-reverse":
         return mode
     if mode == "linearized":
@@ -213,7 +215,7 @@ def make_host_operator(
     where: Where = is_weight,
     mesh: Mesh | None = None,
 ) -> Operator:
-    """Make the product that reads its batches anew each time; see `hessian_matvec_over`."""
+    """Make the operator that reads its batches in each product; see `hessian_matvec_over`."""
     weights, unflatten = flatten_weights(params, where)
     unflatten, weights, operands = sharding.replicate((unflatten, weights, operands), mesh)
     counts: list[int] = []

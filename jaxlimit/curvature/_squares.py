@@ -1,9 +1,9 @@
-"""Sums over examples of squared gradients, of dense layers without forming any example's own.
+"""Sums of squared gradients over examples, without one gradient an example for dense layers.
 
 The gradient of a dense kernel is Σₙ xₙ ⊗ δₙ and that of its bias Σₙ δₙ, so the sums of squares are
-Σₙ xₙ² ⊗ δₙ² and Σₙ δₙ²: the same product of squares. It is looked for in the program of a backward
-pass over the batch, where a product or sum that contracts the examples, and nothing else, ends in a
-leaf of the parameters. Convolutions, shared weights and the like end otherwise.
+Σₙ xₙ² ⊗ δₙ² and Σₙ δₙ²: the same product of squares. The program of a backward pass over the batch
+shows where this applies: where the last step before a leaf of the parameters is a product or sum
+that contracts the examples and nothing else. Convolutions and shared weights end otherwise.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _SHAPERS = {"transpose", "reshape", "squeeze", "expand_dims", "convert_element_t
 
 
 class Ending(NamedTuple):
-    """How a program ends in one leaf: the place of a product or sum, and of changes of shape."""
+    """How a program ends in one leaf: the places of its product or sum and of changes of shape."""
 
     place: int
     shapers: tuple[int, ...]
@@ -127,7 +127,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
 
 
 def _only_shapes(equation: core.JaxprEqn) -> bool:
-    """Whether an equation changes no more than the shape or type; so do sums over axes of one."""
+    """Whether an equation changes only shape or type; a sum over axes of size 1 counts as one."""
     if equation.primitive.name == "reduce_sum":
         shape = _shape(equation.invars[0])
         return all(shape[axis] == 1 for axis in equation.params["axes"])

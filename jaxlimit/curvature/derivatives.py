@@ -26,10 +26,10 @@ HVP_MODES = (
 
 
 def hvp(loss: Callable, params: Any, tangent: Any, *args: Any, mode: str | None = None) -> Any:
-    """Multiply the Hessian of a loss with one tangent.
+    """Multiply the Hessian of a loss by one tangent.
 
-    H v = ∂/∂t ∇L(w + t v) at t = 0. Costs about two gradients; memory as a gradient. Matrix
-    products as in `MatvecSettings`: without TF32, unless the caller has set a precision.
+    H v = ∂/∂t ∇L(w + t v) at t = 0. Costs about two gradients, and their memory. Matrix products
+    have the full precision of `params` (no TF32), unless the caller has set a precision.
 
     Args:
         loss: `loss(params, *args)`, a scalar.
@@ -39,7 +39,7 @@ def hvp(loss: Callable, params: Any, tangent: Any, *args: Any, mode: str | None 
         mode: "forward-over-reverse" (the fastest), "reverse-over-forward",
             "reverse-over-reverse", or "finite-difference", a central difference of the gradient
             that shares no differentiation rule with the others, good to about ε^(2/3). By default
-            the first, or the third where `loss` has functions that know no forward mode.
+            the first, or the third where `loss` has functions without a forward mode.
 
     Returns:
         H v, a pytree like `params`.
@@ -54,7 +54,7 @@ def hvp(loss: Callable, params: Any, tangent: Any, *args: Any, mode: str | None 
     >>> hvp(lambda w: w[0] ** 2 * w[1], jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0]))
     Array([4., 2.], dtype=float32)
 
-    Pearlmutter (1994), "Fast exact multiplication by the Hessian".
+    Pearlmutter (1994).
     """
     if mode is not None:
         check_choice("mode", mode, HVP_MODES)
@@ -115,16 +115,18 @@ def mean_gradient(
 ) -> Float[Array, "D"]:
     """Return the gradient of the mean loss over all examples, flat, batch by batch.
 
+    ∇L(w) = (1/N) Σ_b n_b ∇L(w; batch b). Costs one gradient over the data, memory of one batch.
+
     Args:
-        loss: see `hessian_matvec`, like all of these.
+        loss: see `hessian_matvec`.
         params: pytree of real floating arrays.
-        batches: stacked, or a list.
+        batches: see `hessian_matvec`.
         *operands: passed on to `loss`.
         where: leaves under study.
         mesh: devices to share the examples; see `pruning.magnitude_sweep`.
 
     Returns:
-        ∇L [D].
+        ∇L, flat [D].
 
     Raises:
         TypeError: as `hessian_matvec`.

@@ -33,8 +33,8 @@ from jaxlimit.curvature.split import check_split, split_parts
 
 DIAGONAL_MATRICES = ("gauss-newton", "fisher")
 
-# Of so many units of rounding an eigenvalue of an output Hessian may be negative. Units of one, not
-# of the eigenvalues: the softmax of a confident example is p - p² with p next to 1.
+# An eigenvalue of an output Hessian may be negative by so many units of rounding, those of 1: for a
+# confident example it is p - p² with p near 1.
 _CONVEX = 1e2
 
 
@@ -56,17 +56,17 @@ def diagonal(
 
         Gᵢᵢ = (1/N) Σₙ Σ_c (Sₙᵀ Jₙ)²_ci,   Sₙ Sₙᵀ = ∇²ℓₙ,
 
-    N examples with outputs fₙ, Jₙ = ∂fₙ and output losses ℓₙ; for the Fisher matrix (1/N) Σ ∇lₙ∇lₙᵀ
-    of per-example losses lₙ, (1/N) Σₙ (∇lₙ)²ᵢ. The Hessian's diagonal, which is no sum of squares,
-    is estimated by `traces.diagonal(hessian_matvec(...), ...)`.
+    for N examples with outputs fₙ, Jₙ = ∂fₙ and output losses ℓₙ. The diagonal of the Fisher matrix
+    is (1/N) Σₙ (∇lₙ)²ᵢ, lₙ the losses of the examples. The Hessian's diagonal is no sum of squares:
+    estimate it by `traces.diagonal(hessian_matvec(...), ...)`.
 
-    Exact, it costs a backward pass over the data for each output of an example. For the weights of
-    dense layers that is all; for others, such as convolutions, the gradient of each example is
-    formed apart. Estimated, the squares of one backward pass of Σₙ Sₙ ξₙ over a
-    batch of n examples, ξₙ independent random signs, over n: never negative, and unbiased, since
-    E (Σₙ uₙ)² = Σₙ E uₙ² for independent uₙ of mean zero. A probe is one backward pass over the
-    data, two thirds of a gradient. Its relative error is about √2 / √(num_probes · batches), so
-    smaller batches give more for the same work.
+    The exact diagonal costs a backward pass over the data for each output of an example. Dense
+    layers need no more; for other layers, such as convolutions, the gradient of each example is
+    formed. A probe is one backward pass over the data, two thirds of a gradient: for each batch of
+    n examples, the squared gradient of Σₙ Sₙ ξₙ over n, with independent random signs ξₙ. It is
+    never negative, and unbiased, since E (Σₙ uₙ)² = Σₙ E uₙ² for independent uₙ of mean zero. Its
+    relative error is about √2 / √(num_probes · batches), so smaller batches give more for the same
+    work.
 
     Args:
         loss: a split loss, from `split_loss` or `training.make_loss`; for the Fisher matrix any
@@ -78,20 +78,21 @@ def diagonal(
         matrix: "gauss-newton" or "fisher".
         num_probes: None for the exact diagonal, else the number of backward passes.
         key: random key of the probes.
-        memory_budget: bytes that the rows of the exact diagonal may take at once, beside what a
-            pass over an example takes (default 1 GiB). At least one row is made at once.
+        memory_budget: bytes that the rows of the exact diagonal may take at once, besides the pass
+            over an example (default 1 GiB). At least one row is made at a time.
         where: as in `MatvecSettings`.
         mask: as in `MatvecSettings`; the diagonal then has sum(mask) entries.
         mesh: devices to share the examples.
 
     Returns:
-        The diagonal, flat [D], float32 at least, never negative. NaN where `output_loss` was not
-        convex and nothing can be raised under `jit`.
+        The diagonal, flat [D], float32 at least, never negative. Under `jit`, where nothing can be
+        raised, NaN where `output_loss` was not convex.
 
     Raises:
-        TypeError: if `loss` is not split where it must be, or returns none of the three.
-        ValueError: if probes are asked for without `key`, or as `hessian_matvec`.
-        FloatingPointError: if `output_loss` was not convex at the outputs, or something not finite.
+        TypeError: if `loss` is not split for the Gauss-Newton matrix, or as `hessian_matvec`.
+        ValueError: if `matrix` is unknown, `memory_budget` is negative, `num_probes` < 1 or given
+            without `key`, or as `hessian_matvec`.
+        FloatingPointError: if `output_loss` is not convex at the outputs, or something not finite.
 
     >>> import jax.numpy as jnp
     >>> from jaxlimit.curvature import split_loss
@@ -99,8 +100,7 @@ def diagonal(
     >>> diagonal(loss, jnp.zeros(2), jnp.array([[[1.0, 0.0], [1.0, 2.0]]]))
     Array([1., 2.], dtype=float32)
 
-    Martens, Sutskever, Swersky (2012), "Estimating the Hessian by back-propagating curvature";
-    Dangel, Kunstner, Hennig (2020), "BackPACK".
+    Martens, Sutskever, Swersky (2012); Dangel, Kunstner, Hennig (2020).
     """
     kind, operands = kind_of(matrix, loss, params, batches, operands)
     check_range("memory_budget", float(memory_budget), 0)
@@ -188,7 +188,7 @@ class _Fisher:
 def kind_of(
     matrix: str, loss: Callable, params: Any, batches: Any, operands: tuple
 ) -> tuple[_GaussNewton | _Fisher, tuple]:
-    """Return what makes rows of a matrix's factor, and the operands that it takes; checks both."""
+    """Return the kind of a matrix's factor and the operands that it takes; checks both."""
     if check_choice("matrix", matrix, DIAGONAL_MATRICES) == "fisher":
         mean, operands = mean_loss(loss, params, batches, operands)
         return _Fisher(mean), operands
@@ -231,7 +231,7 @@ class _Settings:
 
 
 def _with_index(batches: Any) -> Any:
-    """Number the examples, so that each has its own signs on whatever device it lies."""
+    """Number the examples, so that each has its own signs on any device."""
     if not isinstance(batches, list):
         shape = jax.tree.leaves(batches)[0].shape[:2]
         return batches, np.arange(shape[0] * shape[1], dtype=np.int32).reshape(shape)

@@ -41,8 +41,9 @@ def hessian_matvec(
     matrix products a dense layer (two for the first).
 
     Args:
-        loss: `loss(params, batch, *operands)`, the mean over the batch's examples. Model state
-            such as BatchNorm statistics comes in as an operand, never by closure.
+        loss: `loss(params, batch, *operands)`, the mean over the batch's examples; or their losses,
+            [n]; or their losses and weights, a pair of arrays [n, ...]. Model state such as
+            BatchNorm statistics is an operand, never closed over.
         params: pytree of real floating arrays.
         batches: a pytree whose leaves are [num_batches, batch, ...], or a list of batches of
             unequal size, each a pytree whose leaves are [batch, ...].
@@ -50,13 +51,16 @@ def hessian_matvec(
         **settings: see `MatvecSettings`.
 
     Returns:
-        An `Operator` on [D], D the number of weights under study. It carries its arrays as operands
-        through `jit`, `vmap` and `scan`.
+        An `Operator` on [D], D the number of weights under study. Its arrays are operands of `jit`,
+        `vmap` and `scan`.
 
     Raises:
-        TypeError: if a leaf of `params` is not real floating, or `loss` gives no scalar.
+        TypeError: if a leaf of `params` is not real floating, `loss` returns none of the three, a
+            setting is unknown, `mask` is not boolean, `product_dtype` is not narrower than
+            `params`, or `loss` has no derivative in the `mode` asked for.
         ValueError: if `params` is not finite, `batches` is empty or ragged within a batch, `mask`
-            has another size or selects nothing, or `mode` is unknown.
+            has another size or selects nothing, `mode` is unknown or does not suit
+            `product_dtype` or `shard_params`, or weights of examples are negative or sum to 0.
 
     >>> import jax.numpy as jnp
     >>> loss = lambda w, batch: 0.5 * jnp.mean((batch @ w) ** 2)
@@ -78,7 +82,7 @@ def linearization_bytes(
     where: Where = is_weight,
     product_dtype: Any = None,
 ) -> int:
-    """Count the bytes that `hessian_matvec` would keep if it linearised; nothing runs.
+    """Count the bytes that the linearisation of `hessian_matvec` keeps; nothing runs.
 
     Args:
         loss: see `hessian_matvec`.
@@ -89,7 +93,7 @@ def linearization_bytes(
         product_dtype: as in `MatvecSettings`.
 
     Returns:
-        The bytes, of one device that has all the examples.
+        The bytes, on one device with all the examples.
 
     >>> import jax.numpy as jnp
     >>> loss = lambda w, batch: jnp.mean(jnp.tanh(batch @ w) ** 2)
@@ -135,13 +139,14 @@ def gauss_newton_matvec(loss: Any, *args: Any, **settings: Unpack[MatvecSettings
     """Make the product with the Gauss-Newton matrix of a loss of a network's outputs.
 
     G = (1/N) Σ Jᵀ ∇²ℓ J, the Hessian without the curvature of the network itself: positive
-    semi-definite where `output_loss` is convex, of rank at most N·(outputs an example).
+    semi-definite where `output_loss` is convex, and of rank at most N times the outputs of an
+    example. One product costs as much as one with the Hessian.
 
     Args:
         loss: a split loss, from `split_loss` or `training.make_loss`; or its two parts as two
             arguments, `apply(params, batch, *operands)` and `output_loss(outputs, batch)`.
-        *args: `params`, a pytree of real floating arrays; `batches`; see `hessian_matvec`; then
-            operands that are passed on to the network.
+        *args: `params` and `batches`, as `hessian_matvec` takes them; then operands that are passed
+            on to the network.
         **settings: see `MatvecSettings`.
 
     Returns:
@@ -158,7 +163,7 @@ def gauss_newton_matvec(loss: Any, *args: Any, **settings: Unpack[MatvecSettings
     >>> matvec(jnp.ones(2))
     Array([2., 2.], dtype=float32)
 
-    Schraudolph (2002), "Fast curvature matrix-vector products for second-order gradient descent".
+    Schraudolph (2002).
     """
     if not isinstance(loss, Split) and args and callable(args[0]):
         loss, args = split_loss(loss, args[0]), args[1:]
@@ -183,9 +188,10 @@ def fisher_matvec(
 ) -> Operator:
     """Make the product with the Fisher information of a classifier, exact or empirical.
 
-    Exact, labels drawn from the model itself: F = (1/N) Σ Jᵀ (diag p - p pᵀ) J, p the softmax of
-    the logits. Empirical, at the labels given: F̂ = (1/N) Σ ∇lₙ ∇lₙᵀ. Only the exact one is a
-    Gauss-Newton matrix; the other can be far from it (Kunstner, Balles, Hennig 2019).
+    The exact matrix, with labels drawn from the model, is F = (1/N) Σ Jᵀ (diag p - p pᵀ) J, p the
+    softmax of the logits. The empirical one, at the given labels, is F̂ = (1/N) Σ ∇lₙ ∇lₙᵀ. Only the
+    exact one is a Gauss-Newton matrix; the other can be far from it (Kunstner, Balles, Hennig
+    2019). One product costs as much as one with the Hessian.
 
     Args:
         apply: `apply(params, batch, *operands)`, logits [batch, classes].
@@ -237,7 +243,7 @@ def _check_outputs(
 
 
 class _Passes:
-    """Passes over the data, the first of which begins with the batch looked at beforehand."""
+    """Passes over the data; the first reuses the batch that was read for the checks."""
 
     def __init__(self, make_iterator: Callable[[], Iterable]):
         self._make, self._rest = make_iterator, iter(make_iterator())
@@ -265,10 +271,11 @@ def hessian_matvec_over(
     where: Where = is_weight,
     mesh: Mesh | None = None,
 ) -> Operator:
-    """Make the Hessian product over data that do not fit in memory, read anew for each product.
+    """Make the product with the Hessian over data that are read again for each product.
 
-    The matrix of `hessian_matvec`. A Python loop over the batches, with one compiled product for
-    each shape of batch; memory is that of one batch. It is not traceable: call it eagerly.
+    For data that do not fit in memory; the matrix is that of `hessian_matvec`. A Python loop over
+    the batches, with one compiled product for each shape of batch; memory of one batch. The
+    operator is not traceable: call it eagerly.
 
     Args:
         loss: see `hessian_matvec`.
@@ -285,7 +292,8 @@ def hessian_matvec_over(
 
     Raises:
         TypeError: if `make_iterator` is not callable, or as `hessian_matvec`.
-        ValueError: if an iterator is empty, or as `hessian_matvec`.
+        ValueError: if an iterator is empty or the same one comes twice, or as `hessian_matvec`; the
+            operator itself raises it if a later pass has another number of examples.
 
     >>> import jax.numpy as jnp
     >>> loss = lambda w, batch: 0.5 * jnp.mean((batch @ w) ** 2)

@@ -1,4 +1,4 @@
-"""Check an operator before a long run, and say in words what is wrong with it."""
+"""Check an operator before a long run."""
 
 from typing import Any, NamedTuple
 
@@ -20,14 +20,14 @@ class Preflight(NamedTuple):
 
     Attributes:
         problems: what is wrong, in words; empty if nothing is.
-        finite: whether all products were.
-        repeat_error: ‖A u - A u‖/‖A u‖ of the same product twice, 0 if it came out the same.
+        finite: whether all products were finite.
+        repeat_error: ‖A u - A u‖/‖A u‖ of the same product made twice, 0 if both are equal.
         symmetry_error: an estimate of ‖A - Aᵀ‖/‖A‖, Frobenius norms.
         linearity_error: ‖A(a u + b v) - a A u - b A v‖ over the sum of its terms' norms.
-        precision_error: how far a product is from the same with matrix products in the full
-            precision of their operands; None where the operator is not traceable.
+        precision_error: relative distance of a product from the one in the full precision of its
+            operands; None where the operator is not traceable.
         product_dtypes: operand types of the matrix products; None where not traceable.
-        num_bytes: memory of one compiled product, with its operands; None where not traceable.
+        num_bytes: memory of one compiled product and its operands; None where not traceable.
     """
 
     problems: tuple[str, ...]
@@ -54,17 +54,18 @@ def check(
 
     Args:
         matvec: the operator A, an `Operator` or `Array[D] -> Array[D]`.
-        key: random key of the Gaussian vectors it is tried on.
+        key: random key of the Gaussian test vectors.
         dim: D; an `Operator` knows it.
-        dtype: type of the vectors; float32 where `matvec` does not know.
-        tolerance: greatest relative error of symmetry and linearity that passes; the default lets
-            bfloat16 products pass. Determinism and precision pass to 100 units of rounding.
+        dtype: type of the vectors; by default that of `matvec`, or float32.
+        tolerance: greatest relative error of symmetry and linearity that passes; bfloat16 products
+            pass the default. Determinism and precision pass up to 100 units of rounding.
 
     Returns:
-        A `Preflight`; nothing is wrong if its `problems` is empty.
+        A `Preflight`; its `problems` are empty if nothing is wrong.
 
     Raises:
-        TypeError: if `dtype` or what `matvec` returns is not real floating.
+        TypeError: if `dtype` or what `matvec` returns is not real floating, or `key` is no typed
+            key.
         ValueError: if `dim` < 1, `tolerance` < 0, or `matvec` does not map [D] to [D].
 
     >>> import jax, jax.numpy as jnp

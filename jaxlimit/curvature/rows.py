@@ -29,12 +29,12 @@ def factor_rows(
     where: Where = is_weight,
     memory_budget: float = 2**28,
 ) -> Iterator[Float[np.ndarray, "m n"]]:
-    """Read the rows of B with G = BᵀB on the weights of a mask, a piece of all examples at a time.
+    """Yield the rows of B with G = BᵀB on the weights of a mask, some examples at a time.
 
-    Bₙ = Sₙᵀ Jₙ / √N for each of N examples, Sₙ Sₙᵀ the Hessian of its output loss: as many rows as
-    it has outputs. For the empirical Fisher matrix the only row is the gradient of its loss. Sums
-    over pieces of BᵀB or of squares are the matrix's own entries and its diagonal. Costs a backward
-    pass a row; of a dense layer only the entries asked for are formed. Memory of one piece.
+    Bₙ = Sₙᵀ Jₙ / √N for each of N examples, Sₙ Sₙᵀ the Hessian of its output loss: one row for each
+    of its outputs. For the empirical Fisher matrix the only row is the gradient of its loss. Sums
+    over pieces give the matrix, Σ BᵀB, and its diagonal, Σ B². Costs a backward pass a row; for a
+    dense layer only the entries of the mask are formed. Memory of one piece.
 
     Args:
         loss: see `diagonal`.
@@ -43,18 +43,18 @@ def factor_rows(
         *operands: passed on to the network.
         mask: True at the n weights wanted, as in `MatvecSettings`.
         matrix: "gauss-newton" or "fisher"; see `diagonal`.
-        max_rows: about so many at most, from examples evenly spaced, and then N is their number;
+        max_rows: the most rows, about, from evenly spaced examples; N is then the number of these.
             None takes all examples.
         where: as in `MatvecSettings`.
-        memory_budget: bytes of a piece (default 256 MiB) and of what making it takes beside.
+        memory_budget: bytes of a piece and of the work on it (default 256 MiB).
 
     Yields:
         Pieces of B [m, n] on the host, float32 at least.
 
     Raises:
-        TypeError: if `loss` is not split where it must be.
-        ValueError: as `hessian_matvec`.
-        FloatingPointError: if `output_loss` was not convex at the outputs, or something not finite.
+        TypeError: if `loss` is not split for the Gauss-Newton matrix, or as `hessian_matvec`.
+        ValueError: if `matrix` is unknown, or as `hessian_matvec`.
+        FloatingPointError: if `output_loss` is not convex at the outputs, or something not finite.
 
     >>> import jax.numpy as jnp
     >>> from jaxlimit.curvature import split_loss
@@ -64,7 +64,7 @@ def factor_rows(
     array([[1., 1.],
            [1., 2.]], dtype=float32)
 
-    Schraudolph (2002), "Fast curvature matrix-vector products for second-order gradient descent".
+    Schraudolph (2002).
     """
     kind, operands = kind_of(matrix, loss, params, batches, operands)
     check_range("memory_budget", float(memory_budget), 0)
@@ -86,7 +86,7 @@ def factor_rows(
 
 
 def _stacks(kind: Any, params: Any, batches: Any, operands: tuple, max_rows: int | None) -> list:
-    """Join batches of one shape to [examples, ...], and thin them out if there are too many."""
+    """Join batches of one shape into [examples, ...], evenly spaced ones if there are too many."""
     groups = [group.batches for group in group_batches(batches)]
     stacks = [jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches) for batches in groups]
     if max_rows is None:
@@ -113,7 +113,7 @@ def _index_of_leaves(mask: Bool[np.ndarray, "D"], params: Any, where: Where) -> 
 def _num_at_once(
     kind: Any, params: Any, stack: Any, operands: tuple, index: list, memory_budget: float
 ) -> int:
-    """Find how many examples' rows a budget holds, by what the compiler says they take."""
+    """Find how many examples' rows fit a budget, by the compiler's count of bytes."""
     size = leading_size(stack)
     while size > 1:
         piece = jax.eval_shape(lambda s: jax.tree.map(lambda x: x[:size], s), stack)  # noqa: B023
@@ -143,7 +143,7 @@ def _rows(kind, params, batch, operands, index):
         root = kind.roots(params, alone, operands, values)[0]
 
         def row(s):
-            # Taken leaf by leaf, so that an outer product is formed at these entries alone.
+            # Leaf by leaf, so that an outer product is formed at these entries alone.
             pulled = zip(chosen, pull(s[None])[0], strict=True)
             entries = [leaf.ravel()[index[place]] for place, leaf in pulled]
             return jnp.concatenate([leaf.astype(wide_type(leaf.dtype)) for leaf in entries])

@@ -1,4 +1,4 @@
-"""Losses that know their network apart from the loss of its outputs."""
+"""Losses that are a network and a loss of its outputs, as two functions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from jaxlimit._core.losses import WEIGHTED, MeanLoss, check_arrays, check_return
 class Split(Protocol):
     """A loss `loss(params, batch, *operands)` that is `output_loss(apply(...), batch)`.
 
-    `training.make_loss` and `split_loss` make such; so does any object with these three methods.
+    `training.make_loss` and `split_loss` make one; any object with these three methods is one.
     """
 
     def __call__(self, params: Any, batch: Any, *operands: Any) -> Float[Array, ""]:
@@ -33,7 +33,7 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class SplitLoss:
-    """A loss made by `split_loss`; equal parts make equal losses of equal hash.
+    """A loss made by `split_loss`; equal parts make equal losses with equal hashes.
 
     Attributes:
         apply: `apply(params, batch, *operands)`, the network's outputs.
@@ -52,12 +52,12 @@ def split_loss(apply: Callable, output_loss: Callable) -> SplitLoss:
     """Make a loss from a network and the loss of its outputs.
 
     L(w; batch) = ℓ(f(w; batch); batch). It is called like any other loss; `gauss_newton_matvec` and
-    `diagonal` also need f and ℓ apart.
+    `diagonal` also use f and ℓ separately.
 
     Args:
         apply: f, `apply(params, batch, *operands)`, outputs [batch, ...].
-        output_loss: ℓ, `output_loss(outputs, batch)`, the mean over the batch's examples. Convex in
-            the outputs, or the Gauss-Newton matrix is not positive semi-definite.
+        output_loss: ℓ, `output_loss(outputs, batch)`, the mean over the batch's examples; convex in
+            the outputs, otherwise the Gauss-Newton matrix is not positive semi-definite.
 
     Returns:
         The `SplitLoss`.
@@ -85,8 +85,8 @@ def check_split(loss: Any) -> Split:
     """
     if not isinstance(loss, Split):
         raise TypeError(
-            "loss must have its network and the loss of its outputs apart, as curvature.split_loss "
-            f"and training.make_loss make it, got {type(loss).__name__}"
+            "loss must have `apply` and `output_loss`, as curvature.split_loss and "
+            f"training.make_loss make it, got {type(loss).__name__}"
         )
     return loss
 

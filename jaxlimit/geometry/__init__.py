@@ -1,7 +1,7 @@
 """Convex geometry of the limit: statistical dimension, Gaussian width, the kinematic formula.
 
-Cones and sets only; nothing here knows of networks. Closed forms are elementwise in their arguments
-and run under `jit`, `vmap` and `grad` in any floating dtype; the Monte Carlo functions take any
+Cones and sets only; networks do not occur here. Closed forms are elementwise in their arguments and
+run under `jit`, `vmap` and `grad` in any floating dtype; the Monte Carlo functions take any
 projection or support function.
 """
 

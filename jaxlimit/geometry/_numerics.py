@@ -16,7 +16,7 @@ from jaxlimit._core.functions import Program
 
 # Tests homogeneity: a power of two is exact in floating point, a large one leaves bounded sets.
 STRETCH = 1024.0
-TOLERANCE = 1e-3  # iterative projections of users are not exact; wrong ones fail by far more
+TOLERANCE = 1e-3  # a user's iterative projection is not exact; a wrong one fails by far more
 
 _LEGENDRE_NODES, _LEGENDRE_WEIGHTS = np.polynomial.legendre.leggauss(48)
 
@@ -59,8 +59,8 @@ def widened(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `function` of arrays, and run it in at least float32.
 
     Its arguments arrive as arrays of one floating dtype, Python and integer numbers in JAX's
-    default one. Half precision is widened inside, as no quadrature survives it, and the results
-    are narrowed again on the way out.
+    default one. Half precision is too narrow for quadrature: it is widened inside, and the results
+    are narrowed again.
     """
     compiled = jax.jit(function)
 
@@ -78,9 +78,9 @@ def widened(function: Callable[..., Any]) -> Callable[..., Any]:
 def chi_mean(dim: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return E‖g‖₂ of a standard normal g in R^dim, √2 Γ((dim+1)/2) / Γ(dim/2).
 
-    Ten steps of w(d) = w(d+2) d/(d+1) carry the argument to where the asymptotic series of
-    log Γ(x+½)/Γ(x) has converged, so no large log-gammas are ever subtracted and every dim from 0
-    to 10⁹ keeps full relative precision in float32 as in float64.
+    Ten steps of w(d) = w(d+2) d/(d+1) take the argument to where the asymptotic series of
+    log Γ(x+½)/Γ(x) has converged. So no large log-gammas are subtracted, and every dim from 0 to
+    10⁹ keeps full relative precision, in float32 and in float64.
 
     >>> chi_mean(1.0)  # √(2/π)
     Array(0.79788, dtype=float32)
@@ -110,7 +110,7 @@ def integrate(
 ) -> Float[Array, "..."]:
     """Integrate elementwise from `low` to `high` by 48-point Gauss-Legendre.
 
-    `integrand` gets the nodes with one more, trailing axis. Empty and reversed intervals give 0.
+    `integrand` gets the nodes along an extra last axis. Empty and reversed intervals give 0.
     """
     half = jnp.where(high < low, 0, high - low) / 2
     nodes = low[..., None] + half[..., None] * (1 + _LEGENDRE_NODES.astype(half.dtype))
@@ -120,11 +120,10 @@ def integrate(
 def increasing_root(
     function: Callable[[Array], Array], low: Float[Array, "..."], high: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """Find, elementwise, where an increasing function crosses 0 within [low, high], all of a shape.
+    """Find elementwise where an increasing function crosses 0 within [low, high], all of one shape.
 
-    Bisection, then one Newton step through which derivatives flow: the root
-    differentiates by the implicit function theorem. Where there is no crossing it returns the end
-    nearer to one.
+    Bisection, then one Newton step that carries the derivatives: the root differentiates by the
+    implicit function theorem. Without a crossing it returns the end nearer to one.
     """
     num_steps = 12 + jnp.finfo(low.dtype).nmant
 
@@ -145,8 +144,8 @@ def increasing_root(
 def as_operand(function: Callable[..., Any], like: Any = None) -> Partial:
     """Return `function` as a pytree; wrapping a Partial once more would defeat jit's cache.
 
-    So would a function that is made anew in every call, but for what it computes of an argument of
-    the shape and type of `like`, if it is only called with such.
+    A function that is made in every call would defeat it too. With `like`, it is identified by what
+    it computes of arguments of this shape and type, and must be called with no others.
     """
     if isinstance(function, Partial):
         return function

@@ -108,7 +108,7 @@ def latitude_mass(
     """Integrate cosᴰ⁻² t, times sin²(angle+t) if one is given, over latitudes t in [low, high].
 
     cosᴰ⁻² t is the density, up to scale, of the angle between a uniform direction in R^D and the
-    equator. It is negligible beyond 9 standard deviations, and the nodes are not wasted there.
+    equator. It is negligible beyond 9 standard deviations, so no nodes are placed there.
     """
     reach = jnp.minimum(np.pi / 2, 9 / jnp.sqrt(dim - 1))
     low = jnp.clip(low, -reach, None)
@@ -137,7 +137,7 @@ def statistical_dimension_circular_cone(
 
         δ = D E[h(t)],  h(t) = 0 for t < -α,  sin²(α+t) in between,  1 for t > π/2-α,
 
-    an exact integral against cosᴰ⁻² t. Where neither end of h carries mass it is
+    an exact integral against cosᴰ⁻² t. Where the two end pieces of h carry no mass it is
     D sin²α + cos 2α, which `method="asymptotic"` returns.
 
     Args:
@@ -188,10 +188,10 @@ def statistical_dimension_l1_descent_cone(dim: Scalar, num_nonzero: Scalar) -> F
     Args:
         dim: D ≥ 1, finite.
         num_nonzero: s in [0, D]; broadcasts against `dim`. At s = 0 the cone is {0} and δ = 0; at
-            s = D it is a half-space, for which this gives D and the truth is D - 1/2.
+            s = D it is a half-space, where this gives D in place of D - 1/2.
 
     Returns:
-        min J, differentiable in both arguments but at s = 0, where 0 stands for an infinite slope.
+        min J, differentiable in both arguments; at s = 0 the slope is infinite and returned as 0.
 
     Raises:
         ValueError: if an argument is out of range or not finite.

@@ -1,7 +1,7 @@
 """The cone of an ellipsoid seen from outside, and where random affine sections start to meet it.
 
-Everything rests on the shares r_i²/(R²+r_i²) of the squared semi-axes beside the squared viewing
-distance. An infinite semi-axis (a flat direction, Hessian eigenvalue 0) is welcome and counts 1.
+Everything is computed from the shares r_i²/(R²+r_i²) of the squared semi-axes r_i and the squared
+viewing distance R. An infinite semi-axis (a flat direction, Hessian eigenvalue 0) counts as 1.
 """
 
 import jax
@@ -78,9 +78,9 @@ def statistical_dimension_ellipsoid_cone(
         10 to 0.1 evenly in the log        49.4      48.9      55.2 ± 0.8     54.7
           (0.03 on a tenth)
 
-    Its error is O(1) where δ and D - δ are large, and may be O(√D) for one random direction; seen
-    from the inside (Σ p_i R²/r_i² ≤ 1) the cone is the whole space and δ = D, or where some r_i = 0
-    the space of the others. For the exact cone of a moderate D, sample with
+    The error is O(1) where δ and D - δ are large, and may be O(√D) for one random direction. Seen
+    from the inside (Σ p_i R²/r_i² ≤ 1) the cone is the whole space and δ = D; where some r_i = 0 it
+    is the space of the other axes. For the exact cone in moderate D, sample with
     `ellipsoid_cone_projection`.
 
     Derivation: project g on the polar cone {z : (Σ r_i² z_i²)^½ ≤ ⟨x₀, z⟩}. Stationarity gives
@@ -99,7 +99,7 @@ def statistical_dimension_ellipsoid_cone(
         ValueError: if an argument is out of range or of the wrong shape.
 
     >>> import jax.numpy as jnp
-    >>> ball = jnp.ones(400)  # exactly D sin² α = 100 seen from distance 2, wherever one stands
+    >>> ball = jnp.ones(400)  # exactly D sin² α = 100 seen from distance 2, in any direction
     >>> statistical_dimension_ellipsoid_cone(ball, 2.0, direction="random")
     Array(100., dtype=float32)
     >>> statistical_dimension_ellipsoid_cone(ball, 2.0)
@@ -151,8 +151,8 @@ def ellipsoid_section_threshold(semi_axes: Vector, distance: Scalar) -> Float[Ar
         distance: R > 0, finite, in the unit of `semi_axes`; broadcasts against the leading axes.
 
     Returns:
-        k, [...], real, in [0, D]: 0 where a typical point at distance R is inside already, D where
-        even a hyperplane misses (mean r² ≤ R²).
+        k, [...], real, in [0, D]: 0 where a typical point at distance R is inside, D where even a
+        hyperplane misses (mean r² ≤ R²).
 
     Raises:
         ValueError: if an argument is out of range.

@@ -12,7 +12,7 @@ from jaxlimit.geometry.cones import check_circular, latitude_mass
 Scalar = Float[Array, "..."] | float
 IntrinsicVolumes = Float[Array, "... dim+1"]
 
-_SUM_TOLERANCE = 1e-2  # of a vector in half precision; one that is no distribution is off by more
+_SUM_TOLERANCE = 1e-2  # for a vector in half precision; one that is no distribution is off by more
 
 
 def intrinsic_volumes_subspace(k: Scalar, *, dim: int) -> IntrinsicVolumes:
@@ -103,7 +103,7 @@ def _circular_cone(angle: Array, orders: Array) -> Array:
 
 
 def _log(size: Array) -> Array:
-    """Return the logarithm, at 0 as at the root of the least number: finite, and its slope too."""
+    """Return the logarithm; at 0 that of the square root of the least number, so it is finite."""
     value = jax.lax.stop_gradient(size)
     least = float(jnp.finfo(size.dtype).tiny) ** 0.5
     return jnp.log(jnp.maximum(value, least) + (size - value))
@@ -113,8 +113,8 @@ def _log(size: Array) -> Array:
 def _from_log_ratios(log_ratios: Float[Array, "... n"]) -> Float[Array, "... n+1"]:
     """Return the probabilities p ∝ exp(cumsum) from log p_{j+1}/p_j, which must decrease in j.
 
-    Summed outwards from the mode, on either side of which the ratios have one sign: nothing
-    cancels, however long the vector.
+    Summed outwards from the mode: on each side of it the ratios have one sign, so nothing cancels,
+    even in a long vector.
     """
     edge = jnp.zeros((*log_ratios.shape[:-1], 1), log_ratios.dtype)
     rise = jnp.cumsum(jnp.maximum(log_ratios, 0)[..., ::-1], -1)[..., ::-1]
@@ -144,8 +144,8 @@ def kinematic_probability(
 
         P{A ∩ QB ≠ {0}} = 2 (w_{D+1} + w_{D+3} + ...),   w_n = Σ_j v_j(A) v_{n-j}(B),
 
-    Q uniform on the rotations. Two subspaces, which alone have a v_j above ½, intersect with
-    probability 1 or 0 as their dimensions add up to more than D or not.
+    Q uniform on the rotations. Two subspaces (the only cones with a v_j above ½) intersect with
+    probability 1 if their dimensions add up to more than D, and 0 otherwise.
 
     Args:
         intrinsic_volumes_a: v(A), [..., D+1].
@@ -206,8 +206,8 @@ def kinematic_band(
     Derivation of the latter: V ∈ {0 ... D} with P{V = j} = v_j(C) satisfies, by the Steiner formula
     and the logarithmic Sobolev inequality for ‖Π_C(g)‖²,
     log E exp ξ(V - δ) ≤ (δ/2)(e^{2ξ} - 1 - 2ξ) for every real ξ. So V has the tails of twice a
-    Poisson variable of mean δ/2, and D - V those of one of mean δ°/2. Bernstein's bound on them
-    gives B above the mean and 2√(δℓ) below; each tail of V may use either variable. And
+    Poisson variable of mean δ/2, and D - V those of twice one of mean δ°/2. Bernstein's bound gives
+    B above the mean and 2√(δℓ) below it; each tail of V may use either variable. Finally
     P{V ≥ D-k+1} ≤ P{C ∩ L ≠ {0}} ≤ P{V ≥ D-k}.
 
     Args:
@@ -258,7 +258,7 @@ def _refined_band(delta: Array, dim: Array, confidence: Array) -> tuple[Array, A
         return 2 / 3 * log_odds + jnp.sqrt((2 / 3 * log_odds) ** 2 + 4 * mean * log_odds)
 
     def gaussian(mean):
-        # Of infinite slope at 0, where the other bound reaches the end of the range as well.
+        # Infinite slope at 0, where the other bound reaches the end of the range too.
         none = mean == 0
         return jnp.where(none, jnp.inf, 2 * jnp.sqrt(jnp.where(none, 1, mean) * log_odds))
 

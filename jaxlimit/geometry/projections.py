@@ -84,14 +84,14 @@ def statistical_dimension(
 ) -> Estimate:
     """Estimate δ(C) = E‖Π_C(g)‖² from the projection onto any closed convex cone.
 
-    Π_C is positively homogeneous and the length of g independent of its direction, so each sample
-    is D ‖Π_C(g)‖²/‖g‖²: unbiased, without the noise of the length.
+    Π_C is positively homogeneous, and the length of g is independent of its direction. So each
+    sample is D ‖Π_C(g)‖²/‖g‖²: unbiased, without the noise of the length.
 
     Args:
         project: Euclidean projection [dim] -> [dim] onto a closed convex cone, such as
-            `optax.projections.projection_non_negative` or a `*_projection` of this module. A few
-            samples check that it is one; under `jit` they cannot.
-        key: PRNG key.
+            `optax.projections.projection_non_negative` or a `*_projection` of this module. It is
+            checked on a few samples, but not under `jit`.
+        key: random key.
         dim: D.
         num_samples: projections taken, besides 3 for the check. The standard error is about
             √(2 min(δ, D-δ) / num_samples) at most.
@@ -109,7 +109,7 @@ def statistical_dimension(
     >>> import jax, optax
     >>> project = optax.projections.projection_non_negative
     >>> estimate = statistical_dimension(project, jax.random.key(0), dim=20, num_samples=4000)
-    >>> estimate.value, estimate.standard_error  # 10 in truth
+    >>> estimate.value, estimate.standard_error  # the exact value is 10
     (Array(10.0, dtype=float32), Array(0.05, dtype=float32))
 
     Amelunxen, Lotz, McCoy, Tropp (2014), section 2.
@@ -177,7 +177,7 @@ def subspace_projection(basis: Float[Array, "dim k"]) -> Projection:
 
 
 def _check_independent(basis: Float[Array, "dim k"]) -> None:
-    """Raise unless the columns are independent, whatever their lengths and as far as known."""
+    """Raise unless the columns are independent, at any length, as far as known."""
     if not is_concrete(basis):
         return
     columns = np.asarray(basis, np.float64)
@@ -247,7 +247,7 @@ def psd_cone_projection(n: int) -> Projection:
 
 @dataclasses.dataclass(frozen=True)
 class _ProjectPsd:
-    """A function that is equal to another of its n, which jit's cache then finds."""
+    """A projection that equals any other of the same n, so that jit's cache finds it."""
 
     n: int
 
@@ -305,11 +305,13 @@ def ellipsoid_cone_projection(
     """Return the exact projection onto the cone of an ellipsoid seen from a point outside it.
 
     The cone {t (y - x₀) : t ≥ 0, Σ y_i²/r_i² ≤ 1} is polar to {z : zᵀMz ≤ 0, ⟨x₀, z⟩ ≥ 0},
-    M = diag(r²) - x₀x₀ᵀ, whose one negative eigenvalue -m makes the latter, in the eigenbasis, the
-    elliptic cone {Σ a_j² u_j² ≤ z₀²}, a_j² = m_j/m. The projection of (g₀, u) onto that has
-    u_j / (1 + (1 - g₀/z₀) a_j²) beside the root z₀ ≥ max(0, g₀) of the decreasing function
+    M = diag(r²) - x₀x₀ᵀ. M has one negative eigenvalue -m and others m_j, so in its eigenbasis the
+    polar is the elliptic cone {Σ a_j² u_j² ≤ z₀²}, a_j² = m_j/m. The projection of (g₀, u) onto it
+    has the entries u_j / (1 + (1 - g₀/z₀) a_j²) and the root z₀ ≥ max(0, g₀) of
 
-        Σ a_j² u_j² / (z₀ + (z₀ - g₀) a_j²)² = 1.
+        Σ a_j² u_j² / (z₀ + (z₀ - g₀) a_j²)² = 1,
+
+    whose left side decreases in z₀.
 
     Args:
         semi_axes: r, [D], ≥ 0, finite.

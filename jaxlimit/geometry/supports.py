@@ -31,8 +31,8 @@ def _check_support(support: Support, points: Float[Array, "n dim"]) -> None:
     got = jax.eval_shape(support, points[0]).shape
     if got != ():
         raise ValueError(f"support must map a vector to a number, got shape {got}")
-    # Dense pairs let the k-th largest |g_i| and (Σ √|g_i|)² pass, so add disjoint ones: the first
-    # 1, 2, 4 ... entries in a random order, and those that double them.
+    # With dense pairs alone, the k-th largest |g_i| and (Σ √|g_i|)² would pass. So pairs without
+    # common entries are added: the first 1, 2, 4 ... in a random order, and as many after them.
     dim = points.shape[1]
     lengths = np.minimum(2 ** np.arange(1 + (dim - 1).bit_length()), dim)
     heads = jnp.where(jnp.argsort(points[1]) < lengths[:, None], points[0], 0)
@@ -76,9 +76,9 @@ def gaussian_width(
     One sample is ½ (h(g) + h(-g)): translating S changes nothing, sample by sample.
 
     Args:
-        support: h(g) = sup_{x ∈ S} ⟨g, x⟩, [dim] -> [], such as a `*_support` of this module. A few
-            samples check that it is sublinear; under `jit` they cannot.
-        key: PRNG key.
+        support: h(g) = sup_{x ∈ S} ⟨g, x⟩, [dim] -> [], such as a `*_support` of this module. That
+            it is sublinear is checked on a few samples, but not under `jit`.
+        key: random key.
         dim: D.
         num_samples: Gaussian vectors; two evaluations each, and 20 + 4 ⌈log₂ D⌉ more for the
             check.
@@ -96,7 +96,7 @@ def gaussian_width(
     >>> import jax
     >>> support = cross_polytope_support(1.0)
     >>> width = gaussian_width(support, jax.random.key(0), dim=2, num_samples=4000)
-    >>> width.value, width.standard_error  # 2/√π = 1.128 in truth
+    >>> width.value, width.standard_error  # the exact value is 2/√π = 1.128
     (Array(1.13, dtype=float32), Array(0.01, dtype=float32))
 
     Amelunxen, Lotz, McCoy, Tropp (2014), section 10, for the widths of cones.
@@ -226,8 +226,8 @@ def finite_set_support(points: Float[Array, "n dim"]) -> Support:
 
     Raises:
         TypeError: if `points` is not floating.
-        ValueError: if `points` is no matrix, is empty or not finite; of the
-            support function, if g has not D entries.
+        ValueError: if `points` is no matrix, is empty or not finite; of the support function, if g
+            has not D entries.
 
     >>> finite_set_support(jnp.eye(2))(jnp.array([3.0, 4.0]))
     Array(4., dtype=float32)

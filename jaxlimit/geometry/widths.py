@@ -48,7 +48,7 @@ def _ball(dim: Array, radius: Array) -> Array:
 
 
 def gaussian_width_box(half_widths: Float[Array, "... dim"]) -> Float[Array, "..."]:
-    """Return the width of ∏ [-b_i, b_i], √(2/π) Σ b_i; where the box is centered does not matter.
+    """Return the width of ∏ [-b_i, b_i], √(2/π) Σ b_i; its center does not matter.
 
     Args:
         half_widths: b, [..., D], ≥ 0, finite.
@@ -88,7 +88,7 @@ def gaussian_width_ellipsoid(semi_axes: Float[Array, "... dim"]) -> Float[Array,
 
     Returns:
         The width, [...], to the precision of the dtype; 93 passes over `semi_axes`, O(D) memory.
-        Like a norm it has no derivative where all semi-axes are 0, and gives NaN for one there.
+        Like a norm it has no derivative where all semi-axes are 0; it is NaN there.
 
     Raises:
         ValueError: if `semi_axes` has no entries, or one that is negative or not finite.

@@ -66,8 +66,7 @@ def flat(params: Any, layers: list[Layer], values: list[np.ndarray]) -> Float[Ar
 def wanda(layer: Layer) -> Float[np.ndarray, "in out"]:
     """Score by |wᵢⱼ| ‖xᵢ‖₂, xᵢ the input over all examples.
 
-    Sun, Liu, Bair, Kolter (2024), "A Simple and Effective Pruning Approach for Large Language
-    Models".
+    Sun, Liu, Bair, Kolter (2024).
     """
     return np.abs(layer.weights) * np.linalg.norm(layer.inputs, axis=0)[:, None]
 
@@ -91,7 +90,7 @@ def damped_inverse(inputs: Float[np.ndarray, "n in"], damping: float) -> np.ndar
 def layer_obs(layer: Layer, damping: float = 0.01) -> Float[np.ndarray, "in out"]:
     """Score by ½ wᵢⱼ²/(H⁻¹)ᵢᵢ, H = XᵀX/n: what its output's error rises by if the others adapt.
 
-    Hassibi, Stork (1993), "Second order derivatives for network pruning: Optimal Brain Surgeon".
+    Hassibi, Stork (1993), equation 5.
     """
     inverse = damped_inverse(layer.inputs, damping)
     return (layer.weights**2 / (2 * np.diag(inverse)[:, None])).astype(np.float32)
@@ -106,8 +105,7 @@ def sparse_gpt(
     chosen, the score being ½ wᵢⱼ² over the i-th diagonal entry of the inverse of H on the inputs
     from i on. The published choice is a share of each block; a threshold lets layers differ.
 
-    Frantar, Alistarh (2023), "SparseGPT: Massive Language Models Can be Accurately Pruned in
-    One-Shot".
+    Frantar, Alistarh (2023), algorithm 1.
     """
     # Row i of the upper factor of H⁻¹ holds the first row of the inverse of H on i and behind it,
     # over the root of its first entry.
@@ -139,8 +137,7 @@ def wood_fisher(
         block_size: consecutive weights of a block.
         damping: λ.
 
-    Singh, Alistarh (2020), "WoodFisher: Efficient Second-Order Approximation for Neural Network
-    Compression".
+    Singh, Alistarh (2020).
     """
     dim = weights.size
     num_blocks = -(-dim // block_size)

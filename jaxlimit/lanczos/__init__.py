@@ -1,9 +1,9 @@
 """The Lanczos recurrence: a symmetric operator seen from one vector, as a tridiagonal matrix.
 
-The recurrence is a pytree, `LanczosState`, that `start` makes, `extend` carries on by as many steps
-as one likes, and `finish` reads out; `tridiagonalize` is the three in a row. Whatever goes wrong
-numerically (an invariant subspace, a product that is not finite) ends the recurrence where it
-stands and is told in the result; it never spreads NaN.
+The recurrence is a pytree, `LanczosState`: `start` makes it, `extend` advances it by any number of
+steps, and `finish` turns it into a result; `tridiagonalize` does all three. Numerical trouble (an
+invariant subspace, a product that is not finite) ends the recurrence where it is and is recorded in
+the result; NaN never spreads.
 """
 
 import warnings

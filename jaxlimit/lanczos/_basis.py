@@ -1,8 +1,8 @@
-"""Lanczos bases of which some rows are read at a time, wherever and however they are kept.
+"""Lanczos bases that are read a block of rows at a time, on the device or in host memory.
 
-Everything goes a block of rows at a time: only that block is on the device in the vectors' own
-type. There is no branch over a whole basis, and a basis is only sliced, moved and updated in place,
-which is what XLA can do with arrays in host memory.
+Only one block is on the device in the vectors' own type. There is no branch over a whole basis, and
+a basis is only sliced, moved and updated in place: that is what XLA can do with arrays in host
+memory.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ Basis = Float[Array, "b D"]
 
 
 def allocate(rows: int, like: Float[Array, "D"], store: str, mesh: Mesh | None) -> Basis:
-    """Make a basis of zeros for vectors like one, which a mesh has split if there is one."""
+    """Make a basis of zeros for vectors like `like`, split over the mesh if there is one."""
     shape, on_host = (rows, like.size), store == "pinned_host"
     if mesh is not None or not on_host:
         dtype = BITS if store == "bfloat16" else like.dtype
@@ -37,7 +37,7 @@ def allocate(rows: int, like: Float[Array, "D"], store: str, mesh: Mesh | None) 
 
 
 def place(rows: Any, *, on_host: bool) -> Basis:
-    """Put stored rows into the memory they belong in."""
+    """Move stored rows to the memory they belong in."""
     return jax.device_put(rows, jax.memory.Space.Host) if on_host else jnp.asarray(rows)
 
 
@@ -81,7 +81,7 @@ def project_off_rows(
     size = min(BLOCK, basis.shape[0])
 
     def project(block, vector):
-        # The last block reaches back over rows done already where the count is no multiple.
+        # Where the count is no multiple of the block, the last block repeats some rows.
         rows = _rows(basis, first + block * size, size, vector.dtype)
         return project_off(vector, rows)[0]
 

@@ -1,12 +1,12 @@
 """Extremal eigenpairs by thick-restart Lanczos, with a search for copies that one start cannot see.
 
-A Krylov space from one vector holds one eigenvector of each eigenvalue, however multiple. So once
-the wanted pairs have converged, they are kept, a fresh random vector orthogonal to them starts
-another round, and only a round that finds nothing new ends the search.
+A Krylov space from one vector holds one eigenvector of each eigenvalue, whatever its multiplicity.
+So once the wanted pairs have converged, they are kept, and a fresh random vector orthogonal to them
+starts another round. Only a round that finds nothing new ends the search.
 
 All vectors are kept orthonormal (each new one is projected twice), and the projected matrix is made
-of the coefficients of that projection. It is V H Vᵀ itself whatever the rows of V have been
-through, so restarts, breakdowns and fresh vectors need no case of their own.
+of the coefficients of that projection. It is always V H Vᵀ itself, so restarts, breakdowns and
+fresh vectors need no special treatment.
 """
 
 from functools import partial
@@ -37,7 +37,7 @@ from jaxlimit.lanczos.pairs import Eigenpairs
 
 WHICH = ("largest", "smallest", "both", "magnitude")
 
-# The chance that a round may take to miss an eigenvector that it should have found.
+# The probability that a round misses an eigenvector that it should have found.
 MISS_PROBABILITY = 1e-4
 
 
@@ -57,11 +57,11 @@ def extremal_eigenpairs(
 ) -> Eigenpairs:
     """Find the eigenpairs at the ends of a symmetric operator's spectrum.
 
-    Thick-restart Lanczos: the best half of the Ritz pairs of a basis of m vectors is kept, and the
-    basis is filled up again until the wanted pairs have ‖Hv - λv‖ ≤ tolerance · ‖H‖. Multiple
-    eigenvalues come with all their copies, at the price of a round each. Costs m products for the
-    first basis, about (m - k)/2 for each restart and k at the end; memory 2 m D; reorthogonalising
-    takes 8 m D operations a product.
+    Thick-restart Lanczos: a restart keeps the best half of the Ritz pairs of a basis of m vectors
+    and fills the basis up again, until the wanted pairs have ‖Hv - λv‖ ≤ tolerance · ‖H‖. Multiple
+    eigenvalues are found with all their copies, one round for each copy. Costs m products for the
+    first basis, about (m - k)/2 for each restart and k at the end; memory of 2 m D numbers; 8 m D
+    operations a product to reorthogonalise.
 
     Args:
         matvec: H, symmetric: an `Operator` or `Array[D] -> Array[D]`.
@@ -73,14 +73,14 @@ def extremal_eigenpairs(
         basis_size: m > k, or D; clamped to D. Default k + max(k, 20).
         tolerance: relative to ‖H‖, which the products bound from below; default ε^(2/3) of
             `dtype`. The error of a value is about (tolerance · ‖H‖)² over its gap to the others.
-        max_products: where to stop, converged or not; default 50 m.
-        dtype: floating type of the vectors; float32 where `matvec` does not know.
+        max_products: the most products to make; default 50 m.
+        dtype: floating type of the vectors; by default that of `matvec`, or float32.
         mesh: devices that each keep a part of every vector; see `tridiagonalize`.
 
     Returns:
-        `Eigenpairs`. Pairs that have not converged by `max_products` are returned as they stand,
-        and say so. Nothing is ever NaN: where a product was not finite under `jit`, values are the
-        last ones known, residual norms infinite, and `failed_product` is set.
+        `Eigenpairs`. Pairs that have not converged by `max_products` are returned as they are, with
+        `converged` False. Nothing is ever NaN: where a product was not finite under `jit`, values
+        are the last ones known, residual norms infinite, and `failed_product` is set.
 
     Raises:
         TypeError: if a count is no static int, `dtype` is not real floating, narrower than float32
@@ -98,9 +98,9 @@ def extremal_eigenpairs(
     >>> pairs.values.round(3)
     Array([5., 5., 2.], dtype=float32)
 
-    Wu, Simon (2000), "Thick-restart Lanczos method for large symmetric eigenvalue problems";
-    Kuczyński, Woźniakowski (1992), section 4, for when a round may be trusted to have missed
-    nothing (their bound is for Lanczos without restarts; with them it is a guide).
+    Wu, Simon (2000) for the restarts; Kuczyński, Woźniakowski (1992), section 4, for when a round
+    may be trusted to have missed nothing. Their bound is for Lanczos without restarts; here it is
+    a guide.
     """
     check_key("key", key)
     operator = prepare(matvec, dim, dtype, mesh, instead="use lanczos.two_pass_eigenpairs")
@@ -216,7 +216,7 @@ def _expand(matvec: Operator, key: PRNGKeyArray, settings: _Settings, state: _St
     projected = state.projected.at[j].set(coefficients).at[:, j].set(coefficients)
     largest = jnp.maximum(state.scale, size)
     norm = scale.norm(residual)
-    # What is left below the rounding of the products is no direction: the space is invariant.
+    # A residual below the rounding of the products has no direction: the space is invariant.
     invariant = (norm <= 16 * jnp.finfo(norm.dtype).eps * largest) | (j + 1 >= settings.dim)
     following = jax.lax.cond(
         invariant,
@@ -237,7 +237,7 @@ def _expand(matvec: Operator, key: PRNGKeyArray, settings: _Settings, state: _St
 
 
 def _restart(key: PRNGKeyArray, tolerance: Array, settings: _Settings, state: _State) -> _State:
-    """Rotate the basis to its Ritz vectors, best first, judge them, and keep what goes on."""
+    """Rotate the basis to its Ritz vectors, best first, test them, and keep the best half."""
     m, k = settings.basis_size, settings.num_pairs
     values, vectors = scale.eigh(state.projected)
     order = _best_first(values, settings.which)
@@ -275,8 +275,8 @@ def _nothing_better(
 ) -> Bool[Array, ""]:
     """Whether no eigenvalue beyond the wanted ones is left outside their eigenvectors.
 
-    Either the best pair of the rest has converged, or the rest's best Ritz value lies so far short
-    after so many steps from a random vector that Kuczyński and Woźniakowski's bound makes an
+    Either the best pair of the rest has converged, or after this many steps from a random vector
+    its Ritz value is so far from the wanted ones that Kuczyński and Woźniakowski's bound makes an
     eigenvalue out there unlikely.
     """
     k = settings.num_pairs
@@ -364,7 +364,7 @@ def _fresh_vector(
 
 
 def _orthogonalize(vector: Array, basis: Float[Array, "m D"]) -> tuple[Array, Array]:
-    """Project off the basis, twice for what rounding left the first time; the coefficients too."""
+    """Project a vector off the basis, twice because of rounding; return the coefficients too."""
     vector, first = project_off(vector, basis)
     vector, second = project_off(vector, basis)
     return vector, first + second

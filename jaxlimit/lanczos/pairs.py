@@ -1,4 +1,4 @@
-"""What eigenpairs are returned as, however they were found."""
+"""The result type of every eigenpair solver."""
 
 from typing import NamedTuple
 
@@ -11,10 +11,10 @@ class Eigenpairs(NamedTuple):
     Attributes:
         values: vᵀHv, in the order that `which` states.
         vectors: row i belongs to `values[i]`; on a mesh it may have zeros past its D entries.
-        residual_norms: ‖Hv - λv‖ from a product made for it; an eigenvalue lies this near.
+        residual_norms: ‖Hv - λv‖, from one more product each; an eigenvalue lies this close.
         converged: whether the residual norm is within the tolerance.
         complete: whether a last round from a fresh random vector found nothing more extreme.
-        num_products: products made in all.
+        num_products: total number of products.
         failed_product: index of a product that was not finite, which ended the run; -1 if none.
     """
 

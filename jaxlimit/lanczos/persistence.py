@@ -1,4 +1,4 @@
-"""A recurrence beyond its first plan, and beyond the process that began it."""
+"""Give a recurrence more room, and carry it from one process to another."""
 
 from dataclasses import replace
 from typing import Any
@@ -19,15 +19,15 @@ FORMAT_VERSION = 2  # 1 did not say which recurrence it was
 def with_room(
     state: LanczosState, num_steps: int, *, reorthogonalize: str | None = None
 ) -> LanczosState:
-    """Give a recurrence room for `num_steps` steps, so that it can go on beyond its first plan.
+    """Give a recurrence room for more steps than it was started with.
 
     Args:
-        state: from `start`, `extend` or `load`, with its own room or less used up.
-        num_steps: the new greatest depth, clamped to D; no room is taken away.
-        reorthogonalize: may be left out, or be that of the state.
+        state: from `start`, `extend` or `load`.
+        num_steps: the new greatest depth, clamped to D; a smaller one than before changes nothing.
+        reorthogonalize: None, or the mode of the state.
 
     Returns:
-        The same recurrence; `extend` takes it to the same bits as if it had begun with this room.
+        The same recurrence; `extend` gives the same bits as if it had started with this room.
 
     Raises:
         ValueError: if `num_steps` < 1, or `reorthogonalize` is not that of the state.
@@ -60,7 +60,7 @@ def with_room(
 
 
 def save(path: Any, state: LanczosState) -> None:
-    """Write a recurrence as a versioned npz, to be carried on later.
+    """Write a recurrence as a versioned npz, to be continued later.
 
     Args:
         path: of the file, under just this name.
@@ -93,12 +93,12 @@ def load(path: Any) -> LanczosState:
 
     Returns:
         The state, its basis where it was kept: on the device or in the host's memory. A file of
-        format 1 does not say how it was reorthogonalised, which is then told by its basis: one of
-        as many rows as steps is taken for "full".
+        format 1 does not say how it was reorthogonalised. Then its basis decides: with as many rows
+        as steps it counts as "full".
 
     Raises:
         OSError: if there is no such file.
-        ValueError: if it is no recurrence, of another version, cut short, or does not fit together.
+        ValueError: if it is no recurrence, of another version, cut short, or inconsistent.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

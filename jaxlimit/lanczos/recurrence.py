@@ -1,4 +1,4 @@
-"""The recurrence from its start to its end, in as many calls as you like."""
+"""The recurrence from start to end, in one call or in several."""
 
 from dataclasses import replace
 from functools import partial
@@ -42,9 +42,10 @@ def tridiagonalize(
 ) -> Tridiagonalization:
     """Run Lanczos from a start vector.
 
-    β_j q_{j+1} = H q_j - α_j q_j - β_{j-1} q_{j-1}. Costs `num_steps` products; reorthogonalised
-    fully, also 2·num_steps²·D multiply-adds and a basis of num_steps·D numbers; selectively,
-    2·48²·D + 48·num_steps·D multiply-adds and a basis of 72·D. Twice that where steps cancel.
+    β_j q_{j+1} = H q_j - α_j q_j - β_{j-1} q_{j-1}. Costs `num_steps` products. "full" adds
+    2·num_steps²·D multiply-adds and a basis of num_steps·D numbers; "selective" adds
+    2·48²·D + 48·num_steps·D multiply-adds and a basis of 72·D numbers. Twice the multiply-adds
+    where a step cancels digits.
 
     Args:
         matvec: H, symmetric: an `Operator` or `Array[D] -> Array[D]`.
@@ -55,22 +56,24 @@ def tridiagonalize(
             (ghosts), which leaves quadrature valid (Greenbaum 1989) but costs depth; "selective"
             reorthogonalises the first 48 steps fully and all later ones against the Ritz vectors
             that have converged by then, the outliers, whose ghosts are the first to come.
-        keep_basis: whether the result carries the basis; by default it does if "full", and it
-            cannot if "selective".
+        keep_basis: whether the result has the basis. "full" always has it, "selective" never;
+            "none" has it if this is True.
         store: where the basis is kept: "device", as it is; "bfloat16", on the device in half the
             memory; "pinned_host", in the host's memory, streamed through the device block by
-            block. The last two, like "selective", are not differentiable in reverse, the last not
-            under `vmap`.
+            block. The last two, like "selective", have no reverse-mode derivative; the last does
+            not work under `vmap`.
         mesh: devices that each keep a part of every vector, split along D over the first axis of
             a `jax.sharding.Mesh`; a basis in the result may have zeros past its D columns.
 
     Returns:
-        A `Tridiagonalization`; an invariant subspace ends it early, see `num_valid`.
+        A `Tridiagonalization`; an invariant subspace ends it early: see `num_valid`.
 
     Raises:
-        TypeError: if `start_vector` is not a real floating vector.
+        TypeError: if `start_vector` is not real floating, `num_steps` is no static int,
+            `keep_basis` is neither Boolean nor None, or `mesh` is no `jax.sharding.Mesh`.
         ValueError: if `start_vector` is zero, not finite or no vector, `num_steps` < 1,
-            `reorthogonalize` or `store` is unknown, or `matvec` returns another shape.
+            `reorthogonalize` or `store` is unknown, `keep_basis` does not suit
+            `reorthogonalize`, or `matvec` returns another shape.
         MemoryError: if the basis is larger than the device's memory; says what takes less.
 
     >>> import jax.numpy as jnp
@@ -164,17 +167,17 @@ def start(
 def extend(
     matvec: Any, state: LanczosState, *, num_steps: int, reorthogonalize: str | None = None
 ) -> LanczosState:
-    """Carry a recurrence on by `num_steps` steps, in one `scan`.
+    """Advance a recurrence by `num_steps` steps, in one `scan`.
 
     Args:
         matvec: the same operator as before; one that loops over data on the host
             (`curvature.hessian_matvec_over`) is called eagerly, step by step.
         state: from `start` or an earlier `extend`. Steps past its room change nothing.
         num_steps: steps to take now.
-        reorthogonalize: may be left out, or be that of the state.
+        reorthogonalize: None, or the mode of the state.
 
     Returns:
-        The state after them; the same bits however the steps are cut into calls.
+        The state after them; the same bits however the steps are divided among calls.
 
     Raises:
         ValueError: if `num_steps` < 1, or `reorthogonalize` is not that of the state.
@@ -202,7 +205,7 @@ def extend(
 
 
 def check_mode(state: LanczosState, reorthogonalize: str | None) -> None:
-    """Raise unless this is a state, and a mode that is named is its own."""
+    """Raise unless this is a state, and `reorthogonalize` is None or its own mode."""
     check_type("state", state, LanczosState)
     if reorthogonalize not in (None, state.reorthogonalize):
         raise ValueError(
@@ -212,13 +215,16 @@ def check_mode(state: LanczosState, reorthogonalize: str | None) -> None:
 
 
 def finish(state: LanczosState) -> Tridiagonalization:
-    """Read a recurrence out; the state can still be extended.
+    """Return the result so far; the state can still be extended.
 
     Args:
         state: from `start` or `extend`.
 
     Returns:
-        The `Tridiagonalization` so far, of the whole room: entries past `num_valid` are 0.
+        A `Tridiagonalization` as long as the state's room: entries past `num_valid` are 0.
+
+    Raises:
+        TypeError: if `state` is no `LanczosState`.
 
     >>> import jax.numpy as jnp
     >>> state = extend(lambda v: 2 * v, start(jnp.ones(3), num_steps=2), num_steps=2)

@@ -1,4 +1,4 @@
-"""What a recurrence is while it runs, and when it is done."""
+"""The state of a running recurrence, and the result of a finished one."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -17,8 +17,7 @@ class Tridiagonalization(NamedTuple):
         residual_norm: β_m, 0 where the subspace is invariant.
         num_valid: steps taken before an invariant subspace or a non-finite product ended the
             recurrence; all entries past it are 0.
-        failed_step: the step (from 0) whose product was not finite, or so large that its norm is
-            not; -1 if none.
+        failed_step: the step (from 0) whose product, or its norm, was not finite; -1 if none.
     """
 
     diagonal: Float[Array, "m"]
@@ -34,8 +33,8 @@ class Tridiagonalization(NamedTuple):
 class LanczosState:
     """Everything the recurrence needs to go on: two vectors, T so far, and the basis if kept.
 
-    A pytree of its arrays. The last two attributes are static: they say which recurrence it is, and
-    no call can carry it on as another.
+    A pytree of its arrays. The last two attributes are static: they fix the kind of recurrence,
+    which no later call can change.
 
     Attributes:
         previous: q_{j-1}.

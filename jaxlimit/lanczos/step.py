@@ -16,7 +16,7 @@ from jaxlimit.lanczos.storage import NUM_LOCKED, WARM_UP
 
 
 def step(matvec: Any, state: LanczosState) -> LanczosState:
-    """Make one product and carry the recurrence on by it, if it can go on."""
+    """Make one product and advance the recurrence by one step, unless it has ended."""
     j, current, mode = state.step, state.current, state.reorthogonalize
     room = j < state.diagonal.shape[0]
     coupling = jnp.where(j > 0, state.off_diagonal[jnp.maximum(j - 1, 0)], 0)
@@ -34,7 +34,7 @@ def step(matvec: Any, state: LanczosState) -> LanczosState:
     size = norm(residual)
     failed = running & ~(alive & jnp.isfinite(size))
     diagonals = state.diagonal.at[j].add(jnp.where(alive, diagonal, 0), mode="drop")
-    # What is left below the rounding of the products is no direction: the subspace is invariant.
+    # A residual below the rounding of the products has no direction: the subspace is invariant.
     eps = jnp.finfo(current.dtype).eps
     scale = jnp.max(jnp.abs(diagonals)) + jnp.max(state.off_diagonal)
     goes_on = alive & ~failed & (size > 16 * eps * scale) & (state.num_valid + 1 < state.dim)
@@ -64,7 +64,7 @@ def _remember(basis, step, current, alive, mode):
 
 
 def _goes_in_blocks(basis, dtype, mode) -> bool:
-    """Whether only some rows are read at each step; the rest is differentiable in reverse."""
+    """Whether a step reads some rows only; the other way has a reverse-mode derivative."""
     return mode == "selective" or _basis.is_stored(basis, dtype)
 
 

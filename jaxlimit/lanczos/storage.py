@@ -16,8 +16,8 @@ NUM_LOCKED = 24  # converged Ritz vectors that it goes on with, at most
 def choose(reorthogonalize: str, num_steps: int) -> str:
     """Return what "auto" stands for at a depth, anything else as it is.
 
-    To 256 steps "full": as many products say most, and to that depth the basis can be paid for
-    (`benchmarks/kink_at_zero.py`). Deeper, "selective", of the same memory at any depth.
+    "full" up to 256 steps: it gets the most from each product, and the basis is affordable to that
+    depth (`benchmarks/kink_at_zero.py`). Deeper, "selective", whose memory does not grow.
 
     Args:
         reorthogonalize: "auto", or one of `REORTHOGONALIZE`.

@@ -1,8 +1,8 @@
 """Eigenpairs without a basis in memory: one Lanczos run for the values, the same again for vectors.
 
-Without reorthogonalisation the run finds converged eigenvalues again and again (ghosts), but the
-vectors of each copy are as good as any (Paige 1980), so one copy of each is taken. While a
-copy forms it may stand anywhere between eigenvalues: it is told by its lack of the start vector.
+Without reorthogonalisation the run finds converged eigenvalues again and again (ghosts). Each copy
+has an equally good vector (Paige 1980), so one copy of each is taken. A copy that is still forming
+may lie anywhere between eigenvalues; its vector has almost no component along the start vector.
 """
 
 from typing import Any
@@ -33,24 +33,24 @@ def two_pass_eigenpairs(
 ) -> Eigenpairs:
     """Find extreme eigenpairs where no basis fits: Lanczos once for T, once more for the vectors.
 
-    v = Σ sⱼ qⱼ with T s = θ s, the qⱼ made a second time and added up as they come. Costs
-    2·num_steps + k products and memory of k + 5 vectors; `extremal_eigenpairs` takes about half the
-    products where a basis fits, and finds multiple eigenvalues, which this cannot. Eager only:
-    eigenvectors of T are chosen on the host between the runs.
+    v = Σ sⱼ qⱼ with T s = θ s; a second run makes the qⱼ again and sums as it goes. Costs
+    2·num_steps + k products and memory of k + 5 vectors. Where a basis fits, `extremal_eigenpairs`
+    takes about half the products, and it finds multiple eigenvalues, which this function cannot.
+    Eager only: eigenvectors of T are chosen on the host between the runs.
 
     Args:
         matvec: H; see `tridiagonalize`.
         start_vector: see `tridiagonalize`.
         num_steps: m, at most D.
         num_pairs: k ≤ m. Eigenvalues nearer than √ε‖H‖ to each other count as one, since without
-            reorthogonalisation each is found several times, and a copy still forming is left out;
-            fewer pairs come if T has no more.
+            reorthogonalisation each is found several times; a copy still forming is left out. If T
+            has fewer, fewer are returned.
         which: "largest", "smallest" or "magnitude".
         mesh: devices that each keep a part of every vector; see `tridiagonalize`.
 
     Returns:
         `Eigenpairs`, the most extreme first, their vectors of norm 1. A pair has converged if its
-        residual norm is at most ε^(2/3) of the largest eigenvalue of T. They are never complete,
+        residual norm is at most ε^(2/3) of the largest eigenvalue of T. `complete` is always False,
         since copies cannot be found.
 
     Raises:
@@ -133,7 +133,7 @@ def _combine_again(
     coefficients: np.ndarray,
     mesh: Mesh | None,
 ) -> Float[Array, "k D"]:
-    """Run the three-term recurrence again, its coefficients known, and sum what is wanted of it."""
+    """Run the three-term recurrence again with known coefficients, and sum its vectors."""
     total = sharding.zeros((coefficients.shape[1], start.size), start.dtype, mesh)
     carry = (jnp.zeros_like(start), start, total)
     couplings = np.append(np.zeros(1, diagonal.dtype), off_diagonal[:-1])
@@ -164,7 +164,7 @@ def _again(product: Array, carry: tuple, step: tuple) -> tuple:
 
 
 def _judge(matvec: Operator, vectors: Float[Array, "k D"]) -> tuple[Array, Array]:
-    """Return vᵀHv and ‖Hv - (vᵀHv) v‖ of each vector, from a product made for it."""
+    """Return vᵀHv and ‖Hv - (vᵀHv) v‖ of each vector; costs one product each."""
     pairs = []
     for i in range(len(vectors)):
         vector = vectors[i]  # arrays of several processes cannot be iterated over

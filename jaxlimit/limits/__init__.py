@@ -1,14 +1,16 @@
 """The pruning limit: how small a fraction of its weights a network can be pruned to.
 
 With H the Hessian of the loss at the weights, ε the tolerated rise of the loss and R the norm of
-what is removed, everything here is a trace of f(H), f(λ) = λ/(λ + c), c = 2ε/R². H of a trained
-network has small negative eigenvalues; `negative` says what f makes of them:
+what is removed, the published bounds are traces of f(H), f(λ) = λ/(λ + c), c = 2ε/R². The Hessian
+of a trained network has small negative eigenvalues; `negative` chooses how they count:
 
 - "abs": f(|λ|), as the authors of the bounds computed;
-- "clip": f(max(λ, 0)), a direction of negative curvature taken for flat.
+- "clip": f(max(λ, 0)), so a direction of negative curvature counts as flat.
 
-Zhang, Zhang, Sun, Liu (2024), "How sparse can we prune a deep network: a fundamental limit
-perspective".
+Beside the published bounds stand a bound that no mask can beat (`certificate`), limits layer by
+layer, and what refitting the kept weights can reach.
+
+Zhang, Zhang, Sun, Liu (2024).
 """
 
 from jaxlimit.limits.bounds import (

@@ -1,4 +1,4 @@
-"""The bound that one z̄ proves."""
+"""The bound on the number of removed weights that one z̄ proves."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ class Bound(NamedTuple):
 
     Attributes:
         num_removed: the last n at which it is at most ε.
-        price: θ, what the next weight would cost; infinite where there is none.
+        price: θ, the rise that the next weight would add; infinite where there is none.
     """
 
     num_removed: int
@@ -20,12 +20,12 @@ class Bound(NamedTuple):
 
 
 def bound_of(slope: np.ndarray, curvature: float, epsilon: float, num_free: int) -> Bound:
-    """Evaluate the bound of one z̄: the last n at which it is at most ε.
+    """Evaluate the bound of one z̄.
 
-    Sorts the slope in place; sums are in float64, and nothing else of its size is made.
+    Sums are in float64, and no other array of the size of the slope is made.
 
     Args:
-        slope: ∇q(z̄) of the weights that are not set aside.
+        slope: ∇q(z̄) of the weights that are not set aside; sorted in place.
         curvature: z̄ᵀA z̄.
         epsilon: ε, raised by the slack.
         num_free: how many are set aside, whose slope is 0.

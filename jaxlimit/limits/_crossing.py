@@ -1,9 +1,9 @@
 """Where the demand of a bound meets the ratio kept: found exactly in k, differentiated implicitly.
 
-A `Criterion` says by how much too little is kept at a ratio ρ and a ridge c = 2ε/R²; with R = R(ρ)
-of the network's own weights its excess falls with ρ, and the limit is where it vanishes. All is
-computed from c over a power of two near the largest eigenvalue, which scaling H and ε, or the
-weights, leaves as it is.
+The excess of a `Criterion` is what a bound demands beyond the ratio ρ kept, at a ridge c = 2ε/R².
+With R = R(ρ) of the network's own weights it falls with ρ, and the limit is where it vanishes.
+Everything is computed from c over a power of two near the largest eigenvalue, which does not change
+when H and ε, or the weights, are scaled.
 """
 
 from typing import Any, NamedTuple
@@ -17,20 +17,20 @@ from jaxlimit._core.estimate import Estimate
 from jaxlimit.limits.bounds import eigenvalue_unit, relative_ridge
 from jaxlimit.spectrum import SpectralMeasure, trace_bracket
 
-# The readings of an estimate that a prediction is made of, each with a crossing of its own.
+# A prediction combines these readings of an estimate, each with a crossing of its own.
 READINGS = ("value", "lower", "upper")
 
 
 class Criterion(NamedTuple):
-    """When a ratio keeps too few weights: where (1/D) tr H(aH + bcI)⁻¹ exceeds a target.
+    """The condition that a ratio keeps too few weights: (1/D) tr H(aH + bcI)⁻¹ exceeds a target.
 
     offset None             a = 1, b = 1,     target ρ: ρ_L(R) > ρ, as published
     offset "perpendicular"  a = ρ, b = 1 - ρ, target 1: the ridge γ = c(1-ρ)/ρ
     offset "random"         a = ρ, b = 1,     target 1: the ridge γ = c/ρ
 
-    The latter two are (1/D) tr H(H + γI)⁻¹ > ρ divided by ρ: else both sides would vanish at ρ = 0,
-    where the question is whether a random point at distance R is inside, mean λ ≤ c. Of arrays, so
-    that one compiled program serves them all.
+    The latter two are (1/D) tr H(H + γI)⁻¹ > ρ divided by ρ. Without the division both sides would
+    vanish at ρ = 0, where the question is whether a random point at distance R is inside, that is
+    mean λ ≤ c. The fields are arrays: one compiled program serves all three.
 
     Attributes:
         clips: whether max(λ, 0) is what counts, |λ| otherwise.
@@ -44,12 +44,12 @@ class Criterion(NamedTuple):
 
     @classmethod
     def of(cls, negative: str, offset: str | None = None) -> "Criterion":
-        """Make one of the names that users know."""
+        """Make a criterion from the names of the public arguments."""
         flags = negative == "clip", offset is not None, offset == "perpendicular"
         return cls(*map(jnp.asarray, flags))
 
     def excess(self, measure: SpectralMeasure, ridge: Any, ratio: Any) -> Estimate:
-        """By how much the demand exceeds what the ratio offers; too few are kept if positive.
+        """Return by how much the demand exceeds the ratio; too few weights are kept if positive.
 
         Args:
             measure: spectrum of H.
@@ -77,7 +77,7 @@ class Criterion(NamedTuple):
 
 
 class Crossing(NamedTuple):
-    """Where the excess vanishes, for one reading of it or for several.
+    """Where the excess vanishes, for one or several readings of an estimate.
 
     Attributes:
         ratio: k/D.
@@ -161,7 +161,7 @@ def differentiable(
     weights: Float[Array, "D"],
     epsilon: Any,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return ratio and radius of the value's crossing as functions of what they solve for."""
+    """Return ratio and radius of the value's crossing, differentiable in all arguments."""
     del criterion, measure, weights, epsilon
     return at.ratio, at.radius
 

@@ -1,8 +1,8 @@
 """Is a loss the mean of a loss of each example, and what are those losses?
 
-Everything here counts examples, and what counts is right only for a mean over independent ones. A
-sum, a weighted mean, or a loss that compares the examples of a batch gives other numbers for other
-batches, and nothing in them says so. The losses of single examples tell.
+ε and the Hessian are defined for a mean over independent examples. A sum, a weighted mean, or a
+loss that compares the examples of a batch silently gives other numbers for other batches. The
+losses of single examples reveal it.
 """
 
 from functools import partial
@@ -20,18 +20,18 @@ from jaxlimit._core.checks import is_concrete
 from jaxlimit._core.losses import ONE, MeanLoss
 from jaxlimit._core.programs import canonical_convolutions
 
-_LEAST_TOLERANCE = 1e-3  # of the losses' size: other programs for other shapes round differently
+_LEAST_TOLERANCE = 1e-3  # relative to the losses: programs for other shapes round differently
 
 
 class ExampleLosses(NamedTuple):
-    """The losses of all batches, and of their single examples.
+    """The losses of all batches and of their single examples.
 
     Attributes:
         batches: loss of each batch.
-        sizes: its number of examples.
-        singles: loss of each single example, None where a batch of one cannot be had.
+        sizes: number of examples of each batch.
+        singles: loss of each single example, None where the loss takes no batch of one.
         means: mean of `singles` over each batch, or None.
-        weights: of each single example over their mean, None where all count alike.
+        weights: weight of each example over their mean, None where all count alike.
     """
 
     batches: Float[Array, "b"]
@@ -46,7 +46,7 @@ def example_losses(
 ) -> ExampleLosses:
     """Evaluate a loss on all batches and on all single examples; costs two evaluations.
 
-    A loss that returns those of its examples is taken at its word where it takes no batch of one.
+    Where a loss takes no batch of one but returns the losses of its examples, those are used.
     """
     examples = shares.examples_of(batches, mesh)
     at = sharding.replicate((params, operands), mesh)
@@ -98,7 +98,7 @@ def _losses(loss, single, examples, params, operands):
 
 
 def _returned(loss, params, batch, operands):
-    """Return the losses that a loss returns of its examples, and their weights if it has them."""
+    """Return the losses of the examples as the loss returns them, and their weights if any."""
     losses, weights = loss.split(params, batch, *operands)
     rows = losses.reshape(len(losses), -1)
     if weights is None:
@@ -124,7 +124,7 @@ def _sizes(examples):
 def why_no_mean(
     losses: ExampleLosses, loss: MeanLoss, params: Any, batch: Any, operands: tuple
 ) -> str | None:
-    """Say what a loss is, if not a mean over independent examples; None if it is, or unknown.
+    """Say why a loss is no mean over independent examples; None if it is one, or if unknown.
 
     Args:
         losses: from `example_losses`.

@@ -1,17 +1,15 @@
 """Accelerated projected gradients for min q(z) - θ1ᵀz over [0, 1]ᴰ, a product a step.
 
 A step from y = z + β(z - z₋) is clip(y - (∇q(y) - θ)/(ℓM)), M a diagonal metric. ℓ falls a little
-in each step and is raised where a step shows more curvature, dᵀA d > ℓ dᵀM d, so the few stiff
-directions set it only while they matter; that is what makes the difference on networks. Momentum
-starts anew where it points uphill. The relation of q at y and at z needs no product of its own:
-A y is a combination of two products at hand.
+in each step and rises where a step shows more curvature, dᵀA d > ℓ dᵀM d. So the few stiff
+directions determine it only while they matter, which is decisive on networks. Momentum restarts
+where it points uphill. A y needs no product of its own: it is a combination of A z and A z₋.
 
-All of it is done in place on the host, a piece at a time: z, z₋ and their products are the four
-vectors that stay. The new point is made when it is multiplied and made again when it is judged,
-which is cheaper than to keep it while the operator works.
+Everything is done in place on the host, a piece at a time: z, z₋ and their products are the four
+vectors that are kept. The new point is made once for its product and again for its evaluation,
+which is cheaper than keeping it while the operator works.
 
-Beck, Teboulle (2009), "A fast iterative shrinkage-thresholding algorithm"; O'Donoghue, Candès
-(2015), "Adaptive restart for accelerated gradient schemes".
+Beck, Teboulle (2009); O'Donoghue, Candès (2015) for the restarts.
 """
 
 from collections.abc import Callable, Iterator
@@ -67,13 +65,13 @@ def pieces(size: int) -> Iterator[slice]:
 
 
 class Seen(NamedTuple):
-    """What one point z shows of q.
+    """The numbers of q at one point z.
 
     Attributes:
         removed: Σz.
         bend: zᵀA z.
         linear: aᵀz.
-        slope: A z - a, for whoever reads it to keep.
+        slope: A z - a; the reader may keep or change it.
     """
 
     removed: float
@@ -83,7 +81,7 @@ class Seen(NamedTuple):
 
 
 class _Told(NamedTuple):
-    """What a trial was made with: the momentum's share, the price, and ℓ."""
+    """The settings of a trial: the momentum's share, the price, and ℓ."""
 
     beta: float
     price: float
@@ -91,7 +89,7 @@ class _Told(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Of a trial z' and the step d to it from y: dᵀA d, dᵀM d, the rounding of the first, ..."""
+    """Sums over a trial z' and the step d from y to it: dᵀA d, dᵀM d, the first's rounding, ..."""
 
     bent: float
     squared: float
@@ -129,7 +127,7 @@ class Steps:
     def step(
         self, price: float, epsilon: float, apply: Callable[[Vector], Vector]
     ) -> tuple[Seen, Callable[[slice], Vector], float]:
-        """Take one step at θ = `price`, or find that it was too long.
+        """Take one step at θ = `price`; raise ℓ and keep the point if it was too long.
 
         Args:
             price: θ.
@@ -137,11 +135,11 @@ class Steps:
             apply: the product with B.
 
         Returns:
-            What its end shows, a function that makes the end piece by piece until the next step,
-            and the price of the next step.
+            The numbers of q at its end, a function that makes the end piece by piece (until the
+            next step), and the price of the next step.
 
         Raises:
-            ValueError: if it was along a direction of negative curvature.
+            ValueError: if its direction has negative curvature.
         """
         momentum = (1 + np.sqrt(1 + 4 * self.momentum**2)) / 2
         told = _Told((self.momentum - 1) / momentum, price, self.curvature)
@@ -190,7 +188,7 @@ class Steps:
         return point, self.quadratic.scaled(raw, self.quadratic.weights[at] * point, at)
 
     def _compare(self, told: _Told, raw: Vector) -> _Sums:
-        """Sum what decides over a trial, and what it shows."""
+        """Sum what decides whether a trial is accepted, and the numbers of q at its end."""
         total = np.zeros(len(_Sums._fields) + 1)
         for at in pieces(self.point.size):
             y, product, point = (x.astype(np.float64) for x in self._moved(told, at))
@@ -224,10 +222,11 @@ class Steps:
 
             F(v, τ) = ετ + vᵀAv/(2τ) + Σ (1 + aτ - A v)₊,
 
-        jointly convex in v and τ. The best price for this v is where ∂F/∂τ = 0, the terms of the
-        sum counted by where a step takes z in place of 0 or 1, so it rests only where q(z) = ε.
-        (The best price for z as it stands rests where nothing is best.) An iterate lags behind its
-        price, so that a quarter of the way is gone, in the logarithm.
+        jointly convex in v and τ. The best price for this v is where ∂F/∂τ = 0. There each term of
+        the sum counts by the value that a step would give z, not by 0 or 1, so the price comes to
+        rest only where q(z) = ε. (The best price for z itself also rests where z is not optimal.)
+        Since an iterate lags behind its price, only a quarter of the way is taken, in the
+        logarithm.
         """
         low, high = np.log(1 / 8), np.log(8)
         for _ in range(_HALVINGS):
@@ -249,9 +248,9 @@ class Steps:
 def metric_of(
     quadratic: Quadratic, diagonal: Vector | None, multiply: Callable, num_probes: int
 ) -> Vector:
-    """Return M: the diagonal of A, or the norms of its rows, seen through signs.
+    """Return M: the diagonal of A, or the norms of its rows, estimated with random signs.
 
-    In bfloat16: it only steers, so half of a float is enough.
+    In bfloat16: M only steers the steps, so half of a float is enough.
     """
     weights = quadratic.weights
     if diagonal is not None:
@@ -272,11 +271,11 @@ def metric_of(
 
 
 def look_for_negative(multiply: Callable[[Vector], Vector], like: Vector, num_steps: int) -> None:
-    """Take a few Lanczos steps on A from a random start, and look at the Ritz values.
+    """Take a few Lanczos steps on A from a random start, and check the Ritz values.
 
-    A step of a search may never turn into a direction of negative curvature, and then the bound of
-    a quadratic that is not convex would stand. A random start is in all directions, so a few
-    steps show one that is not small beside the rest of the spectrum.
+    The steps of a search may all avoid a direction of negative curvature; the bound of a quadratic
+    that is not convex would then go unnoticed. A random start has a part in every direction, so a
+    few steps find negative curvature that is not small relative to the spectrum.
 
     Raises:
         ValueError: if one is negative by more than rounding.
@@ -302,7 +301,7 @@ def look_for_negative(multiply: Callable[[Vector], Vector], like: Vector, num_st
 
 
 def negative_curvature(quotient: float) -> str:
-    """Say what is wrong with an operator, and what would do."""
+    """Say what is wrong with an operator, and what to use instead."""
     return (
         "operator must be positive semi-definite, but a direction has the Rayleigh quotient "
         f"{quotient:.3g} in it, scaled by the weights: take curvature.gauss_newton_matvec of a "
@@ -312,7 +311,7 @@ def negative_curvature(quotient: float) -> str:
 
 
 def all_finite(vector: Vector) -> bool:
-    """Say whether a vector is finite, without one more."""
+    """Say whether a vector is finite, without a temporary of its size."""
     return all(bool(np.isfinite(vector[at]).all()) for at in pieces(vector.size))
 
 

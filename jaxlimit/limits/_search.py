@@ -21,7 +21,7 @@ from jaxlimit.limits._relaxation import (
     pieces,
 )
 
-# Stop where the best mask known, or what is still to be had, is within these shares of the bound.
+# Stop where the best mask known, or the possible gain, is within these shares of the bound.
 KNOWN_GAP = 0.01
 _OPEN_GAP = 1e-3
 # Rounding is taken to be at most this many times the largest asymmetry that products showed.
@@ -30,7 +30,7 @@ _SAFETY = 4.0
 # leave no step between them.
 _NUM_AUDITS = 2
 _LEAST_BUDGET = _NUM_AUDITS + 2
-# Of fewer products none is spent on looking for negative curvature.
+# With fewer products, none is used to look for negative curvature.
 _LEAST_PROBED = 40
 _FINEST = np.iinfo(np.uint16).max
 
@@ -47,7 +47,7 @@ class Problem(NamedTuple):
 
 
 def is_live(problem: Problem) -> np.ndarray:
-    """Mark the weights that may cost something: a PSD matrix with a zero Bᵢᵢ has a zero row i."""
+    """Mark the weights that may change q: a PSD matrix with a zero Bᵢᵢ has a zero row i."""
     weights, gradient = np.asarray(problem.weights), np.asarray(problem.gradient)
     live = np.empty(weights.shape, bool)
     known = problem.diagonal is not None and not problem.shift
@@ -82,7 +82,7 @@ class Search:
         self.finest = np.zeros(self.quadratic.weights.shape, np.uint16)
 
     def relax(self, start: np.ndarray | None) -> np.ndarray:
-        """Take steps until the products are spent or the gap is closed; return the best z̄."""
+        """Take steps until the products are used up or the gap is closed; return the best z̄."""
         quadratic, like = self.quadratic, self.quadratic.weights
         price = self.look_at_zero()
         num_probes = 0 if self.diagonal is not None else min(8, self.budget // 10 + 1)
@@ -108,7 +108,7 @@ class Search:
     def begin(
         self, metric: np.ndarray, start: np.ndarray | None, price: float
     ) -> tuple[Steps, float]:
-        """Look at z = 1, and stand at the start; return the first price too."""
+        """Evaluate z = 1 and set up the start; return the first price too."""
         ones = np.ones_like(self.quadratic.weights)
         product = self.multiply(ones)
         price = min(price, self.look_at(ones, product))
@@ -123,7 +123,7 @@ class Search:
         return Steps(self.quadratic, metric, point, product, bend), price
 
     def apply(self, argument: np.ndarray) -> np.ndarray:
-        """Return B v, count the product, and say so."""
+        """Return B v; count the product and report progress."""
         product = self.quadratic.apply(argument)
         self.history.append(self.best)
         if not all_finite(product):
@@ -166,7 +166,7 @@ class Search:
         if kept > self.best:
             self.best = kept
             for at in pieces(self.finest.size):
-                # Any z̄ proves a bound: one of 16 bits, as exact as its maximum is flat.
+                # Any z̄ proves a bound, and near the maximum rounding to 16 bits hardly lowers it.
                 self.finest[at] = np.rint(point_at(at) * _FINEST)
         if self.history:
             self.history[-1] = self.best
@@ -175,9 +175,9 @@ class Search:
 
     @property
     def open(self) -> int:
-        """What the bound may still rise by: no z̄ gets above the relaxation's own optimum.
+        """Return how much the bound may still rise: no z̄ exceeds the relaxation's optimum.
 
-        The least q with n removed is convex in n, so below the chords between the points seen.
+        The least q with n removed is convex in n, hence below the chords between the points seen.
         """
         removed, rise = np.array(self.seen).T
         inside = rise <= self.epsilon
@@ -189,7 +189,7 @@ class Search:
         return max(0, math.ceil(self.dim - most) - self.best)
 
     def is_done(self) -> bool:
-        """Whether products are spent, or the best mask or what can be reached is near."""
+        """Whether products are used up, or the bound is near the best mask or its own maximum."""
         near = self.known is not None and self.known <= (1 + KNOWN_GAP) * self.best
         return (
             len(self.history) >= self.budget - _NUM_AUDITS
@@ -198,7 +198,7 @@ class Search:
         )
 
     def audit(self, relaxed: np.ndarray) -> tuple[Bound, float]:
-        """Evaluate the bound of one z̄ anew, in float64, with the slack for rounding."""
+        """Evaluate the bound of one z̄ again, in float64, with the slack for rounding."""
         moved = bool((relaxed != 0).any())
         product = self.multiply(relaxed) if moved else np.zeros_like(relaxed)
         curvature = max(dot(relaxed, product), 0)
@@ -223,7 +223,7 @@ class Search:
         return product[at] - self.quadratic.linear(at, np.float64)
 
     def _smallest(self, product: np.ndarray, ordered: np.ndarray, count: int) -> np.ndarray:
-        """Mark the so many smallest entries of the slope with 1, of equal ones the first."""
+        """Mark the `count` smallest entries of the slope with 1, the first among equals."""
         mask = np.zeros_like(product)
         last = ordered[count - 1] if count else -np.inf
         ties = count - int(np.searchsorted(ordered, last))

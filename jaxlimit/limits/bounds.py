@@ -49,7 +49,7 @@ def ridge(radius: Any, epsilon: Any) -> Float[Array, "..."]:
 
 
 def relative_ridge(radius: Any, epsilon: Any, unit: Any) -> Float[Array, "..."]:
-    """Return c/unit, be R² and c representable or not; it has a derivative, 0, where c is ∞."""
+    """Return c/unit even where R² or c is not representable; its derivative is 0 where c is ∞."""
     dtype = jnp.result_type(float, radius, epsilon, unit)
     radius, epsilon, unit = (jnp.asarray(x, dtype) for x in (radius, epsilon, unit))
     all_flat = (radius == 0) | jnp.isinf(epsilon)
@@ -64,12 +64,12 @@ def relative_ridge(radius: Any, epsilon: Any, unit: Any) -> Float[Array, "..."]:
 
 
 def eigenvalue_unit(measure: SpectralMeasure) -> Float[Array, ""]:
-    """Return a power of two near the largest |λ|, a constant to differentiation."""
+    """Return a power of two near the largest |λ|; a constant to differentiation."""
     return scale.magnitude(measure.nodes).reshape(())
 
 
 def curvature_size(eigenvalues: Float[Array, "..."], negative: str) -> Float[Array, "..."]:
-    """Return what counts as curvature: |λ| for "abs", max(λ, 0) for "clip"."""
+    """Return the curvature that counts: |λ| for "abs", max(λ, 0) for "clip"."""
     check_choice("negative", negative, NEGATIVE)
     return jnp.abs(eigenvalues) if negative == "abs" else jnp.maximum(eigenvalues, 0)
 
@@ -77,7 +77,7 @@ def curvature_size(eigenvalues: Float[Array, "..."], negative: str) -> Float[Arr
 def curvature_share(
     eigenvalues: Float[Array, "..."], ridge: Any, *, negative: str = "abs"
 ) -> Float[Array, "..."]:
-    """Return f(λ) = λ/(λ + c) after |λ| or max(λ, 0); 0 at λ = 0 whatever c.
+    """Return f(λ) = λ/(λ + c) of |λ| or max(λ, 0); 0 at λ = 0 for every c.
 
     Args:
         eigenvalues: λ, any shape.
@@ -102,7 +102,7 @@ def curvature_share(
 
 
 def check_measure(name: str, measure: SpectralMeasure) -> None:
-    """Raise unless `measure` is one whose nodes and weights are finite where they are known."""
+    """Raise unless `measure` is a measure with finite nodes and weights, as far as known."""
     if not isinstance(measure, SpectralMeasure):
         raise TypeError(
             f"{name} must be a SpectralMeasure (see spectrum.spectral_measure and "
@@ -118,21 +118,21 @@ def lower_bound(
 ) -> Estimate:
     """Bound the pruning ratio from below, as published: the effective dimension of H over D.
 
-    ρ_L(R) = (1/D) tr H(H + cI)⁻¹ = 1 - (1/D) Σ c/(λᵢ + c), c = 2ε/R²: the statistical dimension of
-    the cone from which a point at distance R sees the ellipsoid {½wᵀHw ≤ ε}, taken from D. It is
-    the paper's prediction, no theorem about a given network. No product with H is needed, so grids
+    ρ_L(R) = (1/D) tr H(H + cI)⁻¹ = 1 - (1/D) Σ c/(λᵢ + c), c = 2ε/R². D(1 - ρ_L) is the statistical
+    dimension of the cone of the ellipsoid {½wᵀHw ≤ ε} seen from distance R. The bound is the
+    paper's prediction, not a theorem about a given network. No product with H is needed, so grids
     over R and ε are free.
 
     Args:
         measure: spectrum of H.
-        radius: R ≥ 0, any shape; any R, that of weights (R ≤ ‖w*‖) or beyond.
-        epsilon: ε ≥ 0, any shape that broadcasts with `radius`; an `Estimate` counts by its value.
+        radius: R ≥ 0, any shape; may exceed the norm of the weights.
+        epsilon: ε ≥ 0, any shape that broadcasts with `radius`; of an `Estimate` its value is used.
         negative: "abs" or "clip".
 
     Returns:
         An `Estimate` of the broadcast shape; see `spectrum.trace_bracket` for its interval. 0 at
-        R = 0 and ε = ∞; the share of nonzero eigenvalues at ε = 0 and R = ∞. NaN where the
-        measure is, which only `jit` lets through.
+        R = 0 and ε = ∞; the share of nonzero eigenvalues at ε = 0 and R = ∞. NaN where the measure
+        is NaN, which is possible only under `jit`.
 
     Raises:
         TypeError: if `measure` is no `SpectralMeasure`, or `radius` or `epsilon` no real number.
@@ -172,7 +172,7 @@ def _lower_bounds(
 
 
 def _within_one(ratio: Array) -> Array:
-    """Clip to [0, 1] with the whole derivative at the ends, where `jnp.clip` has half of it."""
+    """Clip to [0, 1] with the full derivative at the ends, where `jnp.clip` halves it."""
     return jnp.where(ratio < 0, 0, jnp.where(ratio > 1, 1, ratio))
 
 
@@ -245,9 +245,10 @@ def gap(
 
 
 def trace_bound(trace: Any, radius: Any, epsilon: Any, *, dim: int) -> Float[Array, "..."]:
-    """Bound ρ_L from above by the trace alone: flat landscapes and small weights prune far.
+    """Bound ρ_L from above by the trace alone.
 
-    ρ_L ≤ 1 - 2εD/(R² tr|H| + 2εD), by Jensen's inequality (λ/(λ+c) is concave).
+    ρ_L ≤ 1 - 2εD/(R² tr|H| + 2εD), by Jensen's inequality, since λ/(λ+c) is concave. So a flat
+    landscape and small weights allow far pruning.
 
     Args:
         trace: tr|H|, or tr max(H, 0) for "clip"; tr H itself only if H is positive semi-definite.
@@ -259,7 +260,8 @@ def trace_bound(trace: Any, radius: Any, epsilon: Any, *, dim: int) -> Float[Arr
         The bound; 0 at R = 0 and where the trace is 0.
 
     Raises:
-        ValueError: if an argument is negative or NaN, or `trace` infinite.
+        TypeError: if an argument is no real number or array, or `dim` no static int.
+        ValueError: if an argument is negative or NaN, `trace` is infinite, or `dim` < 1.
 
     >>> trace_bound(2.0, 1.0, 1.0, dim=2)
     Array(0.33333334, dtype=float32)

@@ -21,14 +21,14 @@ class Certificate(NamedTuple):
     """A number of weights below which no mask stays within ε of the quadratic.
 
     Attributes:
-        num_kept: every mask within ε keeps at least so many weights.
+        num_kept: every mask within ε keeps at least this many weights.
         ratio: num_kept / D.
-        relaxed: the z̄ [D] that proves it, 1 = removed; one product and a sort check it.
-        slack: what ε was raised by for rounding.
+        relaxed: the z̄ [D] that proves it, 1 = removed; one product and a sort verify it.
+        slack: what was added to ε for rounding.
         num_products: products made in this run.
-        open: about how many weights num_kept may still rise by with more products; what is between
-            num_kept + open and a mask lies in the relaxation, or in the mask.
-        history: num_kept as it was after each product.
+        open: about how many weights more products may add to num_kept. A remaining gap between
+            num_kept + open and a mask is due to the relaxation, or to the mask.
+        history: num_kept after each product.
     """
 
     num_kept: int
@@ -40,7 +40,7 @@ class Certificate(NamedTuple):
     history: tuple[int, ...]
 
     def __repr__(self) -> str:
-        """Say it in one line."""
+        """Show the bound in one line."""
         return short_repr(self._replace(history=np.asarray(self.history, np.int32)))
 
 
@@ -61,55 +61,58 @@ def certificate(
     """Bound from below how many weights any mask within ε of a quadratic keeps.
 
     Let z ∈ {0, 1}ᴰ mark what is removed, B be positive semi-definite, a = w∘g and
-    A = diag(w) B diag(w). The model of the loss's rise is q(z) = -aᵀz + ½ zᵀAz. It is convex, so
-    that for any z̄, and any z with n ones,
+    A = diag(w) B diag(w). The model of the rise of the loss is q(z) = -aᵀz + ½ zᵀAz. It is convex:
+    for any z̄, and any z with n ones,
 
         q(z) ≥ q(z̄) + ∇q(z̄)ᵀ(z - z̄) ≥ -½ z̄ᵀA z̄ + (sum of the n smallest entries of ∇q(z̄)),
 
-    which is convex in n: no mask with q ≤ ε removes more than the last n where it is at most ε.
+    The right side is convex in n, so no mask with q ≤ ε removes more than the last n where it is at
+    most ε.
 
-    *Exact*, for the quadratic as given and every z̄, converged or not: that no mask beats num_kept.
-    *Of the model*: that q is the rise of the loss. It binds a quadratic on the examples it was made
-    of, neither the true loss nor other examples; `shares` tells how far apart they are at a mask.
+    *Exact*: no mask beats num_kept, for the quadratic as given and for every z̄, converged or not.
+    *A model*: q stands for the rise of the loss. The bound holds for a quadratic on these examples,
+    neither for the true loss nor for other examples; `shares` measures the difference at a mask.
     *Rounding*: sums are in float64. The error of products is taken to be at most four times the
-    largest asymmetry |xᵀ(Ay) - yᵀ(Ax)| that they showed, among them that of z̄ and the mask that
-    attains the bound, which is the very sum that enters it. That is a measurement, no proof. ε is
-    raised by it, and by a bound on the sums' own rounding.
+    largest asymmetry |xᵀ(Ay) - yᵀ(Ax)| that was seen. One of these pairs is z̄ and the mask that
+    attains the bound, whose product enters the bound itself. This is a measurement, not a proof. It
+    is added to ε, and so is a bound on the rounding of the sums.
 
     z̄ comes from accelerated projected gradient steps on q(z) - θ1ᵀz over [0, 1]ᴰ, scaled by the
-    diagonal of A, of adaptive length, the price θ of a weight following the iterates. On the
-    networks tried, 100 products end within 3 % of the best. Costs num_products
-    products, each with a sort of D entries. Memory beside the operator, its argument and result,
-    and what is given: 6 floats a live weight, on the host (6.8 measured). Zero weights, and with
-    `diagonal` those without curvature and gradient, are set aside.
+    diagonal of A, of adaptive length; the price θ of a weight follows the iterates. On the networks
+    tried, 100 products end within 3 % of the best. Costs num_products products, each with a sort of
+    D entries. Memory, besides the operator, its argument and result, and the arguments: 6 floats a
+    live weight, on the host (6.8 measured). Zero weights are set aside, and with `diagonal` those
+    without curvature and gradient.
 
     That B is positive semi-definite is checked where it is cheap: at z = 1, along each step, and by
-    up to 8 Lanczos steps from a random start if there are 40 products or more and no `start`. They
-    name a negative eigenvalue that is not small beside the largest; they prove none absent.
+    up to 8 Lanczos steps from a random start if there are 40 products or more and no `start`. These
+    checks find negative eigenvalues that are not small relative to the largest; smaller ones may
+    stay unnoticed.
 
     Args:
         operator: B, positive semi-definite; an `Operator`, or a function from [D] to [D]. The
             Gauss-Newton matrix, or with `shift` the Hessian.
         gradient: g at w, as `curvature.mean_gradient` gives it.
         weights: w.
-        epsilon: ε ≥ 0, a number or an `Estimate`, whose value is taken.
-        num_products: at most so many products. Below 5 no steps are taken, and the bound is that of
-            `start`, or the linear one of z̄ = 0; the last two check it.
-        diagonal: that of B, exact or estimated, as `curvature.diagonal` gives it. It only steers
-            the steps, and tells dead weights where it is 0; without it 8 products stand in.
-        shift: μ ≥ 0 to add to the operator, where it has eigenvalues down to -μ; ½ μ wᵢ² a removed
-            weight, which is the same at a mask, is taken off again. Larger is looser.
-        known_kept: of the smallest mask known; the run stops within 1 % of it.
-        start: a `Certificate` or a z̄ to go on from.
+        epsilon: ε ≥ 0, a number or an `Estimate`, whose value is used.
+        num_products: the most products. Below 5 no steps are taken, and the bound is that of
+            `start`, or the linear one of z̄ = 0; the last two products verify it.
+        diagonal: the diagonal of B, exact or estimated, from `curvature.diagonal`. It only steers
+            the steps, and weights where it is 0 are set aside; without it 8 products replace it.
+        shift: μ ≥ 0, added to an operator that has eigenvalues down to -μ. At a mask it adds
+            exactly ½ μ wᵢ² for each removed weight, which is subtracted again. A larger μ gives a
+            looser bound.
+        known_kept: weights kept by the smallest mask known; the run stops within 1 % of it.
+        start: a `Certificate` or a z̄ to continue from.
         on_progress: called as `on_progress("certificate", products, num_products)`.
 
     Returns:
-        A `Certificate`. 0 kept where all weights may go, or nothing is known yet.
+        A `Certificate`; `num_kept` is 0 if all weights may go, or if nothing is known yet.
 
     Raises:
         TypeError: if a count is no static int, or the arrays are not of the operator's type.
-        ValueError: if sizes differ, something is not finite, ε or `shift` is negative, or a
-            direction with negative curvature was met.
+        ValueError: if sizes differ, something is not finite, ε is negative or not one number,
+            `shift` is negative, or a direction of negative curvature was met.
         FloatingPointError: if a product was not finite.
 
     >>> import jax.numpy as jnp
@@ -146,7 +149,7 @@ def certificate(
 
 
 class Shares(NamedTuple):
-    """What a mask takes of ε, as shares of it.
+    """How much of ε a mask uses, as shares of ε.
 
     Attributes:
         linear: -aᵀz / ε.
@@ -169,10 +172,10 @@ def shares(
     *,
     rise: float | None = None,
 ) -> Shares:
-    """Split what a mask takes of ε into linear, quadratic and remainder.
+    """Split the part of ε that a mask uses into linear, quadratic and remainder.
 
-    L(w∘m) - L(w) = -aᵀz + ½ zᵀAz + remainder, z = 1 - m. A certificate says nothing of a mask at
-    which the remainder is large. Costs one product.
+    L(w∘m) - L(w) = -aᵀz + ½ zᵀAz + remainder, z = 1 - m. Where the remainder is large, a
+    certificate says nothing about the mask. Costs one product.
 
     Args:
         operator: B; see `certificate`.
@@ -180,7 +183,7 @@ def shares(
         weights: w.
         kept: m, True = kept, flat [D].
         epsilon: ε > 0.
-        rise: L(w∘m) - L(w), of the true loss.
+        rise: L(w∘m) - L(w), of the true loss; None leaves the remainder NaN.
 
     Returns:
         The `Shares`.

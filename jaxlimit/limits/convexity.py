@@ -10,22 +10,22 @@ from jaxlimit.spectrum import SpectralMeasure
 
 
 def convex_shift(measure: SpectralMeasure, *, miss_probability: float = 1e-3) -> float:
-    """Return a μ ≥ 0 that makes H + μI positive semi-definite, but for a stated probability.
+    """Return a μ ≥ 0 that makes H + μI positive semi-definite with a stated probability.
 
-    Ritz values lie inside of the spectrum. After m steps from a uniform direction each end is
-    missed by at most e of the whole width, but for the probability 1.648 √D exp(-√e (2m - 1)); p
-    probes have to miss it all. So with the width of the Ritz values s,
+    Ritz values lie inside the spectrum. After m steps from a uniform direction they miss each end
+    by more than a share e of the whole width with probability at most 1.648 √D exp(-√e (2m - 1)),
+    and all p probes must miss it together. So, with s the width of the Ritz values,
 
         μ = max(0, s e / (1 - 2e) - smallest Ritz value).
 
     Costs no product.
 
     Args:
-        measure: spectrum of H, from Lanczos, or exact, of which no end can be missed.
-        miss_probability: of an eigenvalue below -μ, over the random probes, in (0, 1].
+        measure: spectrum of H, from Lanczos, or exact, where no end is missed.
+        miss_probability: probability of an eigenvalue below -μ, over the probes, in (0, 1].
 
     Returns:
-        μ; infinity where the steps are too few to tell.
+        μ; infinite where the steps are too few to tell.
 
     Raises:
         TypeError: if `measure` is no `SpectralMeasure`.
@@ -55,7 +55,7 @@ def convex_shift(measure: SpectralMeasure, *, miss_probability: float = 1e-3) ->
 
 
 def _ended_early(measure: SpectralMeasure) -> bool:
-    # The space of a random direction that ends has a part of every eigenvector's.
+    # If the Krylov space of a random direction ends, it has a part in every eigenspace.
     recurrence = measure.recurrence
     return recurrence is not None and bool(
         np.asarray(recurrence.num_valid).min() < measure.nodes.shape[-1]

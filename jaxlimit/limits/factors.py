@@ -1,4 +1,4 @@
-"""What the limit depends on: its sensitivities, and weight magnitude and flatness as numbers."""
+"""What the limit depends on: sensitivities, weight magnitude and flatness."""
 
 from typing import Any, NamedTuple
 
@@ -29,9 +29,9 @@ class Sensitivity(NamedTuple):
 
     Attributes:
         epsilon: dρ*/dε.
-        radius: dρ*/dR, the curve R(ρ) shifted up as a whole.
-        scale: dρ*/d log s, all weights (or R(ρ) as a whole) scaled by s: as much as half of it per
-            relative change of the curvature H, and minus half of it per relative change of ε.
+        radius: dρ*/dR, for a shift of the whole curve R(ρ).
+        scale: dρ*/d log s, all weights (hence the curve R(ρ)) scaled by s. The derivative by the
+            logarithm of H is half of it, and that by the logarithm of ε is minus half of it.
     """
 
     epsilon: Float[Array, ""]
@@ -42,18 +42,18 @@ class Sensitivity(NamedTuple):
 
 
 class KeyFactors(NamedTuple):
-    """The two things that decide how far a network can be pruned, as numbers.
+    """The two quantities that decide how far a network can be pruned.
 
     Attributes:
         radius: R(ρ*), norm of what is removed.
         norm: ‖w*‖.
-        removed: R²/‖w*‖², share of the squared norm that goes.
+        removed: R²/‖w*‖², share of the squared norm that is removed.
         trace: tr|H| (tr max(H, 0) for "clip"): the smaller, the flatter.
-        rise: ½R² tr|H|/D, mean rise of the quadratic loss at distance R in a random direction,
-            the product of weight magnitude and curvature.
+        rise: ½R² tr|H|/D, the mean rise of the quadratic loss at distance R in a random
+            direction: the product of weight magnitude and curvature.
         bound: rise/(rise + ε), the trace bound of ρ*.
-        elasticity: relative growth of ρ* per relative growth of all weights; half of it per
-            relative growth of the curvature. 0 where ρ* is.
+        elasticity: d log ρ*/d log s, all weights scaled by s; half of it for the curvature scaled.
+            0 where ρ* is 0.
     """
 
     radius: Float[Array, ""]
@@ -75,11 +75,11 @@ def sensitivity(
     negative: str = "abs",
     offset: str | None = None,
 ) -> Sensitivity:
-    """Differentiate a predicted limit by implicit differentiation of the equation that it solves.
+    """Differentiate a predicted limit by the implicit function theorem.
 
-    Published, ρ = g(R(ρ), ε) with R' = -D t²/(2R), t the magnitude of the next weight to go:
-    dρ*/dε = g_ε/(1 + g_R D t²/(2R)), dρ*/dR = g_R/(the same), dρ*/d log s = R dρ*/dR. Costs a few
-    evaluations of the trace, no pass over the weights.
+    The published limit solves ρ = g(R(ρ), ε) with R' = -D t²/(2R), t the magnitude of the next
+    weight to go. So dρ*/dε = g_ε/n, dρ*/dR = g_R/n and dρ*/d log s = R g_R/n with
+    n = 1 + g_R D t²/(2R). Costs a few evaluations of the trace, no pass over the weights.
 
     Args:
         measure: spectrum of H that the limit was predicted from.
@@ -131,8 +131,8 @@ def key_factors(
 ) -> KeyFactors:
     """Measure weight magnitude and flatness at the predicted limit.
 
-    ρ* ≤ r/(r + ε) with r = ½R² tr|H|/D: small weights (R) and a flat landscape (tr|H|) prune far,
-    and only their product counts, against ε.
+    ρ* ≤ r/(r + ε) with r = ½R² tr|H|/D. So networks with small weights (R) and a flat landscape
+    (tr|H|) can be pruned far; only the product of both counts, relative to ε.
 
     Args:
         measure: spectrum of H over the same weights.

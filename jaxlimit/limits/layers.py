@@ -1,4 +1,4 @@
-"""The tolerance shared out to layers: each with the spectrum of its own block of the Hessian."""
+"""The tolerance divided among layers, each with the spectrum of its own block of the Hessian."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -52,22 +52,22 @@ def by_layer(
     negative: str = "abs",
     num_points: int = 256,
 ) -> LayerLimits:
-    """Share a tolerance out to layers so that they keep the fewest weights together.
+    """Divide a tolerance among layers so that together they keep the fewest weights.
 
     Layer l of D_l weights keeps the least k_l with (1/D_l) tr f(H_ll; c_l) ≤ k_l/D_l, where
-    c_l = 2ε_l/R_l(k_l)². Among all ε_l ≥ 0 with Σ ε_l = ε those with the least Σ k_l have
-    dk_l/dε_l equal in all layers. Solved for c at each k the condition gives ε_l(k) in closed
-    form, R_l(k)² c/2, whose convex hull turns the search for the one multiplier into a sort.
-    No product is needed; O(D log D) time, three copies of the weights of a layer.
+    c_l = 2ε_l/R_l(k_l)². Among all ε_l ≥ 0 with Σ ε_l = ε, the least Σ k_l has equal dk_l/dε_l in
+    all layers. For each k the condition is solved for c, which gives ε_l(k) = R_l(k)² c/2 in closed
+    form; on its convex hull the search for the multiplier is a sort. Needs no product, O(D log D)
+    time, and memory of three copies of the weights of a layer.
 
     Args:
         measures: for each layer, the spectrum of its block H_ll.
         weights: for each layer, its weights, flat [D_l].
-        epsilon: ε, tolerance of the whole network, a number or an `Estimate`, whose value is
-            taken; or leave it out and give `ratio`.
-        ratio: fraction of all weights to keep; the ε that it takes is then found.
+        epsilon: ε, the tolerance of the whole network, a number or an `Estimate`, whose value is
+            used. Give either this or `ratio`.
+        ratio: fraction of all weights to keep; the ε that this takes is then found.
         negative: "abs" or "clip"; see `pruning_limit`.
-        num_points: counts, evenly spaced in the logarithm, at which each layer's curve is known.
+        num_points: number of points of each layer's curve, evenly spaced in log k.
 
     Returns:
         A `LayerLimits`. Each layer's limit is exactly that of `pruning_limit` at its share.
@@ -90,7 +90,7 @@ def by_layer(
     check_count("num_points", num_points, 2)
     _check_layers(measures, weights)
     if (epsilon is None) == (ratio is None):
-        raise ValueError(f"give epsilon or ratio, not both: got {epsilon} and {ratio}")
+        raise ValueError(f"epsilon or ratio must be given, not both: got {epsilon} and {ratio}")
     if epsilon is not None:
         epsilon = float(value_of(epsilon))
         check_range("epsilon", epsilon, 0, float(np.finfo(np.float32).max))
@@ -117,7 +117,7 @@ def coupling(
     *,
     negative: str = "abs",
 ) -> Estimate:
-    """Measure how far layers are coupled: by how much their traces exceed that of the whole.
+    """Measure how strongly layers are coupled, by the excess of their traces over the whole.
 
     (Σ_l tr f(H_ll) - tr f(H)) / tr f(H), f(λ) = λ/(λ + c) at one common c. For a positive
     semi-definite H it is ≥ 0, and 0 if H has no entries between layers: f is concave, and the
@@ -130,11 +130,11 @@ def coupling(
         negative: "abs" or "clip".
 
     Returns:
-        An `Estimate`; its interval joins those of the traces as if they were independent.
+        An `Estimate`; its interval combines those of the traces as if they were independent.
 
     Raises:
         TypeError: if a measure is no `SpectralMeasure`.
-        ValueError: if the layers have not as many weights together as the whole, or c ≤ 0.
+        ValueError: if the layers together have another number of weights than the whole, or c ≤ 0.
 
     >>> import jax.numpy as jnp
     >>> from jaxlimit.spectrum import exact_measure
@@ -195,7 +195,7 @@ def _curve(
 
 @partial(jax.jit, static_argnames="negative")
 def _ridges(measure: SpectralMeasure, ratios: Float[Array, "n"], negative: str):
-    """Find c with (1/D) tr f(H; c) = ρ for each ratio, 0 where a smaller trace is had at any c."""
+    """Find c with (1/D) tr f(H; c) = ρ for each ratio, 0 where the trace is smaller at every c."""
     largest = jnp.max(jnp.abs(measure.nodes))
     largest = jnp.where(largest > 0, largest, 1)
 

@@ -25,11 +25,11 @@ class PruningLimit(NamedTuple):
 
     Attributes:
         ratio: ρ*, the smallest fraction of weights kept.
-        lower: lower end of the 95 % interval, which joins the bracket over the Lanczos depth with
-            the random errors, of the probes and of ε.
+        lower: lower end of the 95 % interval, which combines the bracket over the Lanczos depth
+            with the random errors of the probes and of ε.
         upper: its upper end.
-        standard_error: the random part alone: that of the probes and, where ε came with an error
-            of its own, of ε by dρ*/dε.
+        standard_error: the random error alone: of the probes and, where ε has a standard error, of
+            ε by dρ*/dε.
         num_kept: ρ*·D, -1 where ρ* is NaN.
         radius: R(ρ*), the norm of what is removed.
         threshold: magnitude of the smallest weight kept.
@@ -54,28 +54,28 @@ def pruning_limit(
     negative: str = "abs",
     where: Where = is_weight,
 ) -> PruningLimit:
-    """Predict the pruning limit, as published: the ratio at which the lower bound meets itself.
+    """Predict the pruning limit, as published: the ratio that equals its own lower bound.
 
-    ρ* = k*/D with k* the smallest k such that ρ_L(R(k/D)) ≤ k/D. ρ_L grows with R and R falls with
-    k, so there is one crossing; it is found by bisection on the magnitude threshold, exactly in k,
-    in 31 passes over the weights, without sorting; memory of two copies of them.
+    ρ* = k*/D with k* the smallest k such that ρ_L(R(k/D)) ≤ k/D. ρ_L grows with R, and R falls with
+    k, so there is one crossing. Bisection on the magnitude threshold finds it exactly in k, in 31
+    passes over the weights, without sorting. Memory of two copies of the weights.
 
     `ratio` and `radius` have derivatives, by the implicit function theorem, with respect to the
-    measure's nodes and weights, `weights` and `epsilon`; the other figures are constants to `grad`.
+    measure's nodes and weights, `weights` and `epsilon`; the other fields are constants to `grad`.
 
     Args:
         measure: spectrum of H over the same weights.
         weights: w*, a pytree or flat vector.
         epsilon: ε ≥ 0, tolerated rise of the loss: a number, or an `Estimate` whose standard error
-            is joined with that of the measure.
+            adds to that of the measure.
         negative: "abs" or "clip".
         where: which leaves are weights under study.
 
     Returns:
-        A `PruningLimit`. It is 0 where H vanishes, all weights are 0 or ε = ∞. Any finite ε,
+        A `PruningLimit`. Its ratio is 0 where H vanishes, all weights are 0 or ε = ∞. Any finite ε,
         however large, keeps one weight, since ρ_L > 0 (the corrected threshold is 0 from some ε
-        on). ε = 0 removes what is 0 already, or as many weights as H has zero eigenvalues. Where
-        what raises below cannot be known under `jit`, all but `num_kept` are NaN.
+        on). ε = 0 removes what is 0 already, or as many weights as H has zero eigenvalues. Under
+        `jit`, where nothing can be raised, all fields but `num_kept` are NaN in the cases below.
 
     Raises:
         TypeError: if `measure` is no `SpectralMeasure`, or a leaf is not real floating.
@@ -103,7 +103,7 @@ def random_subspace_threshold(
     negative: str = "abs",
     where: Where = is_weight,
 ) -> PruningLimit:
-    """Predict the pruning limit, as corrected: the threshold of random subspaces of the quadratic.
+    """Predict the pruning limit by the corrected threshold, that of random subspaces.
 
     A random affine subspace of dimension k = ρD at distance R meets {½wᵀHw ≤ ε} asymptotically
     where ρ ≥ (1/D) tr H(H + γI)⁻¹ with γ = c(1-ρ)/ρ if the offset R is perpendicular to the
@@ -126,8 +126,8 @@ def random_subspace_threshold(
         where: which leaves are weights under study.
 
     Returns:
-        A `PruningLimit`, found and differentiable as that of `pruning_limit`; it is 0 where a
-        random point at distance ‖w*‖ is inside, ½‖w*‖² tr|H|/D ≤ ε.
+        A `PruningLimit`, found and differentiable as in `pruning_limit`. Its ratio is 0 where a
+        random point at distance ‖w*‖ is inside, that is ½‖w*‖² tr|H|/D ≤ ε.
 
     Raises:
         TypeError: as `pruning_limit`.
@@ -178,7 +178,7 @@ def _predict(criterion, measure, weights, epsilon, epsilon_error) -> PruningLimi
     by_probes, by_epsilon = _random_errors(criterion, at, fixed[0], *fixed[2:])
     joint = jnp.hypot(by_probes, by_epsilon)
     ratio, radius = _crossing.differentiable(criterion, at, measure, weights, epsilon)
-    # The readings' own crossings hold the error of the probes already.
+    # The crossings of the readings include the error of the probes already.
     extra = NORMAL_QUANTILE * (joint - by_probes)
     found = PruningLimit(
         ratio=ratio,
@@ -189,7 +189,7 @@ def _predict(criterion, measure, weights, epsilon, epsilon_error) -> PruningLimi
         radius=radius,
         threshold=at.threshold,
     )
-    # NaN would pass for too little curvature to keep a weight for.
+    # NaN would count as no curvature.
     known = _is_known(*fixed[:3])
     found = jax.tree.map(lambda x: jnp.where(known, x, jnp.nan), found)
     return found._replace(num_kept=jnp.where(known, at.num_kept, -1))

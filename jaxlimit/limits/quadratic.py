@@ -1,4 +1,4 @@
-"""The limits that a quadratic loss truly has, which the bounds and the threshold predict."""
+"""The exact limits of a quadratic loss, which the bounds and the threshold predict."""
 
 from typing import Any, NamedTuple
 
@@ -18,10 +18,10 @@ class QuadraticLimit(NamedTuple):
     """The fewest weights that magnitude pruning may keep on a quadratic loss.
 
     Attributes:
-        refitted: with the kept weights set anew to their best: where the coordinate plane of the
-            kept weights starts to meet the sublevel set.
-        one_shot: with the kept weights as they are, which is what a sweep measures; it and every
-            larger count is within ε.
+        refitted: with the kept weights refitted, where the coordinate plane of the kept weights
+            starts to meet the sublevel set.
+        one_shot: with the kept weights as they are, as a sweep measures it; this and every larger
+            count is within ε.
     """
 
     refitted: Int[Array, "..."]
@@ -35,10 +35,10 @@ def quadratic_limit(
 ) -> QuadraticLimit:
     """Find the pruning limit of the loss ½(w - w*)ᵀH(w - w*) exactly, by linear algebra.
 
-    With the weights in falling order of magnitude and H = LLᵀ, zᵀ = w*ᵀL, the least rise of the
-    loss over all w with none but the first k weights nonzero is ½ Σ_{i > k} z_i²: one Cholesky
-    factorisation, O(D³), serves every k and every ε. Where H is singular, a ridge of D eps ‖H‖ is
-    added to it, which raises a loss by at most half of that times the least ‖w - w*‖² of a refit.
+    With the weights in falling order of magnitude, H = LLᵀ and zᵀ = w*ᵀL, the least rise of the
+    loss over all w whose nonzero weights are among the first k is ½ Σ_{i > k} z_i². So one Cholesky
+    factorisation, O(D³), serves every k and every ε. To a singular H a ridge of D eps ‖H‖ is added,
+    which raises a loss by at most half of that times the least ‖w - w*‖² of a refit.
 
     Args:
         hessian: H, symmetric positive semi-definite.
@@ -51,7 +51,7 @@ def quadratic_limit(
 
     Raises:
         TypeError: if an argument is no real array.
-        ValueError: if the shapes do not fit, H or a weight is not finite, H is asymmetric by more
+        ValueError: if the shapes do not match, H or a weight is not finite, H is asymmetric by more
             than rounding, or ε is negative or NaN.
 
     >>> import jax.numpy as jnp
@@ -110,7 +110,7 @@ def _quadratic_limit(hessian: Array, weights: Array, epsilon: Array) -> Quadrati
 
 
 def _fewest(shares: Array, epsilon: Array) -> Int[Array, "..."]:
-    """Count the weights up to the last one at which what follows is too much; NaN is too much."""
+    """Count the weights up to the last one after which the rest exceeds ε; NaN exceeds it."""
     rises = jnp.cumsum(shares[::-1])[::-1] / 2
     too_much = ~(rises <= epsilon[..., None])
     return jnp.max(jnp.where(too_much, jnp.arange(1, shares.size + 1), 0), -1)

@@ -1,4 +1,4 @@
-"""What is kept may be refitted: the quadratic's least rise once the removed weights are at zero."""
+"""Refitting what is kept: the quadratic's least rise with the removed weights at zero."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,8 +23,8 @@ class Refit(NamedTuple):
         rise: the quadratic's rise over w*, gradient terms included.
         one_shot: the same rise with the kept weights left as they were.
         residual: ‖∇_K‖ after refitting over ‖∇_K‖ before, ∇_K the gradient over the kept weights.
-        curvature: the least pᵀHp/pᵀp over the directions taken; a value ≤ 0 means that the
-            quadratic has no least value there, and the refit stopped before that direction.
+        curvature: the least pᵀHp/pᵀp over the directions taken. A value ≤ 0 means that the
+            quadratic has no minimum; the refit then stopped before that direction.
         num_products: products made.
     """
 
@@ -43,7 +43,7 @@ class RefittedLimit(NamedTuple):
         ratio: k/D.
         num_kept: k.
         rise: the refitted rise at k, at most ε.
-        residual: that of the refit at k; a large one means that fewer weights might do.
+        residual: that of the refit at k; if it is large, fewer weights might be enough.
         num_products: products made in all.
     """
 
@@ -79,29 +79,29 @@ def refit(
 ) -> Refit:
     """Refit the kept weights on the quadratic, by conjugate gradients.
 
-    With R removed and K kept, δ_R = -w_R is given and δ_K = -(H_KK + μI)⁻¹(g_K - H_KR w_R) makes
-    q(δ) = gᵀδ + ½ δᵀHδ + ½ μ‖δ_K‖² least. `rise` is q without its damping term. Costs
-    num_steps + 3 products at most, 6 D floats beside the operator.
+    With R removed and K kept, δ_R = -w_R is given, and δ_K = -(H_KK + μI)⁻¹(g_K - H_KR w_R)
+    minimises q(δ) = gᵀδ + ½ δᵀHδ + ½ μ‖δ_K‖². `rise` is q without its damping term. Costs at most
+    num_steps + 3 products, and memory of 6 D floats besides the operator.
 
     Args:
-        matvec: H, or the Gauss-Newton matrix, which alone is sure to have a least value; an
-            `Operator`, or a function from [D] to [D].
+        matvec: H, or the Gauss-Newton matrix, whose quadratic always has a minimum; an `Operator`,
+            or a function from [D] to [D].
         gradient: g at w*, of the weights under study.
         weights: w*.
         kept: True where a weight is kept.
-        start: weights to begin with, such as those of a refit that kept more.
+        start: weights to start from, such as those of a refit that kept more.
         damping: μ ≥ 0.
         num_steps: conjugate gradient steps, at most.
         tolerance: stop where the residual is this share of the gradient at δ_K = 0.
 
     Returns:
-        A `Refit`. Every iterate is a valid upper bound of the least rise; the residual tells how
-        far it may still fall.
+        A `Refit`. The rise of every iterate is an upper bound of the least rise; the residual shows
+        how much it may still fall.
 
     Raises:
-        TypeError: if `kept` is not boolean or a count is no static int.
-        ValueError: if the shapes differ, a weight or the gradient is not finite, or damping or
-            tolerance is negative.
+        TypeError: if `kept` is not boolean or `num_steps` is no static int.
+        ValueError: if the shapes differ, a weight or the gradient is not finite, `num_steps` < 1,
+            or `damping` or `tolerance` is negative.
 
     >>> import jax.numpy as jnp
     >>> H = jnp.array([[2.0, 1.0], [1.0, 2.0]])
@@ -134,8 +134,8 @@ def refitted(
 ) -> Refit:
     """Refit at several counts of one order of removal: the forecast of pruning with fine-tuning.
 
-    From the most weights kept to the fewest, each refit begins with the one before, cut to its own
-    weights. Costs num_steps + 3 products a count at most; `weights` of the result is [r, D].
+    Goes from the most weights kept to the fewest; each refit starts from the one before, cut to its
+    own weights. Costs at most num_steps + 3 products a count; `weights` of the result is [r, D].
 
     Args:
         matvec: see `refit`.
@@ -151,7 +151,7 @@ def refitted(
         A `Refit` whose fields have the counts along their first axis, in the order given.
 
     Raises:
-        TypeError: as `refit`.
+        TypeError: as `refit`, or if `num_kept` is no vector of integers.
         ValueError: as `refit`, or if a count lies outside [0, D], or `ranks` is no permutation.
 
     >>> import jax.numpy as jnp
@@ -192,14 +192,14 @@ def refitted_limit(
 ) -> RefittedLimit:
     """Find ρ_refit, the fewest weights of an order whose refitted quadratic stays within ε.
 
-    The least rise grows as fewer weights are kept, so bisection on the logarithm of k finds it, to
-    a relative width in k. Costs log₂(ln D/relative) refits.
+    The least rise grows as fewer weights are kept, so bisection on log k finds the count, to a
+    relative width in k. Costs log₂(ln D/relative) refits.
 
     Args:
         matvec: see `refit`.
         gradient: see `refit`.
         weights: w*.
-        epsilon: ε ≥ 0, a number or an `Estimate`, whose value is taken.
+        epsilon: ε ≥ 0, a number or an `Estimate`, whose value is used.
         ranks: see `refitted`.
         damping: see `refit`.
         num_steps: see `refit`.
@@ -207,8 +207,8 @@ def refitted_limit(
         relative: width of the last bracket of k, over k.
 
     Returns:
-        A `RefittedLimit`, of the quadratic model: how well iterative pruning with fine-tuning does
-        where neither the curvature drifts nor the remainder matters.
+        A `RefittedLimit` of the quadratic model: what iterative pruning with fine-tuning reaches if
+        the curvature does not change and the remainder does not matter.
 
     Raises:
         TypeError: as `refit`.

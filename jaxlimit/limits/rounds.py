@@ -1,4 +1,4 @@
-"""Prune a little, refit, order anew: how few weights rounds on the quadratic end with."""
+"""Prune a little, refit, order again: how few weights such rounds keep on the quadratic."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from jaxlimit.limits.refitting import refit
 
 
 class RefittedRounds(NamedTuple):
-    """Where rounds of pruning and refitting on the quadratic came to.
+    """The end of rounds of pruning and refitting on the quadratic.
 
     Attributes:
         ratio: k/D.
@@ -21,7 +21,7 @@ class RefittedRounds(NamedTuple):
         rise: the quadratic's rise over w* at the end, at most ε.
         weights: the refitted weights, zero where removed.
         kept: True where a weight is kept.
-        history: k after each round, from most to least.
+        history: k after each round.
         num_products: products made in all.
     """
 
@@ -46,23 +46,22 @@ def refitted_rounds(
     num_steps: int = 30,
     relative: float = 1e-2,
 ) -> RefittedRounds:
-    """Remove a share of the weights, refit the rest on the quadratic, order them anew; repeat.
+    """Remove weights, refit the rest on the quadratic, order them again, and repeat.
 
-    A round keeps a share `shrink` of what is left; where that takes the refitted rise above ε, its
-    root is tried, until a round would remove less than `relative` of what is left. Weights go by
-    the saliency -vᵢ∇ᵢ + ½ vᵢ²Hᵢᵢ at the refitted weights v, ∇ the quadratic's gradient there; by
-    |v| without a diagonal. Beside `refitted_limit`, whose order is that of w* throughout, it tells
-    what looking again gains. Costs num_steps + 4 products a round, and some
-    log(D/k) / log(1/shrink) + 6
-    rounds.
+    A round keeps a share `shrink` of what is left. If the refitted rise is then above ε, the round
+    is undone and √shrink tried instead, until a round would remove less than `relative` of what is
+    left. The order is that of the saliency -vᵢ∇ᵢ + ½ vᵢ²Hᵢᵢ at the refitted weights v, ∇ the
+    quadratic's gradient there, or that of |v| without a diagonal. `refitted_limit` keeps the order
+    of w* throughout; the difference is the gain of ordering again. Costs num_steps + 4 products a
+    round, and about log(D/k) / log(1/shrink) + 6 rounds.
 
     Args:
         matvec: see `refit`.
         gradient: g at w*.
         weights: w*; zeros count as removed.
-        epsilon: ε ≥ 0, a number or an `Estimate`, whose value is taken.
+        epsilon: ε ≥ 0, a number or an `Estimate`, whose value is used.
         diagonal: that of H; None orders by magnitude.
-        shrink: share of the weights that a round keeps, in (0, 1]; with 1 they go one by one.
+        shrink: share of the weights that a round keeps, in (0, 1]; 1 removes them one by one.
         damping: μ of the refits.
         num_steps: conjugate gradient steps a round, at most.
         relative: width of the last bracket of k, over k.
@@ -72,7 +71,8 @@ def refitted_rounds(
 
     Raises:
         TypeError: as `refit`.
-        ValueError: as `refit`, or if ε is negative or not finite, or a share lies out of range.
+        ValueError: as `refit`, or if ε is negative or not finite, or `shrink` or `relative` is out
+            of range.
 
     >>> import jax.numpy as jnp
     >>> H = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
@@ -80,8 +80,7 @@ def refitted_rounds(
     >>> refitted_rounds(lambda v: H @ v, jnp.zeros(3), w, 0.2, diagonal=jnp.ones(3)).weights
     Array([2., 0., 0.], dtype=float32)
 
-    Hassibi, Stork (1993), "Second order derivatives for network pruning: optimal brain surgeon",
-    with many weights a step.
+    Hassibi, Stork (1993), with many weights a step.
     """
     epsilon = float(value_of(epsilon))
     check_range("epsilon", epsilon, 0, float(np.finfo(np.float32).max))
@@ -111,7 +110,7 @@ def refitted_rounds(
 def _places(
     kept: Bool[Array, "D"], weights: Array, slope: Array, diagonal: Array | None
 ) -> Int[Array, "D"]:
-    """Order what is kept by what its removal costs next, the dearest first, the rest behind."""
+    """Order what is kept by the cost of its removal, highest first, and the rest behind."""
     cost = jnp.abs(weights)
     if diagonal is not None:
         cost = weights * (weights * diagonal / 2 - slope)

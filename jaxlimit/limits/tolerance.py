@@ -20,7 +20,7 @@ from jaxlimit.limits._examples import ExampleLosses
 
 
 class MeasuredTolerance(NamedTuple):
-    """A tolerance, and in words what makes the loss doubtful; None if nothing does."""
+    """A tolerance, and a sentence on what is wrong with the loss; None if nothing is."""
 
     epsilon: Estimate
     doubt: str | None
@@ -36,17 +36,17 @@ def loss_tolerance(
 ) -> Estimate:
     """Measure the tolerated rise of the loss: the spread of the loss of one batch.
 
-    ε = σ(per-example loss at w*)/√batch_size, free of how the data happen to be batched; of n
-    examples with fourth central moment μ₄ the standard error of σ is √((μ₄ - σ⁴)/n)/(2σ), by the
-    delta method. The loss of every batch is held against those of its single examples, too: costs
-    two evaluations of the data.
+    ε = σ(per-example loss at w*)/√batch_size, whatever the batches of the data. For n examples with
+    fourth central moment μ₄ the standard error of σ is √((μ₄ - σ⁴)/n)/(2σ), by the delta method.
+    The loss of every batch is also compared with those of its single examples. Costs two
+    evaluations of the data.
 
-    Of losses l with weights w, ε is that of Σwl/Σw over `batch_size` examples of weight above 0: l
-    is replaced by w(l - L)/w̄, whose spread is σ by the delta method for a ratio.
+    For losses l with weights w, ε is the spread of Σwl/Σw over `batch_size` examples of weight
+    above 0: l is replaced by w(l - L)/w̄, by the delta method for a ratio.
 
-    Where the loss is no mean over independent examples, or takes no single ones, ε is measured from
-    whole batches: of N batches of b, σ² = Σ b(L_b - L̄)²/(N-1), with a standard error of at least
-    σ/√(2(N-1)); a warning says so.
+    Where the loss is no mean over independent examples, or takes no single examples, ε is measured
+    from whole batches: from N batches of b examples, σ² = Σ b(L_b - L̄)²/(N-1), with a standard
+    error of at least σ/√(2(N-1)). A warning then says so.
 
     Args:
         loss: `loss(params, batch, *operands)`, the mean over the batch's examples; or their losses,
@@ -54,20 +54,20 @@ def loss_tolerance(
         params: pytree of real floating arrays.
         batches: a pytree with leaves [num_batches, batch, ...], or a list of batches.
         *operands: passed on to `loss`.
-        batch_size: examples of the batch whose mean loss spreads by ε; the paper has 128.
+        batch_size: examples of the batch whose loss has the standard deviation ε; 128 in the paper.
         mesh: devices to share the examples, a `jax.sharding.Mesh`.
 
     Returns:
-        ε as an `Estimate`; `pruning_limit` and `estimate_limit` join its error with their own, and
-        as a number it is its value. The interval is that of log ε; where it states 95 % it holds
-        the truth in 95 % of cases for uniform, 93 % for exponential and 84 % for log-normal losses
-        of 1,000 examples. 0 if all examples have the same loss. NaN where a loss is not finite and
-        nothing can be raised under `jit`.
+        ε as an `Estimate`. `pruning_limit` and `estimate_limit` add its error to their own; used as
+        a number it is its value. The 95 % interval is that of log ε; for the losses of 1,000
+        examples it covers 95 % of cases if they are uniform, 93 % if exponential and 84 % if
+        log-normal. 0 if all examples have the same loss. Under `jit`, where nothing can be raised,
+        NaN if a loss is not finite.
 
     Raises:
         TypeError: if `loss` returns none of the three.
         ValueError: if there are fewer than two examples, `batch_size` < 1, the loss is a sum over
-            the examples of a batch, or is no mean over them and there is one batch alone or a mesh.
+            the examples of a batch, or it is no mean over them and there is one batch or a mesh.
         FloatingPointError: if the loss of a batch, or of an example that counts, is not finite.
 
     >>> import jax.numpy as jnp
@@ -75,7 +75,7 @@ def loss_tolerance(
     >>> loss_tolerance(lambda w, x: jnp.mean(w * x), 1.0, losses, batch_size=21)
     Estimate(value=0.5, standard_error=0.0771517, lower=0.369508, upper=0.676575)
 
-    Cramér (1946), "Mathematical methods of statistics", section 27.7.
+    Cramér (1946), section 27.7.
     """
     settings: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
     measured = measure_tolerance(loss, params, batches, *operands, **settings)
@@ -97,7 +97,7 @@ def measure_tolerance(
     batch_size: int = 128,
     mesh: Mesh | None = None,
 ) -> MeasuredTolerance:
-    """Measure ε as `loss_tolerance` does, and return with it what makes the loss doubtful."""
+    """Measure ε as `loss_tolerance` does, and say what is wrong with the loss if anything is."""
     check_count("batch_size", batch_size)
     batch = first_batch(batches)
     loss, operands = mean_loss(loss, params, batches, operands)
@@ -121,9 +121,9 @@ def measure_tolerance(
 def examine(
     loss: Callable, params: Any, batches: Any, *operands: Any, mesh: Mesh | None = None
 ) -> str | None:
-    """Say what a loss is, if not a mean over independent examples, by its first two batches.
+    """Say why a loss is no mean over independent examples, from its first two batches.
 
-    For where ε is known, and `measure_tolerance` has nothing else to do.
+    Used where ε is known and `measure_tolerance` is not called.
 
     Raises:
         ValueError: if the loss is a sum, or is no mean where a mesh cuts batches.
@@ -176,7 +176,7 @@ def _spread(
 
 
 def _spread_of_batches(losses: ExampleLosses, batch_size: int, doubt: str) -> Estimate:
-    """Return the same from the losses of batches, each taken for a mean over its examples."""
+    """Return the same from the losses of batches, each as the mean over its examples."""
     num_batches = len(losses.sizes)
     if num_batches < 2:
         raise ValueError(
@@ -187,7 +187,7 @@ def _spread_of_batches(losses: ExampleLosses, batch_size: int, doubt: str) -> Es
     mean = jnp.sum(losses.batches * (sizes / sizes.sum()))
     scaled = jnp.sqrt(sizes) * (losses.batches - mean)
     estimate = _root_mean_square(scaled, num_batches - 1, batch_size)
-    # Of so few values the fourth moment tells too little.
+    # A fourth moment of so few values is too uncertain.
     least = estimate.value / (2 * (num_batches - 1)) ** 0.5
     error = jnp.maximum(estimate.standard_error, least)
     return positive_interval(estimate.value, error, num_batches - 1)

@@ -26,8 +26,7 @@ class AlexNet(nn.Module):
         dropout_rate: fraction of the dense layers' inputs dropped in training.
         dtype: precision of the arithmetic; parameters stay float32.
 
-    Krizhevsky, Sutskever, Hinton (2012), "ImageNet classification with deep convolutional neural
-    networks"; without local response normalization, on a single device.
+    Krizhevsky, Sutskever, Hinton (2012), without local response normalization, on one device.
     """
 
     num_classes: int

@@ -24,7 +24,7 @@ class ResNet(nn.Module):
         inner: channels of the convolutions inside each block, but for its last, in its place.
         dtype: precision of the arithmetic; parameters stay float32.
 
-    He, Zhang, Ren, Sun (2016), "Deep residual learning for image recognition".
+    He, Zhang, Ren, Sun (2016).
     """
 
     num_classes: int

@@ -20,8 +20,7 @@ class VGG(nn.Module):
         stages: output channels of the convolutions, stage by stage.
         dtype: precision of the arithmetic; parameters stay float32.
 
-    Simonyan, Zisserman (2015), "Very deep convolutional networks for large-scale image
-    recognition", configuration D for `VGG16_STAGES`; the dense layers are left out.
+    Simonyan, Zisserman (2015), configuration D for `VGG16_STAGES`, without the dense layers.
     """
 
     num_classes: int

@@ -37,7 +37,7 @@ def erdos_renyi_kernel(params: Any, ratio: float, *, where: Where = is_weight) -
     >>> {name: round(kept, 3) for name, kept in erdos_renyi_kernel(params, 0.1).items()}
     {'narrow': 0.406, 'wide': 0.085}
 
-    Evci et al. (2020), section 3; Mocanu et al. (2018).
+    Evci, Gale, Menick, Castro, Elsen (2020), section 3; Mocanu et al. (2018).
     """
     check_range("ratio", ratio, 0, 1)
     leaves = _studied(params, where)
@@ -113,7 +113,7 @@ def lamp_scores(params: Any, *, where: Where = is_weight) -> Float[Array, "D"]:
     >>> lamp_scores({"a": jnp.array([3.0, 4.0]), "b": jnp.array([0.1])})
     Array([0.36, 1.  , 1.  ], dtype=float32)
 
-    Lee et al. (2021), equation 4.
+    Lee, Park, Mo, Ahn, Shin (2021), equation 4.
     """
     flatten_weights(params, where)
     leaves = zip(jax.tree.leaves(params), selected(params, where), strict=True)

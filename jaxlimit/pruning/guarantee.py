@@ -79,8 +79,7 @@ def guaranteed_ratio(
     >>> guaranteed_ratio(dense, pruned, [0.5, 0.1, 0.01], epsilon=0.1).ratio
     0.1
 
-    Angelopoulos, Bates, Candès, Jordan, Lei (2021), "Learn then test"; Bates et al. (2021),
-    "Distribution-free, risk-controlling prediction sets".
+    Angelopoulos, Bates, Candès, Jordan, Lei (2021); Bates, Angelopoulos, Lei, Malik, Jordan (2021).
     """
     dense, pruned, (low, high) = _check_losses(dense_losses, pruned_losses, bounds)
     weights, counts = _check_weights(weights, dense.size)

@@ -54,9 +54,6 @@ def prune(
     Raises:
         ValueError: if `ratio` lies outside [0, 1] or several seeds come, or as `training.fit`.
 
-    References:
-        Zhang, Zhang, Sun, Liu (NeurIPS 2024), where it is what the limits are held against.
-
     >>> import flax.linen as nn, numpy as np
     >>> class Net(nn.Module):
     ...     @nn.compact

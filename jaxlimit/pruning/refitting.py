@@ -86,8 +86,7 @@ def refit(
     >>> jnp.allclose(refitted, jnp.array([3.0, 0.0]))
     Array(True, dtype=bool)
 
-    Levenberg (1944); Marquardt (1963); Martens (2010), "Deep learning via Hessian-free
-    optimization".
+    Levenberg (1944); Marquardt (1963); Martens (2010).
     """
     for name, count in {"num_rounds": num_rounds, "num_steps": num_steps}.items():
         check_count(name, count, 0)

@@ -1,8 +1,8 @@
-"""Pruning in rounds with training between them, as others do it, to stand beside one shot.
+"""Pruning in rounds with training between them, as others do it, to compare with one shot.
 
-`gradual` prunes more and more while it trains (Zhu and Gupta); `iterative` goes back to early
-weights after each round (Frankle et al.). In both, weights go by magnitude over all layers at once,
-and one that has gone stays gone.
+`gradual` prunes more and more while it trains (Zhu, Gupta 2017); `iterative` goes back to early
+weights after each round (Frankle, Dziugaite, Roy, Carbin 2020). Both remove weights by magnitude
+over all layers at once, and a removed weight never comes back.
 """
 
 import itertools
@@ -41,7 +41,7 @@ def cubic_ratio(progress: Any, ratio: Any, *, initial: Any = 1.0) -> Float[np.nd
     >>> cubic_ratio([0.0, 0.5, 1.0], 0.2).tolist()
     [1.0, 0.3, 0.2]
 
-    Zhu, Gupta (2017), "To prune, or not to prune", section 3.
+    Zhu, Gupta (2017), section 3.
     """
     check_range("ratio", ratio, 0, 1)
     check_range("initial", initial, 0, 1)
@@ -88,8 +88,7 @@ def gradual(
     Raises:
         ValueError: if an argument is out of range or there are several seeds, or as `training.fit`.
 
-    Zhu, Gupta (2017), "To prune, or not to prune: exploring the efficacy of pruning for model
-    compression".
+    Zhu, Gupta (2017), section 3.
     """
     _check_config(config)
     check_range("ratio", ratio, 0, 1)
@@ -153,8 +152,7 @@ def iterative(
     Raises:
         ValueError: if an argument is out of range or there are several seeds, or as `training.fit`.
 
-    Frankle, Dziugaite, Roy, Carbin (2020), "Linear Mode Connectivity and the Lottery Ticket
-    Hypothesis", algorithm 2.
+    Frankle, Dziugaite, Roy, Carbin (2020), algorithm 2.
     """
     _check_config(config)
     check_range("ratio", ratio, 0, 1, open_low=True)

@@ -39,7 +39,7 @@ def saliency(
     >>> saliency(jnp.array([1.0, -2.0]), jnp.array([0.5, 0.5]), jnp.array([2.0, 2.0]))
     Array([0.5, 5. ], dtype=float32)
 
-    LeCun, Denker, Solla (1990), "Optimal brain damage", with the gradient kept.
+    LeCun, Denker, Solla (1990), with the gradient kept.
     """
     gradient, diagonal, weights = flat_vectors(
         gradient=gradient, diagonal=diagonal, weights=weights

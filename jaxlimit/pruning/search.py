@@ -176,8 +176,7 @@ def smallest_mask(
     >>> found.mask, found.method
     (Array([False,  True, False], dtype=bool), 'saliency')
 
-    Zhang, Zhang, Sun, Liu (2024) ask the question; LeCun, Denker, Solla (1990) have the
-    quadratic.
+    Zhang, Zhang, Sun, Liu (2024) for the question; LeCun, Denker, Solla (1990) for the quadratic.
     """
     check_key("key", key)
     epsilon = value_of(epsilon)

@@ -2,8 +2,8 @@
 
 A probe u, uniform on the unit sphere, sees the spectrum as the measure Σ (uᵀvᵢ)² δ(λᵢ), whose mean
 is the spectral distribution (1/D) Σ δ(λᵢ). Lanczos from u gives that measure's moments, and Gauss
-quadrature turns them into (1/D) tr f(H) for any f. Two errors stay apart throughout: that of the
-probes, which averaging reduces, and that of the depth, which only more steps reduce.
+quadrature turns them into (1/D) tr f(H) for any f. Two errors are kept apart throughout: averaging
+over probes reduces one, only more steps reduce the other.
 """
 
 from jaxlimit.spectrum.blocks import block_measures

@@ -1,7 +1,7 @@
 """Gauss rules of a tridiagonal matrix, with and without a prescribed node, on the host.
 
-The small eigenproblems are solved in float64 whatever the type of the recurrence: a bound divides
-eigenvalues by a c that is a thousandth of the largest, so single precision here would be seen.
+The small eigenproblems are solved in float64, whatever the type of the recurrence: a bound divides
+eigenvalues by a c that is a thousandth of the largest, so errors of single precision would show.
 """
 
 from typing import Any, NamedTuple
@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.linalg import eigh_tridiagonal
 
-# Where between 0 and the nearest Gauss node, as a share of it, the moving node is prescribed.
+# Places of the prescribed node between 0 and the nearest Gauss node, as shares of that node.
 SHARES = np.concatenate([[1e-3, 1e-2, 5e-2], np.linspace(0.1, 1, 11)[:-1], [0.95, 0.99]])
 NUM_PINNED = 2 * len(SHARES) + 2
 
 
 class Rules(NamedTuple):
-    """The Gauss rule of one recurrence, and at half and at full depth the pinned family.
+    """The Gauss rule of one recurrence, and the pinned family at half and at full depth.
 
     The family's rules have one more node, prescribed: row 0 at 0, the next ones across the gap
     around 0; the last row is the Gauss rule itself (a node at ±∞).
@@ -28,7 +28,7 @@ class Rules(NamedTuple):
 
 
 def gauss_rule(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of the Gauss rule: eigenvalues of T and squared first components."""
+    """Return the Gauss rule: eigenvalues of T, squared first entries of its eigenvectors."""
     if diagonal.size == 1:
         return diagonal.copy(), np.ones(1)
     nodes, vectors = eigh_tridiagonal(diagonal, off_diagonal, lapack_driver="stevd")
@@ -38,7 +38,7 @@ def gauss_rule(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndarr
 def radau_rule(
     diagonal: np.ndarray, off_diagonal: np.ndarray, residual_norm: float, node: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of the rule with one more node, prescribed (Golub 1973).
+    """Return the rule with one more node, which is prescribed (Golub 1973).
 
     T is bordered by β_m and the last diagonal entry that makes `node` an eigenvalue. Where `node`
     is an eigenvalue of T already, that entry is infinite and the rule is the Gauss rule.
@@ -64,7 +64,7 @@ def rules(
 ) -> Rules:
     """Build all rules of the leading `num_valid` steps, padded with weights 0.
 
-    NaN throughout for a recurrence that holds NaN, as one whose product was not finite does.
+    All NaN if the recurrence holds NaN, as it does where a product was not finite.
     """
     room = diagonal.size
     diagonal, off_diagonal = np.asarray(diagonal, float), np.asarray(off_diagonal, float)
@@ -86,7 +86,7 @@ def rules(
 def _family(
     diagonal: np.ndarray, off_diagonal: np.ndarray, residual_norm: float, room: int
 ) -> np.ndarray:
-    """Nodes and weights [2, NUM_PINNED, room] of the pinned family."""
+    """Return nodes and weights of the pinned family, [2, NUM_PINNED, room]."""
     gauss = gauss_rule(diagonal, off_diagonal)
     pins = _pins(gauss[0], residual_norm)
     family = [radau_rule(diagonal, off_diagonal, residual_norm, x) for x in pins]
@@ -100,9 +100,9 @@ def _family(
 def _pins(nodes: np.ndarray, residual_norm: float) -> np.ndarray:
     """Choose where to prescribe the node: at 0, then across the gap of the Gauss nodes around 0.
 
-    Every rule of the family has just one node in that gap, so this meets all of them. Where all
-    nodes lie on one side the gap has no end on the other, and the pins go on until the rule with a
-    node there is all but the Gauss rule.
+    Every rule of the family has exactly one node in that gap, so the pins sample all of them. Where
+    all nodes lie on one side, the gap is unbounded on the other, and the pins go on until the rule
+    is nearly the Gauss rule.
     """
     reach = np.abs(nodes).max() + residual_norm
     unbounded = reach * SHARES / (1 - SHARES)

@@ -32,19 +32,19 @@ def block_measures(
     """Estimate the spectral distribution of each principal block H[S, S].
 
     Lanczos runs with P H P, P the projection on a block's entries, from probes inside the block,
-    which no step leaves. All blocks share one compiled program, whatever their sizes, where an
-    operator of its own for each would be compiled, and linearised, anew. Costs num_probes ·
-    num_steps products a block, and the memory of one `spectral_measure` at that depth.
+    which no step leaves. All blocks share one compiled program and one linearisation, whatever
+    their sizes. Costs num_probes · num_steps products a block, and the memory of one
+    `spectral_measure` at that depth.
 
     Args:
         matvec: H, a symmetric `Array[D] -> Array[D]`.
-        key: random key of the probes; each block's is folded from its place in `blocks`.
+        key: random key of the probes; each block folds its place in `blocks` into it.
         blocks: for each block, True on its entries; blocks may overlap.
-        num_steps: Lanczos steps a probe; a smaller block ends by itself.
+        num_steps: Lanczos steps a probe; a block of fewer entries ends early.
         num_probes: independent probes of each block.
         reorthogonalize: see `spectral_measure`.
-        dtype: floating type of the probes, where the operator does not know it.
-        on_progress: called with the blocks done and their number.
+        dtype: floating type of the probes; by default that of `matvec`, or float32.
+        on_progress: called as `on_progress(blocks_done, blocks)`.
 
     Returns:
         For each block a `SpectralMeasure` whose `dim` is the block's size.

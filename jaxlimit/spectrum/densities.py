@@ -1,4 +1,4 @@
-"""Densities of a measure, for looking at: never for a bound."""
+"""Densities of a measure, for figures only: no bound is computed from them."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,11 +13,10 @@ from jaxlimit.spectrum.measure import SpectralMeasure
 
 
 def density(measure: SpectralMeasure, grid: Float[Array, "g"], *, width: Any) -> Float[Array, "g"]:
-    """Smooth a measure into a density on a grid, for looking at: never for a bound.
+    """Smooth a measure into a density on a grid, for figures only.
 
-    ρ(x) = Σ wⱼ K((x-θⱼ)/σ), K Gaussian, each kernel scaled to have mass exactly 1 on the grid, so
-    that the density integrates (trapezoid rule) to 1 over it; a node beyond the grid is counted at
-    the grid's end.
+    ρ(x) = Σ wⱼ K((x-θⱼ)/σ), K Gaussian, each kernel scaled to mass 1 on the grid. So the density
+    integrates to 1 over the grid by the trapezoid rule; a node beyond the grid counts at its end.
 
     Args:
         measure: the measure.
@@ -80,10 +79,10 @@ def _floating(grid):
 def log_density(
     measure: SpectralMeasure, grid: Float[Array, "g"], *, width: float, sign: int = 1
 ) -> Float[Array, "g"]:
-    """Smooth one side of a spectrum into a density over log₁₀|λ|, for looking at.
+    """Smooth one side of a spectrum into a density over log₁₀|λ|, for figures only.
 
-    Its integral over log₁₀ of the grid is the share of the spectrum with this sign and |λ| no less
-    than the grid's least entry: what is smaller is left out, which is most of a network's spectrum.
+    Its integral over log₁₀ of the grid is the share of the spectrum with this sign and |λ| at least
+    the smallest grid point. Smaller eigenvalues, most of a network's spectrum, are left out.
 
     Args:
         measure: the measure.

@@ -14,11 +14,10 @@ from jaxlimit._core.estimate import NORMAL_QUANTILE, Estimate, exact_estimate
 from jaxlimit._core.scale import magnitude
 from jaxlimit.spectrum.measure import SpectralMeasure
 
-# Of an operator that is positive semi-definite, how far a node may be below 0, as a share of the
-# largest.
+# How far below 0 a node of a positive semi-definite operator may be, as a share of the largest.
 PSD_TOLERANCE = 1e-4
-# (uᵀv)² D of a probe and an eigenvector is this small once in a thousand times: what a node has
-# less than that belongs to a copy.
+# (uᵀv)² D of a probe and an eigenvector is below this once in a thousand times: a node with a
+# smaller weight is a copy.
 LEAST_COUNT = 1e-6
 
 
@@ -26,14 +25,14 @@ def trace_function(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Est
     """Estimate the normalised trace (1/D) tr f(H) by Gauss quadrature.
 
     The value is the mean over probes of Σ wⱼ f(θⱼ). For u uniform on the sphere the variance of
-    uᵀf(H)u is 2/(D+2) · (mean f² - (mean f)²) over the spectrum, and the same quadrature gives
-    that too: one probe tells its own standard error. A node that the probe nearly misses is an
-    eigenvalue all the same: it counts with a weight of 1/D at least, without which one probe in
-    four would call the error of a trace that hangs on one outlier too small. The interval is value
-    ± 1.96 standard errors. Of f = λ, λ² and exp(λ) it covered 93 to 99.8 % in simulations with 1
-    and 4 probes of spectra with outliers, heavy tails, a null space and none of these, the more the
-    fewer eigenvalues carry the trace. It knows nothing of the depth; see `trace_bracket` for
-    functions with their least value at 0.
+    uᵀf(H)u is 2/(D+2) · (mean f² - (mean f)²) over the spectrum. The same quadrature gives this
+    variance, so one probe gives its own standard error. For it, a node counts with a weight of at
+    least 1/D, that of one eigenvalue, even where the probe nearly misses it; otherwise one probe in
+    four would report too small an error for a trace that hangs on one outlier. The interval is
+    value ± 1.96 standard errors. For f = λ, λ² and exp(λ) it covered 93 to 99.8 % in simulations
+    with 1 and 4 probes, on spectra with outliers, heavy tails, a null space and none of these;
+    coverage is highest where few eigenvalues carry the trace. The interval does not include the
+    error of the depth; see `trace_bracket` for functions with their least value at 0.
 
     Args:
         measure: from `spectral_measure` or `exact_measure`.
@@ -61,7 +60,7 @@ def trace_function(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Est
 
 
 def _values(f, nodes, weights=None):
-    """Evaluate f, but where a weight is 0: f may have no value at what fills a row up."""
+    """Evaluate f where weights are not 0: the nodes that pad a row may lie outside its domain."""
     if not callable(f):
         raise TypeError(f"f must be a function of eigenvalues, got {type(f).__name__}")
     values = jnp.asarray(f(nodes))
@@ -84,12 +83,12 @@ def _normal(value, standard_error, low=None, high=None):
 
 @partial(jax.jit, static_argnums=0)
 def _sphere_error(dim, nodes, weights, values):
-    """Standard error of the mean over rows [p, m] of what random probes see of f.
+    """Return the standard error of the mean of f over the rows [p, m] of random probes.
 
-    The variance that probes see of f is a sum of χ² variables and as likely to be far too small as
-    few eigenvalues make it up: it comes out short just where the trace does. Each eigenvalue's part
-    is at least that of one, and by how much they fall short of it in all, the mean of p probes of n
-    eigenvalues does by 1/√(pn).
+    The variance that the probes see is a sum of χ² variables: where few eigenvalues dominate it, it
+    is often far too small, and small together with the trace. So each eigenvalue is counted with
+    the weight of at least one. What this adds is divided by √(pn), for p probes of n eigenvalues,
+    since that is how the shortfall of their mean decreases.
     """
     centred = values - jnp.sum(weights * values, axis=-1, keepdims=True)
     # Not as mean f² - (mean f)², which cancels, nor by squares, which leave the range.
@@ -106,10 +105,10 @@ def _sphere_error(dim, nodes, weights, values):
 
 
 def _counted_weights(dim, nodes, weights):
-    """Weights, raised to those of one eigenvalue at least where a node is one.
+    """Return the weights, raised to at least that of one eigenvalue where a node is one.
 
-    Copies of a converged eigenvalue share one weight, and what has next to none is a copy or fills
-    a row up.
+    Copies of a converged eigenvalue share one weight; a node of almost no weight is a copy or
+    padding.
     """
     places = jax.lax.broadcasted_iota(jnp.int32, nodes.shape, nodes.ndim - 1)
     nodes, sorted_weights, order = jax.lax.sort((nodes, weights, places), num_keys=1)
@@ -127,15 +126,15 @@ def _group_sums(group, weights):
 
 
 def trace_bracket(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Estimate:
-    """Bracket the normalised trace (1/D) tr f(H) of an f that is least at 0 with a kink there.
+    """Bracket the normalised trace (1/D) tr f(H) for an f with its least value and a kink at 0.
 
     Among all measures with the moments that Lanczos saw, the rule with a node prescribed at 0 puts
-    the most mass there and so gives the least ∫f; the greatest is looked for among the rules with
-    the node prescribed elsewhere in the gap around 0, up to the Gauss rule itself. Made for
-    f(λ) = |λ|/(|λ|+c) and its clipped form, where plain Gauss jumps with depth. The low end
-    holds always. The high end is the greatest of 31 of these rules, and so a little below the
-    greatest of all: of 12,000 random operators with 3 to 12 eigenvalues, run to half of that depth
-    or less, it fell short of the probe's own value in 37, by 0.012 at most.
+    the most mass there, and so gives the least ∫f. The greatest is taken among rules whose node is
+    prescribed elsewhere in the gap around 0, up to the Gauss rule itself. This is for
+    f(λ) = |λ|/(|λ|+c) and its clipped form, where plain Gauss quadrature jumps with depth. The low
+    end always holds. The high end is the greatest of 31 such rules, a little below the greatest of
+    all: for 12,000 random operators with 3 to 12 eigenvalues, run to at most half of that depth, it
+    was below the probe's own value in 37 cases, by 0.012 at most.
 
     Args:
         measure: from `spectral_measure` or `exact_measure`.
@@ -143,12 +142,11 @@ def trace_bracket(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Esti
             (constant allowed).
 
     Returns:
-        An `Estimate` whose interval joins both errors: from the low end of the bracket less 1.96
+        An `Estimate` whose interval combines both errors: from the low end of the bracket less 1.96
         of its standard errors to the high end plus 1.96 of its own. `standard_error` is that of
         the probes alone. `value` extrapolates in depth: from half to full depth the low end rises
-        as the bracket closes, and the line of low end against width is followed to width 0 (and
-        kept inside the bracket). The width is 0 for an exact measure and where Lanczos met an
-        invariant subspace.
+        as the bracket narrows, and the line through both is extended to width 0 (inside the
+        bracket). The width is 0 for an exact measure and where Lanczos met an invariant subspace.
 
     Raises:
         TypeError: as `trace_function`.
@@ -186,7 +184,7 @@ def trace_bracket(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Esti
 def _ends(measure, f, rows, extremes, nonnegative=False):
     """Estimate means of f by full-depth rules, their nodes moved by their rounding.
 
-    All at once, which makes one program of them and not one each.
+    All ends at once, in one compiled program.
 
     Args:
         measure: the measure.
@@ -206,13 +204,13 @@ def _ends(measure, f, rows, extremes, nonnegative=False):
 
 
 def _rounding(measure):
-    """How far nodes may be from eigenvalues where a recurrence has ended, and its β is set to 0."""
+    """Return how far nodes may be from eigenvalues where a recurrence ended with β set to 0."""
     t, largest = measure.recurrence, jnp.max(jnp.abs(measure.nodes), axis=-1)
     return jnp.where(t.residual_norm == 0, 16 * jnp.finfo(largest.dtype).eps * largest, 0)
 
 
 def _around(f, nodes, by, nonnegative):
-    """Evaluate f at what nodes may be when they are known to within `by`: [ends, places, p, m]."""
+    """Evaluate f at the nodes and at a distance `by` from them: [ends, places, p, m]."""
     places = [nodes - by, nodes, nodes + by, jnp.where(jnp.abs(nodes) <= by, 0, nodes)]
     places = [jnp.maximum(x, 0) for x in places] if nonnegative else places
     return _values(f, jnp.stack(places, axis=1))
@@ -222,19 +220,19 @@ def psd_bracket(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Estima
     """Bracket (1/D) tr f(H) for positive semi-definite H and completely monotone f.
 
     Where the derivatives of f alternate in sign on [0, ∞), as those of c/(λ+c) and exp(-tλ) do, the
-    Gauss rule gives the least ∫f that the moments allow and the rule with a node prescribed at 0
-    the greatest. One minus a bounded such f, as λ/(λ+c), is bracketed the other way round.
+    Gauss rule gives the least ∫f that the moments allow, and the rule with a node prescribed at 0
+    the greatest. For one minus such an f, such as λ/(λ+c), the two change places.
 
     Args:
         measure: from `spectral_measure` or `exact_measure`, of a positive semi-definite H.
         f: maps arrays of eigenvalues elementwise.
 
     Returns:
-        An `Estimate` whose value is the middle of the bracket, and whose interval joins the
-        bracket and 1.96 standard errors of either end, within the range of f over [0, ∞); where f
-        is infinite at 0 one end is, and with it value and error. Where
-        Lanczos met an invariant subspace the nodes are known to within 16 ε of the largest, and f
-        with a c below that is bracketed by what it may then be.
+        An `Estimate` whose value is the middle of the bracket. Its interval is the bracket extended
+        by 1.96 standard errors at both ends, within the range of f over [0, ∞). Where f is infinite
+        at 0, so are one end, the value and the error. Where Lanczos met an invariant subspace,
+        nodes are known only to within 16 ε of the largest one, and the bracket includes what f may
+        be within that distance.
 
     Raises:
         TypeError: as `trace_function`.
@@ -263,7 +261,7 @@ def psd_bracket(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Estima
     measure = _nonnegative(measure)
     if measure.rules is None:
         return trace_function(measure, f)
-    # Of the family, the last rule is Gauss's and the first has its node at 0.
+    # The first rule of the family has its node at 0, the last is the Gauss rule.
     first = jnp.zeros((len(measure.nodes), 1), int)
     rows = jnp.stack([first + measure.rules.nodes.shape[2] - 1, first] * 3)
     extremes = (_as_they_are, _as_they_are, jnp.min, jnp.min, jnp.max, jnp.max)
@@ -274,14 +272,14 @@ def psd_bracket(measure: SpectralMeasure, f: Callable[[Array], Array]) -> Estima
     return Estimate(
         jnp.clip(plain.mean(), least, greatest),
         jnp.where(infinite, jnp.inf, errors.mean()),
-        # NaN is the error of an infinite end, which the other one need not share.
+        # An infinite end has the error NaN; the other end may be finite.
         jnp.clip(jnp.fmin(*ends.lower[2:4]), least, greatest),
         jnp.where(infinite, jnp.inf, jnp.clip(jnp.fmax(*ends.upper[4:]), least, greatest)),
     )
 
 
 def _nonnegative(measure: SpectralMeasure) -> SpectralMeasure:
-    """Take nodes below 0 by rounding to be 0: f may have a pole just there."""
+    """Set nodes that rounding put below 0 to 0: f may have a pole there."""
     rules = measure.rules
     if rules is not None:
         rules = rules._replace(nodes=jnp.maximum(rules.nodes, 0))
@@ -294,7 +292,7 @@ def _as_they_are(places, axis):
 
 
 def _range(f, dtype):
-    """Least and greatest value of a monotone f over [0, ∞), infinite where it has none."""
+    """Return the least and greatest value of a monotone f over [0, ∞), infinite if unbounded."""
     ends = _values(f, jnp.array([0, jnp.finfo(dtype).max / 4], dtype))
     known = jnp.isfinite(ends).all()
     return jnp.where(known, ends.min(), -jnp.inf), jnp.where(known, ends.max(), jnp.inf)

@@ -1,4 +1,4 @@
-"""The measure itself: made from recurrences, from nodes or a known spectrum, and re-ruled."""
+"""The measure itself, made from recurrences, from nodes or from a known spectrum."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ from jaxlimit.spectrum import _quadrature
 
 
 class PinnedRules(NamedTuple):
-    """Rules with one more node, prescribed, at half and at full depth.
+    """Rules with one more node, which is prescribed, at half and at full depth.
 
     Attributes:
-        nodes: row 0 has a node at 0, the next ones across the gap around 0; the last row is the
-            Gauss rule.
+        nodes: row 0 has the prescribed node at 0, the next rows have it across the gap around 0;
+            the last row is the Gauss rule.
         weights: their weights.
     """
 
@@ -35,8 +35,8 @@ class SpectralMeasure:
     Attributes:
         nodes: Gauss nodes (Ritz values).
         weights: their weights, each row summing to 1.
-        recurrence: what Lanczos made of each probe, stacked and without a basis; None if the
-            measure is not of Lanczos.
+        recurrence: the Lanczos recurrence of each probe, stacked and without a basis; None if the
+            measure does not come from Lanczos.
         rules: the pinned rules; None where there are none.
         dim: D.
         exact: whether it is the spectrum itself, with no random error.
@@ -58,17 +58,18 @@ class SpectralMeasure:
         dim: int,
         exact: bool = False,
     ) -> "SpectralMeasure":
-        """Make a measure of a quadrature from elsewhere.
+        """Make a measure from the nodes and weights of any quadrature.
 
         Args:
             nodes: eigenvalue estimates, one row a probe, or a single row.
-            weights: theirs, not negative, each row summing to 1. Nodes of weight 0 count nothing.
+            weights: those of the nodes, not negative, each row summing to 1. Nodes of weight 0 are
+                padding.
             dim: D.
-            exact: whether the rows are no random probes but the spectrum itself.
+            exact: whether the nodes are the spectrum itself, with no random error.
 
         Returns:
-            A `SpectralMeasure`, whose rows are taken to be of independent probes, uniform on the
-            unit sphere, unless it is exact.
+            A `SpectralMeasure`. Unless it is exact, its rows count as independent probes, uniform
+            on the unit sphere.
 
         Raises:
             TypeError: if nodes or weights are not real, or `dim` is no static int.
@@ -117,8 +118,8 @@ def measure_from(tridiagonal: Tridiagonalization, *, dim: int) -> SpectralMeasur
 
     Returns:
         A `SpectralMeasure` with one row a recurrence, padded with weights 0 where an invariant
-        subspace ended it. Where a product was not finite and nothing can be raised under `jit`, the
-        row is NaN.
+        subspace ended it. Under `jit`, where nothing can be raised, a row whose product was not
+        finite is NaN.
 
     Raises:
         FloatingPointError: if a product was not finite; names the probe and the step.
@@ -149,9 +150,9 @@ def _stacked(tridiagonal: Tridiagonalization) -> Tridiagonalization:
 
 
 def _on_host(function: Callable, shapes: Any, t: Tridiagonalization) -> Any:
-    """Call NumPy on recurrences, so that the eigenproblems are in float64 whatever their type.
+    """Call NumPy on recurrences: the eigenproblems are solved in float64, whatever their type.
 
-    Directly where they are known: a callback is a program of its own, compiled and kept. The
+    Known values go there directly, since every callback is a program that is compiled and kept. The
     function must be equal to itself from call to call.
     """
     arrays = (t.diagonal, t.off_diagonal, t.residual_norm, t.num_valid)
@@ -172,7 +173,7 @@ def check_steps(failed_step: Any, first: int = 0) -> None:
 
     Args:
         failed_step: of each probe's recurrence, -1 where none did; traced values pass unchecked.
-        first: index of the first of these probes.
+        first: index of the first of these probes among all.
     """
     if not is_concrete(failed_step):
         return
@@ -185,7 +186,7 @@ def check_steps(failed_step: Any, first: int = 0) -> None:
 
 
 def exact_measure(eigenvalues: Float[Array, "D"]) -> SpectralMeasure:
-    """Wrap a known spectrum, so that everything that takes a measure can be used on it exactly.
+    """Wrap a known spectrum as a measure without error.
 
     Args:
         eigenvalues: all D of them; integers are taken to floats.
@@ -214,13 +215,13 @@ def pinned_measure(
 ) -> SpectralMeasure:
     """Prescribe one more quadrature node: the Gauss-Radau rule.
 
-    T is bordered by the last β and the diagonal entry that makes `node` an eigenvalue. With the
-    node at 0, the end that ∫f takes its least value at, it bounds `trace_function` from below for
-    the f of `trace_bracket`. Costs a tridiagonal eigenproblem, no product.
+    T is bordered by the last β and the diagonal entry that makes `node` an eigenvalue. For the f of
+    `trace_bracket`, the rule with a node at 0 gives the least ∫f, a lower bound of
+    `trace_function`. Costs a tridiagonal eigenproblem, no product.
 
     Args:
         tridiagonal: a `Tridiagonalization` or a `SpectralMeasure`.
-        node: where, a static float. If T has it already, the rule is the Gauss rule.
+        node: where to prescribe it, a static float. If T has this eigenvalue, the rule is Gauss's.
         dim: D; taken from `tridiagonal` where that knows it.
 
     Returns:
@@ -236,7 +237,7 @@ def pinned_measure(
     >>> jnp.abs(pinned_measure(result, 0.0).nodes).min()
     Array(0., dtype=float32)
 
-    Golub (1973), "Some modified matrix eigenvalue problems", section 7.
+    Golub (1973), section 7.
     """
     if isinstance(tridiagonal, SpectralMeasure):
         t, dim = recurrence_of("tridiagonal", tridiagonal), dim or tridiagonal.dim
@@ -285,7 +286,7 @@ def recurrence_of(name: str, measure: SpectralMeasure) -> Tridiagonalization:
 
 
 def truncate(measure: SpectralMeasure, num_steps: int) -> SpectralMeasure:
-    """Return the measure as it was after its first `num_steps` steps; costs no product.
+    """Return the measure as it was after its first `num_steps` steps, without a product.
 
     Args:
         measure: from Lanczos.

@@ -1,4 +1,4 @@
-"""How a Lanczos run is looked at as it goes, and what it leaves on disk."""
+"""How a Lanczos run is watched, and what it leaves on disk."""
 
 import os
 from collections.abc import Callable
@@ -13,17 +13,18 @@ CHUNK = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Monitor:
-    """How a run is looked at as it goes, and what it leaves on disk.
+    """How a Lanczos run is watched, and what it leaves on disk.
 
     Attributes:
-        chunk: steps between two looks.
-        stop: called with the measure so far, once the depth has doubled since the last look and
-            at least 4 chunks are done; True ends the run.
+        chunk: steps from one report to the next.
+        stop: called with the measure so far, each time the depth has doubled, from 4 chunks on;
+            True ends the run.
         on_progress: called as `on_progress(stage, steps_done, steps)` after every chunk.
         stage: a name for `on_progress`.
-        checkpoint_dir: where this run, and no other, keeps its newest checkpoint: a run that is
-            asked for again goes on from it, and ends with the same bits on the same machine.
-        checkpoint_every: steps a probe between checkpoints, in whole chunks; the last makes one.
+        checkpoint_dir: a folder for the newest checkpoint of this run alone. The same call later
+            continues from it, and ends with the same bits on the same machine.
+        checkpoint_every: steps a probe between checkpoints, in whole chunks; the last step always
+            makes one.
 
     Raises:
         TypeError: if a count is no int, or `stop` or `on_progress` no function.
@@ -42,7 +43,7 @@ class Monitor:
     checkpoint_every: int = 128
 
     def __post_init__(self) -> None:
-        """Raise at once what would raise on the way."""
+        """Raise now what would raise during the run."""
         check_count("chunk", self.chunk)
         check_count("checkpoint_every", self.checkpoint_every)
         check_callback("stop", self.stop)

@@ -1,4 +1,4 @@
-"""Measures on disk."""
+"""Save measures to disk and load them."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def save(path: Any, measure: SpectralMeasure, *, identity: dict | None = None) -
     Args:
         path: of the file, under just this name.
         measure: the measure.
-        identity: what it was made from, as JSON, kept in the same file for `load` to compare.
+        identity: what it was made from, as JSON; kept in the file for `load` to compare.
 
     Raises:
         OSError: if the file cannot be written; one that was there before is kept whole.
@@ -46,7 +46,7 @@ def save(path: Any, measure: SpectralMeasure, *, identity: dict | None = None) -
 
 
 def load(path: Any, *, identity: dict | None = None) -> SpectralMeasure:
-    """Read a measure that `save` wrote; its rules are built anew.
+    """Read a measure that `save` wrote, and rebuild its rules.
 
     Args:
         path: of the file.
@@ -57,8 +57,8 @@ def load(path: Any, *, identity: dict | None = None) -> SpectralMeasure:
 
     Raises:
         OSError: if there is no such file.
-        ValueError: if it is no measure, of another version, cut short, does not fit together, or
-            was made from something else (then an `OtherRunError`).
+        ValueError: if it is no measure, of another version, cut short, inconsistent, or made from
+            something else (then an `OtherRunError`).
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

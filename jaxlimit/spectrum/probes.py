@@ -1,4 +1,4 @@
-"""Random probes: from an operator to the measure that Lanczos sees of it."""
+"""From an operator to its spectral measure, by Lanczos from random probes."""
 
 from functools import partial
 from typing import Any
@@ -43,12 +43,12 @@ def spectral_measure(
         num_steps: Lanczos steps a probe, at most D.
         num_probes: independent probes.
         reorthogonalize: "full", "selective" or "none", see `lanczos.tridiagonalize`; "auto" is
-            "full" to 256 steps, "selective" deeper. The less of it, the later the bracket of
-            `trace_bracket` closes: without any at twice the depth or more.
+            "full" up to 256 steps, "selective" deeper. Weaker modes need more depth before the
+            bracket of `trace_bracket` closes: "none" takes twice as much or more.
         store: where the basis is kept, "device", "bfloat16" or "pinned_host"; see
             `lanczos.tridiagonalize`.
         vectorize: run all probes side by side by `vmap` instead of one after the other.
-        dtype: floating type of the probes; float32 where `matvec` does not know.
+        dtype: floating type of the probes; by default that of `matvec`, or float32.
         mesh: devices that each keep a part of every vector; see `lanczos.tridiagonalize`; the
             probes then run one after the other.
 

@@ -1,4 +1,4 @@
-"""The recurrences behind a measure: from random probes, kept on disk, turned into a measure."""
+"""The recurrences behind a measure: started from probes, kept on disk, joined into a measure."""
 
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -31,6 +31,10 @@ def probe(key: PRNGKeyArray, dim: int, dtype: Any = jnp.float32) -> Float[Array,
     Returns:
         The vector [D].
 
+    Raises:
+        TypeError: if `key` is no typed key, `dim` is no static int, or `dtype` not real floating.
+        ValueError: if `dim` < 1.
+
     >>> import jax, jax.numpy as jnp
     >>> jnp.linalg.norm(probe(jax.random.key(0), 100)).round(4)
     Array(1., dtype=float32)
@@ -41,7 +45,7 @@ def probe(key: PRNGKeyArray, dim: int, dtype: Any = jnp.float32) -> Float[Array,
 
 
 class Run(NamedTuple):
-    """What a run of random probes is made of, checked.
+    """The checked settings of a run of random probes.
 
     Attributes:
         operator: H.
@@ -66,7 +70,7 @@ def plan_run(
     store: str = "device",
     at_once: int | None = None,
 ) -> Run:
-    """Check what `spectral_measure` is given, and that the bases of `at_once` probes fit."""
+    """Check the arguments of `spectral_measure`, and that the bases of `at_once` probes fit."""
     check_count("num_probes", num_probes)
     operator = prepare(matvec, dim, dtype, mesh)
     num_steps = min(check_count("num_steps", num_steps), operator.dim)
@@ -79,7 +83,7 @@ def plan_run(
 
 
 def carry(matvec: Any, state: LanczosState, goal: int, chunk: int) -> LanczosState:
-    """Carry a recurrence on to the depth `goal` or a failed product, in programs of `chunk`."""
+    """Advance a recurrence to the depth `goal` or a failed product, `chunk` steps a program."""
     while (left := goal - int(state.step)) > 0 and int(state.failed_step) < 0:
         state = lanczos.extend(matvec, state, num_steps=min(chunk, left))
     return state
@@ -107,12 +111,12 @@ def measure_of(
     )
 
 
-# What older checkpoints lack, and other versions of JAX tell otherwise.
+# Older checkpoints lack it, and other versions of JAX give other digests.
 OF_OPERATOR = "operator"
 
 
 def identity(key: PRNGKeyArray, states: list[LanczosState], operator: Operator) -> dict:
-    """Collect what makes a run itself."""
+    """Collect what identifies a run."""
     state = states[0]
     return {
         "dim": int(state.dim),
@@ -145,7 +149,7 @@ def resume(checkpoints: Checkpoints, states: list[LanczosState], matvec: Any) ->
     if found is None:
         return states
     resumed = [replace(state, **found[str(i)]) for i, state in enumerate(states)]
-    # One step has nothing to be orthogonal to but itself, so no basis is needed.
+    # One step needs no basis to be orthogonal to.
     first = lanczos.extend(
         matvec, replace(states[0], basis=None, reorthogonalize="none"), num_steps=1
     )

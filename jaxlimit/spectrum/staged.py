@@ -1,4 +1,4 @@
-"""Runs that are looked at as they go: stopped when good enough, kept on disk, carried on."""
+"""Lanczos runs that are watched: stopped when good enough, kept on disk, continued later."""
 
 import warnings
 from collections.abc import Callable
@@ -74,7 +74,7 @@ def run_probes(
     monitor: Monitor | None = None,
     mesh: Mesh | None = None,
 ) -> SpectralMeasure:
-    """Run `spectral_measure` in chunks, so that it can be watched, stopped and carried on.
+    """Run `spectral_measure` in chunks that can be watched, stopped and continued.
 
     Costs the same products; memory as `spectral_measure`, for all probes together.
 
@@ -83,11 +83,11 @@ def run_probes(
         key: see `spectral_measure`; the same key gives the same measure.
         dim: D; an `Operator` knows it.
         num_steps: steps a probe, at most.
-        num_probes: independent probes, carried on in turn.
+        num_probes: independent probes, advanced in turn.
         reorthogonalize: see `spectral_measure`.
         store: see `spectral_measure`.
-        states: recurrences to go on from, one a probe, those of a `DeviceMemoryError`; they keep
-            their own store.
+        states: recurrences to continue, one a probe, from a `DeviceMemoryError`; they keep their
+            own store.
         monitor: chunks, callbacks and checkpoints.
         mesh: see `spectral_measure`.
 
@@ -98,11 +98,11 @@ def run_probes(
         TypeError: as `spectral_measure`.
         ValueError: as `spectral_measure`, or if the checkpoint is that of another run; says what
             differs.
-        FloatingPointError: as `spectral_measure`, within a chunk of the failure; the checkpoint is
-            then one from before it, so the run can go on once the operator is mended.
+        FloatingPointError: as `spectral_measure`, within a chunk of the failure. The checkpoint is
+            from before the failure, so the run can continue with a repaired operator.
         OSError: if a checkpoint cannot be written; the one before it stays whole.
-        MemoryError: as `spectral_measure`; a `DeviceMemoryError` if the device runs out of memory
-            on the way, which carries the recurrences as they were before.
+        MemoryError: as `spectral_measure`; a `DeviceMemoryError` with the recurrences as they were
+            if the device runs out of memory during the run.
 
     >>> import jax, jax.numpy as jnp
     >>> measure = run_probes(
@@ -144,7 +144,7 @@ def _watched(
     monitor: Monitor,
     checkpoints: Checkpoints,
 ) -> int:
-    """Carry recurrences on in place, chunk by chunk; return the depth where the run ended."""
+    """Advance recurrences in place, chunk by chunk; return the depth where the run ended."""
     done, looked = min(int(state.step) for state in recurrences), 2 * monitor.chunk
     while 2 * looked < done:
         looked *= 2
@@ -169,11 +169,11 @@ def _watched(
 
 
 class TraceRun(NamedTuple):
-    """A trace as far as it was taken.
+    """A trace, and how far its run went.
 
     Attributes:
         estimate: the trace with its interval.
-        measure: what it was read off, good for any other function too.
+        measure: the measure that it comes from, which serves other functions too.
         converged: whether the interval is within the tolerance.
     """
 
@@ -196,11 +196,11 @@ def trace_within(
     dtype: Any = None,
     mesh: Mesh | None = None,
 ) -> TraceRun:
-    """Run until the interval of `trace_bracket` is as narrow as asked, or say how far it got.
+    """Run until the interval of `trace_bracket` is narrow enough, or the limits are reached.
 
-    Starts with one probe of 64 steps. Each stage doubles what makes the interval wide: the depth,
-    where the bracket is wider than the random error, else the probes. Costs the products that it
-    takes, num_probes · num_steps at most; memory as `run_probes`.
+    Starts with one probe of 64 steps. Each stage doubles what makes the interval wide: the depth if
+    the bracket is wider than the random error, otherwise the probes. Costs at most
+    num_probes · num_steps products; memory as `run_probes`.
 
     Args:
         matvec: H, symmetric: an `Operator` or `Array[D] -> Array[D]`.
@@ -211,14 +211,14 @@ def trace_within(
         num_steps: steps a probe, at most.
         num_probes: probes, at most.
         reorthogonalize: see `spectral_measure`.
-        dtype: floating type of the probes; float32 where `matvec` does not know.
+        dtype: floating type of the probes; by default that of `matvec`, or float32.
         mesh: see `spectral_measure`.
 
     Returns:
         A `TraceRun`.
 
     Raises:
-        TypeError: as `spectral_measure`.
+        TypeError: as `spectral_measure`, and if `f` is no function.
         ValueError: as `spectral_measure`, and if `tolerance` is negative.
         FloatingPointError: as `spectral_measure`.
         MemoryError: as `spectral_measure`, for the greatest number of probes.

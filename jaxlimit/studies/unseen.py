@@ -19,7 +19,7 @@ def guarantee(problem: Problem, measured: Measured, found: Found | None) -> Guar
     Between them stands the mask joined with the heaviest weights outside of it. Fixed-sequence
     testing: at each ratio "more than the tolerated share of unseen examples turns from right to
     wrong" is tested at level δ, and the first that is not rejected ends the walk. The accuracy lost
-    is at most that share. Exact for examples that are right or wrong (Clopper and Pearson 1934),
+    is at most that share. Exact for examples that are right or wrong (Clopper, Pearson 1934),
     otherwise by `pruning.hoeffding_bentkus`.
 
     Raises:

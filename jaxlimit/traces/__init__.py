@@ -1,12 +1,12 @@
-"""Traces and diagonals of a symmetric operator seen through products only.
+"""Traces and diagonals of a symmetric operator, from products alone.
 
-`hutchinson` needs no memory beyond a product's. `hutch_plus_plus` and `xtrace` take most of the
-trace from a sketch of the operator's range and sample only what the sketch leaves out, which pays
-where few eigenvalues carry most of ‖H‖_F; `xtrace` uses every product twice and is the one to reach
-for. `diagonal` does the same entry by entry. Each says its own error.
+`hutchinson` needs no memory beyond that of a product. `hutch_plus_plus` and `xtrace` take most of
+the trace from a sketch of the operator's range and sample only the rest, which pays where few
+eigenvalues carry most of ‖H‖_F. `xtrace` uses every product twice; prefer it. `diagonal` does the
+same for each entry. All return their errors.
 
-Those that sketch are exact where the sketch holds the whole range; with `dim` products or more they
-read the diagonal off the unit vectors instead, which is exact and never dearer.
+The sketching estimators are exact where the sketch holds the whole range. With `dim` products or
+more they multiply the unit vectors instead, which is exact and costs no more.
 """
 
 from jaxlimit.traces.estimators import (

@@ -1,8 +1,8 @@
 """A sketch of an operator's range, and statistics that leave each of its test vectors out in turn.
 
-The test vectors are exchangeable, so each can be held back from the sketch it then tests. All of it
-happens in the coordinates of one basis: with H Ω = Q R, only the i-th product reaches the direction
-Q gᵢ, gᵢ the i-th column of R⁻ᵀ, and leaving ωᵢ out takes just that direction off Q.
+The test vectors are exchangeable, so each can be left out of the sketch that it then tests. All of
+this is done in the coordinates of one basis: with H Ω = Q R, only the i-th product has a component
+along Q gᵢ, gᵢ the i-th column of R⁻ᵀ, so leaving ωᵢ out removes exactly that direction from Q.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from jaxlimit._core.scale import deviation, norm
 
 
 class Sketch(NamedTuple):
-    """An orthonormal basis of H Ω and what H makes of it."""
+    """An orthonormal basis of H Ω, and its products with H."""
 
     basis: Float[Array, "k D"]  # rows: the columns of Q
     images: Float[Array, "k D"]  # rows: H q
@@ -35,7 +35,7 @@ class Sketch(NamedTuple):
 
 
 def sketch_range(matvec: Operator, probes: Float[Array, "k D"], block_size: int) -> Sketch:
-    """Sketch the range by test vectors, rows of `probes`; 2 k products."""
+    """Sketch the range with test vectors, the rows of `probes`; costs 2 k products."""
     products = map_blocks(matvec, probes, block_size)
     failed = first_non_finite(products)
     Q, R = jnp.linalg.qr(jnp.where(failed == ALL_FINITE, products, 0).T)
@@ -63,9 +63,9 @@ def exchangeable_estimate(G: Float[Array, "k k"], samples: Callable) -> Estimate
     Args:
         G: of the sketch.
         samples: `samples(P, G, num_out)` -> [k, ...], the sample of each test vector from a sketch
-            cut down by the projection P of its coordinates, as G is, with `num_out`
-            test vectors out of each: P = I and 1 for the estimate itself, 2 for the jackknife,
-            which leaves one vector out of everything and takes the mean over the others.
+            whose coordinates (and G) are projected by P, with `num_out` test vectors left out of
+            each: P = I and 1 for the estimate itself, 2 for the jackknife, which leaves one vector
+            out of everything and takes the mean over the others.
     """
     k = len(G)
     identity = jnp.eye(k, dtype=G.dtype)

@@ -50,23 +50,22 @@ def hutchinson(
     """Estimate a trace by the mean of quadratic forms with random probes.
 
     tr H ≈ (1/n) Σ zᵢᵀ H zᵢ with E zzᵀ = I: unbiased, with variance 2 Σ_{i≠j} Hᵢⱼ² / n for random
-    signs and 2 ‖H‖²_F / n for Gaussian probes. Costs n products and the memory of one block of
-    them.
+    signs and 2 ‖H‖²_F / n for Gaussian probes. Costs n products, memory of one block of them.
 
     Args:
         matvec: H, symmetric: an `Operator` or `Array[D] -> Array[D]`.
         key: random key of the probes.
         dim: D; an `Operator` knows it.
-        num_matvecs: n; one probe leaves the error unknown, so infinite.
+        num_matvecs: n; with one probe the error is unknown and given as infinite.
         distribution: "rademacher" (random signs), "gaussian", or "sphere" (uniform, of norm √D).
         block_size: products made at once, by `vmap`; more is faster and takes more memory.
-        dtype: floating type of the probes; float32 where `matvec` does not know.
+        dtype: floating type of the probes; by default that of `matvec`, or float32.
 
     Returns:
         The trace as an `Estimate`, with Student's t interval over the probes. Where one eigenvalue
-        carries ‖H‖_F the forms are skewed like χ² with one degree of freedom, and few probes cost
-        the interval some of its 95 % (89 % of 18-probe intervals cover, 84 % of 6-probe ones). NaN
-        where a product was not finite and nothing can be raised under `jit`.
+        carries ‖H‖_F the forms are skewed like χ² with one degree of freedom, and the interval
+        covers less than 95 %: 89 % with 18 probes, 84 % with 6. Under `jit`, where nothing can be
+        raised, NaN if a product was not finite.
 
     Raises:
         TypeError: if a count is no static int, `dtype` is not real floating or not that of
@@ -126,12 +125,12 @@ def hutch_plus_plus(
         dim: D; an `Operator` knows it.
         num_matvecs: n ≥ 3; below 6 the error is infinite. From D on the result is exact.
         block_size: products made at once, by `vmap`.
-        dtype: floating type of the probes; float32 where `matvec` does not know.
+        dtype: floating type of the probes; by default that of `matvec`, or float32.
 
     Returns:
         The trace as an `Estimate`: standard error and t interval of the sampled term, whose probes
-        are independent given Q and may be as skewed as those of `hutchinson`. NaN where a product
-        was not finite under `jit`.
+        are independent given Q and may be as skewed as those of `hutchinson`. Under `jit`, NaN if a
+        product was not finite.
 
     Raises:
         TypeError: as `hutchinson`, and if `dtype` is narrower than float32.
@@ -197,17 +196,17 @@ def xtrace(
         matvec: H, symmetric: an `Operator` or `Array[D] -> Array[D]`.
         key: random key of the test vectors.
         dim: D; an `Operator` knows it.
-        num_matvecs: n ≥ 2, an odd one left unused; below 4 the error is infinite. From D on the
-            result is exact.
+        num_matvecs: n ≥ 2, of which an odd one is not used; below 4 the error is infinite. From D
+            on the result is exact.
         block_size: products made at once, by `vmap`.
-        dtype: floating type of the test vectors; float32 where `matvec` does not know.
+        dtype: floating type of the test vectors; by default that of `matvec`, or float32.
 
     Returns:
         The trace as an `Estimate`. `standard_error` is the authors' √(Σ (tᵢ-t)² / (k(k-1))), which
-        takes the tᵢ for independent: it comes out low, by a fifth in common cases and by nearly
-        half where k just meets the number of large eigenvalues. The interval is built on the
-        jackknife over the test vectors instead, whose variance is never too small in the mean
-        (Efron-Stein). NaN where a product was not finite under `jit`.
+        treats the tᵢ as independent and is too small: by a fifth in common cases, by nearly half
+        where k just meets the number of large eigenvalues. The interval uses the jackknife over the
+        test vectors instead, whose variance is never too small on average (Efron-Stein inequality).
+        Under `jit`, NaN if a product was not finite.
 
     Raises:
         TypeError: as `hutch_plus_plus`.
@@ -220,8 +219,7 @@ def xtrace(
     >>> xtrace(matvec, jax.random.key(0), dim=50, num_matvecs=8).value.round(4)
     Array(7., dtype=float32)
 
-    Epperly, Tropp, Webber (2024), "XTrace", sections 2.1 and 2.3; Epperly, Tropp (2024),
-    "Efficient error and variance estimation for randomized matrix computations", for the jackknife.
+    Epperly, Tropp, Webber (2024), sections 2.1 and 2.3; Epperly, Tropp (2024) for the jackknife.
     """
     check_key("key", key)
     operator = prepare(matvec, dim, dtype, instead=_INSTEAD)
@@ -279,7 +277,7 @@ def diagonal(
         num_matvecs: n; at least 2 for "xdiag", which is exact from D on.
         method: "xdiag" or "hutchinson".
         block_size: products made at once, by `vmap`.
-        dtype: floating type of the test vectors; float32 where `matvec` does not know.
+        dtype: floating type of the test vectors; by default that of `matvec`, or float32.
 
     Returns:
         The diagonal [D] as an `Estimate`, its errors as those of `xtrace` or `hutchinson`.
@@ -316,8 +314,8 @@ def diagonal(
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def _xdiag(matvec, key, dim, num_probes, block_size, dtype):
-    # Signs of slightly varied size: with plain signs, two test vectors can agree on all that a
-    # small H looks at, and the sketch would pass for the whole range.
+    # Signs of slightly varied size: with plain signs, two test vectors can agree on all entries
+    # that a small H uses, and the sketch would seem to hold the whole range.
     sign_key, size_key = jax.random.split(key)
     sizes = jax.random.uniform(size_key, (num_probes, dim), dtype, 0.5, 1.5)
     probes = jnp.sqrt(sizes) * jax.random.rademacher(sign_key, (num_probes, dim), dtype)

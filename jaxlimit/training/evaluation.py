@@ -227,10 +227,6 @@ def distance_from_minimum(
         ValueError: for images or labels the network cannot take, a negative `l1` or `l2`, or a
             `batch_size` below 1.
 
-    References:
-        Beck (2017), First-Order Methods in Optimization, theorem 10.7: r = 0 characterises
-        stationary points.
-
     >>> import numpy as np
     >>> def forward(params, state, images, *, train, key):
     ...     return images.reshape(len(images), -1) @ params, state
@@ -239,6 +235,8 @@ def distance_from_minimum(
     >>> elsewhere = distance_from_minimum(forward, np.ones((1, 2)), {}, dataset, l1=0.1)
     >>> at_minimum.norm.item(), round(elsewhere.norm.item(), 4)  # 0.1·√2
     (0.0, 0.1414)
+
+    Beck (2017), theorem 10.7: r = 0 characterises stationary points.
     """
     check_count("batch_size", batch_size)
     for leaf in jax.tree.leaves(l1):

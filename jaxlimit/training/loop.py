@@ -130,7 +130,9 @@ def fit(
     check_type("monitor", monitor, Monitor)
     check_directory(monitor.checkpoint_dir)
     if shard_params and mesh is None:
-        raise ValueError("shard_params needs a mesh to spread the parameters over, got mesh=None")
+        raise ValueError(
+            "mesh must be given with shard_params, to spread the parameters over; got None"
+        )
     done, end = _check_between(between, config.epochs)
     images, labels = check_dataset(dataset)
     rates = learning_rates(config, _num_steps(len(images), config.batch_size))

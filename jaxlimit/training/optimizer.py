@@ -93,7 +93,7 @@ def adam(
     >>> update["kernel"].round(6).tolist()  # the first step has the length of the rate
     [-0.1..., 0.1...]
 
-    Kingma, Ba (2015), "Adam: A Method for Stochastic Optimization", algorithm 1.
+    Kingma, Ba (2015), algorithm 1.
     """
     return optax.chain(
         _pull(l1, l2, where),
@@ -145,8 +145,7 @@ def l1_weights(
     >>> l1_weights({"kernel": jnp.array([0.0, -0.75])}, 0.25)["kernel"].tolist()
     [4.0, 1.0]
 
-    Candès, Wakin, Boyd (2008), "Enhancing Sparsity by Reweighted l1 Minimization", section 2.2;
-    LeCun, Denker, Solla (1990), "Optimal brain damage", for the saliency.
+    Candès, Wakin, Boyd (2008), section 2.2; LeCun, Denker, Solla (1990) for the saliency.
     """
     check_range("delta", delta, 0, open_low=True)
 
@@ -195,7 +194,7 @@ def reweighted_l1(
     >>> gradient["kernel"].tolist()  # 0.5 / 1.25, -0.5 / 0.5
     [0.4, -1.0]
 
-    Candès, Wakin, Boyd (2008), "Enhancing Sparsity by Reweighted l1 Minimization".
+    Candès, Wakin, Boyd (2008), section 2.
     """
     check_range("delta", delta, 0, open_low=True)
     check_count("every", every)
@@ -247,8 +246,7 @@ def sam(optimizer: optax.GradientTransformation, radius: float) -> Any:
     >>> update.tolist()  # -¼ · 2 (w + ½ w/‖w‖)
     [-1.65, -2.2]
 
-    Foret, Kleiner, Mobahi, Neyshabur (2021), "Sharpness-Aware Minimization for Efficiently
-    Improving Generalization".
+    Foret, Kleiner, Mobahi, Neyshabur (2021), algorithm 1.
     """
     check_range("radius", radius, 0)
     uphill = optax.chain(optax.contrib.normalize(), optax.sgd(radius))

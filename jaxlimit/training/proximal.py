@@ -73,7 +73,7 @@ def proximal_steps(
     >>> proximal_steps(loss, jnp.zeros(2), target, l1=1.0, rate=1.0, num_steps=5).params
     Array([ 2., -0.], dtype=float32)
 
-    Beck, Teboulle (2009), "A fast iterative shrinkage-thresholding algorithm".
+    Beck, Teboulle (2009), section 4.
     """
     check_range("l1", l1, 0)
     check_range("rate", rate, 0, open_low=True)

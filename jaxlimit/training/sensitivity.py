@@ -48,8 +48,7 @@ def sensitivity(
     >>> found["kernel"]  # the output's Hessian is the same for both classes
     Array([[1., 1.]], dtype=float32)
 
-    LeCun, Denker, Solla (1990), "Optimal brain damage"; Martens, Sutskever, Swersky (2012),
-    "Estimating the Hessian by back-propagating curvature".
+    LeCun, Denker, Solla (1990) for the saliency; Martens, Sutskever, Swersky (2012).
     """
     inputs, labels = batch
     one = (inputs[None], labels[None])  # a batch of batches

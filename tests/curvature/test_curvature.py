@@ -304,7 +304,7 @@ def make(loss=softmax_loss, params=SOFTMAX, batches=BATCHES, **settings):
         (
             lambda: make(product_dtype=jnp.bfloat16, mode="forward-over-reverse"),
             ValueError,
-            "product_dtype needs mode 'linearized'",
+            "mode must be 'linearized' or 'auto' with a product_dtype",
         ),
         (lambda: make(where=lambda name, leaf: False), ValueError, "where must select"),
         (lambda: make(mask=np.ones(4, bool)), ValueError, "mask must have .* 15 .*got 4"),

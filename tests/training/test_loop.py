@@ -49,7 +49,7 @@ class Net(nn.Module):
 def test_arguments_are_checked_whether_they_are_used_or_not(data):
     with pytest.raises(ValueError, match="checkpoint_every must be at least 1, got 0"):
         Monitor(checkpoint_every=0)
-    with pytest.raises(ValueError, match="shard_params needs a mesh"):
+    with pytest.raises(ValueError, match="mesh must be given with shard_params"):
         fit(data, shard_params=True)
 
 

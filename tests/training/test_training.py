@@ -593,7 +593,7 @@ def test_distance_from_minimum_against_the_formula(data):
 
 
 def test_parameters_are_spread_over_a_mesh_only(data):
-    with pytest.raises(ValueError, match=r"shard_params needs a mesh .* got mesh=None"):
+    with pytest.raises(ValueError, match=r"mesh must be given with shard_params, .* got None"):
         training.fit(Net(), data, config(), shard_params=True)
 
 

@@ -1,8 +1,8 @@
-"""Which weights go: masks, orders of removal, the search for the smallest mask, sweeps.
+"""Which weights to remove: masks, orders of removal, the search for the smallest mask, sweeps.
 
 Ratios are fractions of weights *kept*. `smallest_mask` searches all masks within ε; its parts are
-functions of their own: `dead_weights`, `saliency`, `order_by`, `greedy_order`. Magnitude orders the
-weights under study over all layers at once; among equals the lower flat index is kept.
+also functions of their own: `dead_weights`, `saliency`, `order_by`, `greedy_order`. Magnitude
+orders the weights under study over all layers at once; among equals the lower flat index is kept.
 `jaxlimit.pruning.lomp` prunes and fine-tunes a trained network, `jaxlimit.pruning.retraining`
 prunes in rounds with training between them.
 """

@@ -7,12 +7,12 @@ import jax
 
 
 class Writer(NamedTuple):
-    """A layer, by the paths of its leaves: its last axis is the space that it writes.
+    """A layer, by the paths of its leaves; its last axis is the space that it writes.
 
     Attributes:
         kernel: [..., in, out].
         bias: [out], if it has one.
-        norm: the path of the BatchNorm behind it, below `params` and `batch_stats`, if any.
+        norm: the path of the BatchNorm after it, below `params` and `batch_stats`, if any.
     """
 
     kernel: str
@@ -29,10 +29,10 @@ class Writer(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """A layer that reads a space: the axis before its kernel's last, in which it may repeat.
+    """A layer that reads a space: the second last axis of its kernel, where it may repeat.
 
     Attributes:
-        layer: the layer, whose bias or mean takes up what a constant unit contributes.
+        layer: the layer, whose bias or mean absorbs what a constant unit contributes.
         padded: whether it pads what it reads with zeros.
     """
 
@@ -44,9 +44,9 @@ class Space(NamedTuple):
     """An axis of units or channels.
 
     Attributes:
-        name: of its width.
-        steps: writers that are added to it, step by step, an activation behind each; more than one
-            step makes a residual stream.
+        name: the name of its width.
+        steps: writers whose outputs are added to it, step by step, with an activation after each;
+            more than one step makes a residual stream.
         readers: layers that read it.
     """
 
@@ -75,8 +75,8 @@ class Plan(NamedTuple):
     Attributes:
         spaces: axes of units or channels.
         rebuild: makes the module from the widths, those of `attentions` first.
-        activation: behind every writer.
-        attentions: paths of attentions, whose heads may go.
+        activation: applied after every writer.
+        attentions: paths of attentions, whose heads may be removed.
     """
 
     spaces: tuple[Space, ...]
@@ -89,7 +89,7 @@ def plan_of(module: Any) -> Plan:
     """Return the plan of a network of the zoo.
 
     Raises:
-        TypeError: if it is none of those that there are plans for.
+        TypeError: if there is no plan for it.
     """
     from jaxlimit import models
 
@@ -204,7 +204,7 @@ def _resnet(module: Any) -> Plan:
     for block, (stage, first) in enumerate(places):
         at = f"ResidualBlock_{block}"
         convs = [_conv_norm(f"{at}/ConvNorm_{i}", use_bias=False) for i in range(num_convs)]
-        # The first of a bottleneck is 1x1, as the last: only 3x3 ones pad.
+        # The first and the last of a bottleneck are 1x1: only 3x3 convolutions pad.
         padded = [not module.bottleneck, True, False][:num_convs]
         readers[-1].append(Reader(convs[0], padded[0]))
         if first and (stage or module.bottleneck):

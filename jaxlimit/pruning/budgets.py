@@ -1,4 +1,4 @@
-"""How many weights each layer keeps: the rules in common use, beside `limits.by_layer`."""
+"""How many weights each layer keeps, by the rules in common use; compare `limits.by_layer`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,11 +14,10 @@ from jaxlimit._core.weights import Where, flatten_weights, is_weight, selected
 
 
 def erdos_renyi_kernel(params: Any, ratio: float, *, where: Where = is_weight) -> dict[str, float]:
-    """Share a ratio out by the shapes of the leaves alone: the Erdős-Rényi-Kernel rule.
+    """Divide a ratio among leaves by their shapes alone: the Erdős-Rényi-Kernel rule.
 
     A leaf of shape (n₁, …, n_d) keeps a share proportional to (n₁ + … + n_d)/(n₁ ⋯ n_d), at most
-    1; what a full leaf leaves over goes to the others. Leaves of fewer than two axes are kept
-    whole.
+    1; what exceeds 1 goes to the others. Leaves of fewer than two axes are kept whole.
 
     Args:
         params: pytree of floating arrays.
@@ -30,7 +29,7 @@ def erdos_renyi_kernel(params: Any, ratio: float, *, where: Where = is_weight) -
         `ratio`.
 
     Raises:
-        ValueError: if `ratio` lies outside [0, 1], or is less than what leaves of one axis need.
+        ValueError: if `ratio` lies outside [0, 1], or is less than leaves of one axis need.
 
     >>> import jax.numpy as jnp
     >>> params = {"narrow": jnp.ones((10, 2)), "wide": jnp.ones((40, 10))}
@@ -46,7 +45,7 @@ def erdos_renyi_kernel(params: Any, ratio: float, *, where: Where = is_weight) -
     total = ratio * sum(sizes.values())
     needed = sum(sizes[name] for name in whole)
     if total < needed:
-        raise ValueError(f"ratio must keep the {needed} weights of one axis, got {ratio}")
+        raise ValueError(f"ratio must keep the {needed} weights in leaves of one axis, got {ratio}")
     while True:
         free = [name for name in leaves if name not in whole]
         left = total - sum(sizes[name] for name in whole)
@@ -68,10 +67,11 @@ def mask_by_leaf(params: Any, ratios: Mapping[str, float], *, where: Where = is_
         where: which leaves are weights under study.
 
     Returns:
-        A pytree of booleans like `params`, True in leaves not under study.
+        A pytree of Booleans like `params`, True in leaves not under study.
 
     Raises:
-        ValueError: if the leaves under study are others, or a ratio lies outside [0, 1].
+        ValueError: if `ratios` names other leaves than those under study, or a ratio lies outside
+            [0, 1].
 
     >>> import jax.numpy as jnp
     >>> mask_by_leaf({"a": jnp.array([3.0, -5.0, 1.0])}, {"a": 0.34})
@@ -79,7 +79,7 @@ def mask_by_leaf(params: Any, ratios: Mapping[str, float], *, where: Where = is_
     """
     leaves = _studied(params, where)
     if set(leaves) != set(ratios):
-        raise ValueError(f"ratios must be those of {sorted(leaves)}, got {sorted(ratios)}")
+        raise ValueError(f"ratios must name the leaves {sorted(leaves)}, got {sorted(ratios)}")
     for name, ratio in ratios.items():
         check_range(f"ratios[{name!r}]", ratio, 0, 1)
 
@@ -96,10 +96,10 @@ def mask_by_leaf(params: Any, ratios: Mapping[str, float], *, where: Where = is_
 
 
 def lamp_scores(params: Any, *, where: Where = is_weight) -> Float[Array, "D"]:
-    """Score weights by their share of the squares that are left of their leaf: LAMP.
+    """Score weights by their share of the remaining squares of their leaf: LAMP.
 
     s_i = w_i²/Σ_j w_j², the sum over the weights j of the same leaf with |w_j| ≥ |w_i|. Keeping
-    the k largest scores of the whole network chooses each leaf's own ratio; the largest weight of
+    the k largest scores of the whole network gives each leaf its own ratio; the largest weight of
     every leaf has score 1. Costs one sort a leaf.
 
     Args:
@@ -126,14 +126,14 @@ def order_by_counts(
     layers: Mapping[str, Bool[np.ndarray, "D"]],
     counts: Sequence[Mapping[str, int]],
 ) -> Int[Array, "D"]:
-    """Make one order of removal of budgets by layer, from the sparsest to the densest.
+    """Turn budgets by layer, from the sparsest to the densest, into one order of removal.
 
-    Inside a layer magnitude decides. Between two budgets the layers give their weights up in
-    proportion. So `smallest_of_order` finds how far a rule of budgets goes, as it does any score.
+    Inside a layer magnitude decides. Between two budgets, layers lose weights in proportion. So
+    `smallest_of_order` finds how far a rule of budgets can go, as for any score.
 
     Args:
         weights: w, flat.
-        layers: for each layer, True on its weights; every weight is of one layer.
+        layers: for each layer, True on its weights; every weight belongs to one layer.
         counts: for each budget, how many weights each layer keeps.
 
     Returns:
@@ -156,12 +156,12 @@ def order_by_counts(
     stage, within = np.zeros(flat.size), np.zeros(flat.size)
     for name, mask in layers.items():
         if any(set(budget) != set(layers) for budget in counts):
-            raise ValueError(f"counts must be of the layers {sorted(layers)}")
+            raise ValueError(f"counts must name the layers {sorted(layers)} in every budget")
         kept = np.array([budget[name] for budget in counts])
         if np.any(np.diff(kept) < 0):
             raise ValueError(f"counts of {name!r} must not fall from sparse to dense, got {kept}")
         ranks = np.asarray(magnitudes.ranks(jnp.asarray(flat[mask])))
-        # The first budget that keeps a weight, and how far into what that budget adds it stands.
+        # The first budget that keeps a weight, and its place among those that this budget adds.
         first = np.searchsorted(kept, ranks, side="right")
         ends = np.concatenate([[0], kept, [mask.sum()]])
         stage[mask] = first

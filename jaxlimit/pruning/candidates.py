@@ -1,4 +1,4 @@
-"""Orders of removal that compete for the smallest mask, each from what one network's loss tells."""
+"""Orders of removal that compete for the smallest mask of one network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,25 +23,25 @@ from jaxlimit.pruning.masked import MaskedLoss, loss_of_mask
 from jaxlimit.pruning.saliency import order_by, order_by_relaxed, saliency
 from jaxlimit.pruning.stepwise import MOST_ROUNDS, stepwise_order
 
-# A share of ε that dead weights may take, far below what decides between masks.
+# The share of ε that dead weights may cost, far below what decides between masks.
 _DEAD_SHARE = 1e-3
 _NUM_PROBES = 32
-# On the live weights alone, by their matrix; and of the whole operator, to prove what was found.
+# Products with the matrix of the live weights; and with the whole operator, for the proof.
 _NUM_INNER_PRODUCTS = 400
 _NUM_PROVING_PRODUCTS = 16
-# The greedy search has use for so many weights for each that the best mask so far keeps.
+# The greedy search profits from so many weights for each that the best mask so far keeps.
 _SPARE = 3
 
 
 class Budget(NamedTuple):
-    """What the quadratic model may cost.
+    """The limits on the cost of the quadratic model.
 
     Attributes:
         memory: bytes of the matrix of the greedy search, or of its factor, on the host.
-        flops: floating operations that forming it may take: some minutes on a few cores. Above
-            that it is formed on fewer weights, and then from fewer examples.
-        num_examples: examples that the curvature is made of, evenly spaced, at most.
-        num_products: Gauss-Newton products of the certificate, at most.
+        flops: floating operations for forming it: some minutes on a few cores. Above that it is
+            formed on fewer weights, and then from fewer examples.
+        num_examples: the most examples for the curvature, evenly spaced.
+        num_products: the most Gauss-Newton products for the certificate.
     """
 
     memory: float = 8 * 2**30
@@ -51,7 +51,7 @@ class Budget(NamedTuple):
 
 
 class Support(NamedTuple):
-    """The quadratic on the weights that the greedy search moves; what else is live is removed.
+    """The quadratic on the weights that the greedy search may keep; other live ones are removed.
 
     Attributes:
         chosen: those weights [D].
@@ -68,7 +68,7 @@ class Support(NamedTuple):
     is_all: bool
 
     def diagonal(self) -> Float[np.ndarray, "n"]:
-        """Return that of A."""
+        """Return the diagonal of A."""
         if self.factor is not None:
             return np.einsum("mn,mn->n", self.factor, self.factor)
         return np.diagonal(np.asarray(self.matrix))
@@ -86,17 +86,17 @@ def _by_factor(factor: Float[Array, "m n"], vector: Float[Array, "n"]) -> Float[
 
 @dataclass
 class Network:
-    """A trained network as the candidates see it; what is costly is computed once, when asked for.
+    """A trained network for the candidates; what is costly is computed once, when first used.
 
     Attributes:
         problem: the masked loss.
         source: loss, parameters, batches and operands, as they came.
-        key: of all that is random.
+        key: random key.
         epsilon: the tolerated rise.
         dense_loss: L(w).
-        budget: of the quadratic model.
+        budget: limits of the quadratic model.
         where: leaves under study.
-        best_kept: of the smallest mask so far, D before there is one.
+        best_kept: weights kept by the smallest mask so far; D before there is one.
     """
 
     problem: MaskedLoss
@@ -110,18 +110,18 @@ class Network:
 
     @property
     def matrix(self) -> str:
-        """Which matrix stands for the curvature: Gauss-Newton where the loss is split."""
+        """The matrix that stands for the curvature: Gauss-Newton where the loss is split."""
         return "gauss-newton" if isinstance(self.source[0], Split) else "fisher"
 
     @cached_property
     def live(self) -> Live:
-        """What is not dead; a thousandth of ε may be lost to it."""
+        """The live weights; removing the dead ones may cost a thousandth of ε."""
         scale = max(abs(self.dense_loss), float(np.finfo(np.float32).tiny))
         return find_live(self.problem, self.key, _DEAD_SHARE * self.epsilon / scale)
 
     @property
     def found_live(self) -> Bool[Array, "D"] | None:
-        """What is not dead, if that was asked for."""
+        """The mask of live weights, if it has been computed."""
         return self.live.live if "live" in vars(self) else None
 
     @cached_property
@@ -132,9 +132,9 @@ class Network:
 
     @cached_property
     def diagonal(self) -> Float[Array, "D"]:
-        """The diagonal of the curvature: by probes, or exact where there is A on all live weights.
+        """The diagonal of the curvature: from A if it is there on all live weights, or by probes.
 
-        That one is 0 at dead weights, which it takes for costing nothing.
+        The one from A is 0 at dead weights.
         """
         support = self.support if self._takes_all else None
         if support is not None:
@@ -154,9 +154,9 @@ class Network:
 
     @cached_property
     def certificate(self) -> Any:
-        """The bound below all masks within ε of the quadratic; None if the loss is not split.
+        """The bound that no mask within ε of the quadratic beats; None if the loss is not split.
 
-        Where the greedy search has the matrix of all live weights, z̄ is found on it, and a few
+        Where the greedy search has the matrix of all live weights, z̄ is found with it, and a few
         products of the whole operator prove the bound.
         """
         if self.matrix != "gauss-newton":
@@ -211,9 +211,9 @@ class Network:
     def rows_at(
         self, weights: Float[Array, "D"], mask: Bool[np.ndarray, "D"], share: float = 1.0
     ) -> Any:
-        """Return pieces of the rows of G's factor at some weights, on those of a mask.
+        """Return pieces of the rows of G's factor at other weights, on the entries of a mask.
 
-        From fewer examples, where forming A would take more than a share of the budget's flops.
+        From fewer examples where forming A would exceed its share of the flops of the budget.
         """
         loss, _, _, operands = self.source
         return curvature.factor_rows(
@@ -233,14 +233,14 @@ class Network:
 
     @property
     def _sizes(self) -> tuple[int, int]:
-        """How many weights' matrix the memory holds, and of how many all rows are affordable."""
+        """Return how many weights the memory allows for A, and how many the flops for all rows."""
         itemsize = self.problem.weights.dtype.itemsize
         fits = int((self.budget.memory / itemsize) ** 0.5)
         return fits, int((self.budget.flops / self._num_rows()) ** 0.5)
 
     @cached_property
     def _fits_by_factor(self) -> bool:
-        """Whether the factor of A on all live weights fits where A itself does not."""
+        """Whether the factor of A on all live weights fits, but not A itself."""
         num, fits, rows = int(self.live.live.sum()), self._sizes[0], self._num_rows()
         return num > fits and rows * num <= fits**2 and rows * num**2 <= self.budget.flops
 
@@ -260,7 +260,7 @@ class Network:
 
     @cached_property
     def _some(self) -> tuple[Any, int]:
-        """The examples that the curvature is made of, and every how many they are."""
+        """The examples for the curvature, and their spacing among all."""
         batches = self.source[2]
         stride = -(-num_examples(batches) // max(self.budget.num_examples, 1))
         if isinstance(batches, list):
@@ -289,7 +289,7 @@ def _by_live_magnitude(network: Network) -> Int[Array, "D"]:
 
 
 def by_saliency(network: Network, *, signed: bool) -> Int[Array, "D"]:
-    """Order the live weights by their saliency, the dead ones behind them."""
+    """Order the live weights by their saliency, followed by the dead ones."""
     scores = saliency(network.problem.weights, network.gradient, network.diagonal, signed=signed)
     return order_by(scores, jnp.asarray(network.live.live))
 
@@ -315,10 +315,10 @@ def _by_greedy(network: Network, cautious: bool = False) -> Int[Array, "D"] | No
     support = network.support
     if support is None:
         return None
-    # Far from a minimum the gains that the gradient promises do not add up: they count as 0.
+    # Far from a minimum the gains that the gradient promises do not add up, so they count as 0.
     slope = np.maximum(support.slope, 0) if cautious else support.slope
     removal = greedy_order(slope, support.matrix, factor=support.factor)
-    # What is not moved goes first: dead weights, then the live ones, by their absolute saliency.
+    # What is not in the search is removed first: dead weights, then live ones by absolute saliency.
     if support.is_all:
         order = np.array(_by_live_magnitude(network))
     else:
@@ -335,7 +335,7 @@ def _by_stepwise(network: Network) -> Int[Array, "D"] | None:
         return None
     by_live = support.is_all
     order = _by_live_magnitude(network) if by_live else by_saliency(network, signed=False)
-    # All its quadratics together may take as much as the one at w.
+    # All its quadratics together may cost as much as the one at w.
     rows_at = partial(network.rows_at, share=1 / MOST_ROUNDS)
     found = stepwise_order(network.problem, order, support.chosen, rows_at, limit=limit)
     return jnp.asarray(found.order)
@@ -368,6 +368,6 @@ def start(
     budget: Budget,
     where: Where,
 ) -> Network:
-    """Evaluate the dense loss, and stand ready for the candidates."""
+    """Evaluate the dense loss, and prepare the network for the candidates."""
     dense = loss_of_mask(problem, jnp.ones(problem.weights.shape, bool))
     return Network(problem, source, key, epsilon, dense, budget, where, int(problem.weights.size))

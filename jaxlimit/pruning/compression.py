@@ -1,7 +1,7 @@
-"""A pruned network as a smaller dense one: units and channels that do nothing are removed.
+"""A pruned network as a smaller dense one, without the units and channels that do nothing.
 
 A network is described by its *spaces*: the axes of units or channels that layers write and read. A
-plan lists them with their writers and readers; what can go is then found and removed the same way
+plan lists them with their writers and readers. What can be removed is then found in the same way
 for every architecture.
 """
 
@@ -24,12 +24,12 @@ class Compressed(NamedTuple):
     Attributes:
         module: the module with smaller widths; None for `compress_dense`.
         params: its parameters.
-        state: what it keeps beside them, such as BatchNorm's statistics.
-        widths: units or channels left of each space, by name.
+        state: its other variables, such as the statistics of BatchNorm.
+        widths: remaining units or channels of each space, by name.
         num_params: numbers in `params`.
-        num_params_before: numbers in the parameters that came.
-        num_bytes: bytes of `params`, stored dense; `formats.stored_size` tells those of sparse
-            forms of what came.
+        num_params_before: numbers in the parameters before.
+        num_bytes: bytes of `params`, stored dense; compare `formats.stored_size` of the parameters
+            before.
     """
 
     module: Any
@@ -44,16 +44,16 @@ class Compressed(NamedTuple):
 def compress(module: Any, params: Any, state: Any = None) -> Compressed:
     """Remove the units and channels of a pruned network of the zoo that do nothing.
 
-    Exact but for rounding: outputs in evaluation mode stay what they are on every input. Units that
-    nothing reads go. Units that nothing is written to are constant: those at 0 go, others are
-    folded into the bias (or BatchNorm's mean) of what reads them. Where a reader pads its input
-    with zeros the constant is none at the border; of several such channels one is kept, which
-    stands for all. Channels of a residual stream go if nothing reads them, or if all that is added
-    to them leaves them 0. Heads of an attention go if nothing reads them, or if their values do not
-    depend on the tokens; the width of a residual stream of tokens stays. Each removal may free
-    others, so all is repeated until nothing changes; every space keeps at least one unit.
+    Outputs in evaluation mode stay the same on every input, up to rounding. Units that nothing
+    reads are removed. Units without inputs are constant: they are removed too, and a constant other
+    than 0 is folded into the bias (or BatchNorm's mean) of the layers that read it. A reader that
+    pads its input with zeros sees no constant at the border; there one of several such channels is
+    kept and stands for all. Channels of a residual stream are removed if nothing reads them, or if
+    they always stay 0. Heads of an attention are removed if nothing reads them, or if their values
+    do not depend on the tokens; the width of a residual stream of tokens stays. A removal may allow
+    others, so this is repeated until nothing changes. Every space keeps at least one unit.
 
-    Costs some passes over the parameters on the host.
+    Costs a few passes over the parameters on the host.
 
     Args:
         module: an `MLP`, `VGG`, `AlexNet`, `ResNet`, `CNN` or `ViT` of `jaxlimit.models`.
@@ -65,7 +65,7 @@ def compress(module: Any, params: Any, state: Any = None) -> Compressed:
 
     Raises:
         TypeError: if `module` is of another type; `compress_dense` takes any chain of dense layers.
-        ValueError: if `params` has other leaves than the module.
+        ValueError: if `params` or `state` lacks leaves of the module.
 
     >>> import jax, jax.numpy as jnp
     >>> from jaxlimit import models
@@ -80,7 +80,9 @@ def compress(module: Any, params: Any, state: Any = None) -> Compressed:
     leaves = _flat({"params": params, **state})
     missing = {name for space in plan.spaces for name in space.names} - set(leaves)
     if missing:
-        raise ValueError(f"params and state must hold {sorted(missing)}, which {module} has")
+        raise ValueError(
+            f"params and state must hold {sorted(missing)}, which are leaves of {module}"
+        )
     widths = _shrink(leaves, plan)
     tree = _nested(leaves)
     return _result(plan.rebuild(widths), tree.pop("params"), tree, widths, params)
@@ -96,16 +98,16 @@ def compress_dense(
 
     Args:
         params: nested dictionaries with a `kernel` [in, out] and perhaps a `bias` [out] a layer. A
-            layer that has no bias gets one where a constant unit is folded into it.
-        layers: paths of the layers, first to last, such as `Dense_0`; None takes the order of the
-            numbers in their names, if their shapes chain.
-        activation: what is between the layers, elementwise.
+            layer without a bias gets one where a constant unit is folded into it.
+        layers: paths of the layers, first to last, such as `Dense_0`; None takes them by the
+            numbers in their names, if their shapes form a chain.
+        activation: the elementwise function between the layers.
 
     Returns:
         A `Compressed` without a module.
 
     Raises:
-        ValueError: if the layers make no chain.
+        ValueError: if the layers form no chain.
 
     >>> import jax.numpy as jnp
     >>> params = {"a_1": {"kernel": jnp.array([[1.0, 0.0]]), "bias": jnp.array([0.0, 2.0])},
@@ -121,7 +123,7 @@ def compress_dense(
         shapes: list[Sequence[int]] = [() if kernel is None else kernel.shape for kernel in found]
         if any(len(shape) != 2 for shape in shapes) or shapes[0][1] != shapes[1][0]:
             raise ValueError(
-                f"layers must make a chain of kernels [in, out], {name} and {after} do not, "
+                f"layers must form a chain of kernels [in, out]; {name} and {after} do not, "
                 f"with shapes {shapes}"
             )
         for layer in (name, after):
@@ -191,7 +193,7 @@ def _sizes(leaves: dict[str, np.ndarray], plan: Plan) -> dict[str, int]:
 
 
 def _shrink_heads(leaves: dict[str, np.ndarray], at: str) -> None:
-    """Remove heads that nothing reads, and those of constant value, which the weights average."""
+    """Remove heads that nothing reads, and those with constant values, which averages keep."""
     out, value = leaves[f"{at}/out/kernel"], leaves[f"{at}/value/kernel"]
     gone = (out == 0).all((1, 2))
     constant = (value == 0).all((0, 2)) & ~gone
@@ -199,7 +201,7 @@ def _shrink_heads(leaves: dict[str, np.ndarray], at: str) -> None:
     shift = np.einsum("hd,hdo->o", bias[constant], out[constant])
     leaves[name] = (leaves[name] + shift).astype(leaves[name].dtype)
     gone = gone | constant
-    if gone.all():  # no attention has no heads: one stays, which nothing hears
+    if gone.all():  # an attention needs a head: one stays, though nothing reads it
         leaves[f"{at}/out/kernel"] = np.zeros_like(out)
         gone = np.arange(gone.size) > 0
     leaves[f"{at}/out/kernel"] = leaves[f"{at}/out/kernel"][~gone]
@@ -229,7 +231,7 @@ def _shrink_space(leaves: dict[str, np.ndarray], space: Space, activation: Calla
         elif nonzero.sum() > 1:
             gone = gone | _merge(leaves, space, slices, values[0], nonzero)
     if gone.all():
-        # A space of no units is no layer: one stays, which nothing hears.
+        # A layer needs a unit: one stays, though nothing reads it.
         for reader, s in zip(space.readers, slices, strict=True):
             leaves[reader.layer.kernel] = _joined(np.zeros_like(s), leaves[reader.layer.kernel])
         gone = np.arange(size) > 0
@@ -247,7 +249,7 @@ def _joined(slices: np.ndarray, like: np.ndarray) -> np.ndarray:
 
 
 def _constants(leaves: dict, space: Space, activation: Callable) -> Float[np.ndarray, "steps size"]:
-    """Return what each unit holds after each step, NaN where it depends on the input."""
+    """Return the constant of each unit after each step, NaN where it depends on the input."""
     value, found = np.zeros(_size(leaves, space)), []
     for step in space.steps:
         added = [_constant(leaves, writer) for writer in step]
@@ -269,7 +271,7 @@ def _constant(leaves: dict, writer: Writer) -> Float[np.ndarray, "size"]:
 
 
 def _shift(leaves: dict, layer: Writer, values: np.ndarray, slices: np.ndarray, which: Any) -> None:
-    """Add what constant units contribute to a layer to its bias, or take it off its mean."""
+    """Add what constant units contribute to a layer to its bias, or subtract it from its mean."""
     shift = np.float64(slices[:, which]).sum(0).T @ values[which]
     name = layer.bias if layer.bias is not None else layer.norm_names[2]
     sign = 1 if layer.bias is not None else -1
@@ -279,7 +281,7 @@ def _shift(leaves: dict, layer: Writer, values: np.ndarray, slices: np.ndarray, 
 def _merge(
     leaves: dict, space: Space, slices: list, values: np.ndarray, which: np.ndarray
 ) -> np.ndarray:
-    """Merge constant units into the first of them; return which may go."""
+    """Merge constant units into the first of them; return which may be removed."""
     first, *others = np.flatnonzero(which)
     shares = values[others] / values[first]
     for reader, s in zip(space.readers, slices, strict=True):
@@ -292,7 +294,7 @@ def _merge(
 
 
 def _take(leaves: dict, space: Space, keep: np.ndarray) -> None:
-    """Keep some units of a space, in all that is written to it and read from it."""
+    """Keep some units of a space, in all its writers and readers."""
     size = keep.size
     for reader in space.readers:
         kernel = leaves[reader.layer.kernel]

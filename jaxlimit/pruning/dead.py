@@ -35,18 +35,18 @@ def dead_weights(
     where: Where = is_weight,
     mesh: Mesh | None = None,
 ) -> Any:
-    """Mark the weights that may all go at once and leave the loss what it is.
+    """Mark the weights that can be removed together without changing the loss.
 
-    Two kinds in turn, until neither is found: weights so small that the loss stays within
-    `tolerance` of what it was without them (by magnitude, as far as that holds); and then, of what
-    is left, weights with (Hξ)ᵢ = 0 and gᵢ = 0 exactly, H and g at what is left and ξ Gaussian on
-    it. The second are those with a zero row of H, but for a chance of measure zero: weights into
-    units that lead nowhere and out of units that are always 0. No architecture is asked for.
+    Two kinds are searched for in turn, until neither is found. First, the smallest weights, as many
+    as can be removed with the loss within `tolerance`. Second, among the rest, weights with exactly
+    (Hξ)ᵢ = 0 and gᵢ = 0, H and g taken at the rest and ξ Gaussian on it. With probability one these
+    are the weights with a zero row of H: weights into units that lead nowhere, and out of units
+    that are always 0. The architecture need not be known.
 
-    Dead means dead on these examples: a ReLU unit that none of them switches on counts as one that
-    nothing leads to, though another example may wake it. The true loss confirms the whole.
+    Dead means dead on these examples: a ReLU unit that none of them activates counts as always 0,
+    though another example may activate it. The true loss confirms the removal.
 
-    Costs some 2 log₂ D evaluations of the data and one Hessian product a round, mostly two rounds;
+    Costs about 2 log₂ D evaluations of the data and one Hessian product a round, mostly two rounds;
     memory of a few vectors [D].
 
     Args:
@@ -55,12 +55,12 @@ def dead_weights(
         batches: see `curvature.hessian_matvec`.
         *operands: passed on to `loss`.
         key: random key of ξ.
-        tolerance: greatest change of the loss, relative to it, in either direction.
+        tolerance: greatest relative change of the loss, in either direction.
         where: which leaves are under study; the others are never dead.
         mesh: devices to share the examples; see `magnitude_sweep`.
 
     Returns:
-        A pytree like `params` of booleans, True = dead. Zeros are dead.
+        A pytree of Booleans like `params`, True = dead. Weights of 0 are dead.
 
     Raises:
         TypeError: as `magnitude_sweep`.
@@ -83,7 +83,7 @@ def dead_weights(
 
 
 class Live(NamedTuple):
-    """What is not dead, flat, and what it cost to find."""
+    """The flat mask of live weights, and the cost of finding it."""
 
     live: Bool[Array, "D"]
     num_evaluations: int
@@ -91,7 +91,7 @@ class Live(NamedTuple):
 
 
 def find_live(problem: MaskedLoss, key: PRNGKeyArray, tolerance: float) -> Live:
-    """Find the flat mask of what is not dead; see `dead_weights`."""
+    """Find the flat mask of live weights; see `dead_weights`."""
     weights = problem.weights
     live = weights != 0
     dense = loss_of_mask(problem, live)
@@ -110,6 +110,6 @@ def find_live(problem: MaskedLoss, key: PRNGKeyArray, tolerance: float) -> Live:
         gradient, product = derivatives_at_mask(problem, live, probe)
         without = live & ((gradient != 0) | (product != 0))
         evaluations, products = evaluations + smallest.num_evaluations + 1, products + 1
-        # What is flat here need not be flat all the way to zero: the loss has the last word.
+        # A weight that is flat here need not be flat all the way to 0: the loss decides.
         live = without if unchanged(loss_of_mask(problem, without)) else live
     return Live(live, evaluations, products)

@@ -9,13 +9,13 @@ from jaxtyping import Float, Int
 from jaxlimit._core.checks import check_count
 
 _BLOCK = 1024
-LOOKED_AT = 256  # rows of a matrix that are held against its columns
+LOOKED_AT = 256  # rows of a matrix that are compared with its columns
 
 Columns = Callable[[Int[np.ndarray, "b"]], Float[np.ndarray, "b n"]]
 
 
 class Removal(NamedTuple):
-    """An order of removal on the quadratic, and what the quadratic says of it.
+    """An order of removal on the quadratic, with the quadratic's values along it.
 
     Attributes:
         order: places [n]: a mask of k weights keeps the places below k.
@@ -35,29 +35,29 @@ def greedy_order(
     factor: Float[np.ndarray, "m n"] | None = None,
     block_size: int = 2048,
 ) -> Removal:
-    """Remove one weight after the other, each time the one that raises the quadratic least.
+    """Remove one weight after the other, always the one that raises the quadratic least.
 
     q(z) = slopeᵀz + ½ zᵀAz, z in {0, 1}ⁿ the weights removed; with A = diag(w) G diag(w) and slope
     = -w∘g it forecasts the rise of the loss. Each step takes i = argmin ∇q(z)ᵢ + ½Aᵢᵢ among what is
     left, and adds column i of A to ∇q(z): no step rests on a stale gradient. Ties: the lower index
     goes first.
 
-    Dense, n steps of O(n), memory of A. By its factor, A = BᵀB, columns are formed by blocks of
-    those that are next by the gradient as it is, and formed anew once another one is next: the same
-    order, for 2mn flops a column and memory of B and n · block_size.
+    With the dense matrix: n steps of O(n), memory of A. With its factor, A = BᵀB: columns are
+    formed in blocks, those that the current gradient puts next, until another column is next. The
+    same order, for 2mn flops a column and memory of B and n · block_size numbers.
 
     Args:
         slope: ∇q(0) [n].
         matrix: A [n, n], symmetric.
         factor: B [m, n], in place of `matrix`.
-        block_size: columns formed at a time by the factor.
+        block_size: columns formed at a time from the factor.
 
     Returns:
         A `Removal`.
 
     Raises:
-        ValueError: if neither or both of `matrix` and `factor` are given, shapes do not fit,
-            something is not finite, or `matrix` is plainly asymmetric in its first rows.
+        ValueError: if neither or both of `matrix` and `factor` are given, shapes do not match,
+            something is not finite, or the first rows of `matrix` are clearly asymmetric.
 
     >>> import numpy as np
     >>> greedy_order(np.array([0.0, -0.5, 0.0]), np.diag([2.0, 4.0, 6.0])).rises
@@ -71,7 +71,7 @@ def greedy_order(
 
 def _check(slope: np.ndarray, matrix: Any, factor: Any) -> tuple[Columns, np.ndarray]:
     if (matrix is None) == (factor is None):
-        raise ValueError("give one of matrix and factor, got both or neither")
+        raise ValueError("one of matrix and factor must be given, got both or neither")
     name, given = ("matrix", matrix) if factor is None else ("factor", factor)
     given = np.asarray(given)
     n = slope.size
@@ -119,16 +119,25 @@ def _remove_all(
 
 
 def gram(pieces: Any, dim: int, dtype: Any = np.float32) -> Float[np.ndarray, "n n"]:
-    """Sum BᵀB over pieces of B, in place: memory of one matrix, one piece and a few columns.
+    """Sum BᵀB over pieces of B, in place.
 
-    Costs half the flops of a product: the lower triangle is made by blocks of columns, and copied.
+    Costs half the flops of a product, since only the lower triangle is computed, by blocks of
+    columns, and then copied. Memory of one matrix, one piece and a few columns.
+
+    Args:
+        pieces: the pieces of B, each [m, n].
+        dim: n.
+        dtype: type of the sum.
+
+    Returns:
+        BᵀB [n, n].
 
     >>> import numpy as np
     >>> gram([np.array([[1.0, 2.0]]), np.array([[0.0, 1.0]])], 2, np.float64)
     array([[1., 2.],
            [2., 5.]])
     """
-    # Not by BLAS's symmetric update: OpenBLAS's, of 32-bit sizes, breaks the process near 46,000.
+    # Not by BLAS's symmetric update: OpenBLAS's, with 32-bit sizes, crashes near n = 46,000.
     total = np.zeros((dim, dim), dtype)
     starts = range(0, dim, _BLOCK)
     for piece in pieces:

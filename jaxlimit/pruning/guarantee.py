@@ -1,4 +1,4 @@
-"""A ratio that holds on unseen data, with a stated probability, from held-out examples alone."""
+"""A ratio that holds on unseen data with a stated probability, from held-out examples."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,12 +20,12 @@ class GuaranteedRatio(NamedTuple):
     """The sparsest ratio that passed, and the walk to it.
 
     Attributes:
-        ratio: with probability at least 1-δ over the held-out examples, the mean rise on unseen
-            data is at most ε here; 1, the dense network, if not even the first ratio passed.
+        ratio: the ratio at which, with probability at least 1-δ over the held-out examples, the
+            mean rise on unseen data is at most ε; 1, the dense network, if no ratio passed.
         num_passed: how many ratios passed, from the dense end.
-        p_values: of "the rise is above ε" at each ratio [r]; those past the first failure decide
-            nothing.
-        mean_rises: on the held-out examples [r], weighted where they have weights.
+        p_values: of "the rise is above ε" at each ratio [r]; those after the first failure have no
+            effect.
+        mean_rises: mean rise on the held-out examples [r], weighted where they have weights.
     """
 
     ratio: float
@@ -46,32 +46,33 @@ def guaranteed_ratio(
 ) -> GuaranteedRatio:
     """Find the sparsest ratio whose mean rise on unseen data is at most ε, with confidence.
 
-    Walks from dense to sparse and tests at each ratio the hypothesis E[ℓ(pruned) - ℓ(dense)] > ε on
+    Goes from dense to sparse and tests at each ratio the hypothesis E[ℓ(pruned) - ℓ(dense)] > ε on
     the paired differences, by `hoeffding_bentkus`; stops at the first that is not rejected at level
     δ. The ratio before it holds with probability at least 1-δ: a wrong answer needs a false
     rejection at the first ratio where the hypothesis is true, and the order is fixed beforehand.
-    Exact at any number of examples, which must be drawn independently from what is unseen, and must
-    have served neither training nor the choice of masks.
+    Valid for any number of examples. They must be independent draws from the unseen data, used
+    neither in training nor to choose masks.
 
     Args:
-        dense_losses: of the dense network on n held-out examples [n]; Booleans are correctness,
-            whose loss is 1 where it is False.
-        pruned_losses: of the pruned networks on the same examples [r, n].
+        dense_losses: losses of the dense network on n held-out examples [n]; or Booleans, whether
+            each example is correct, which count as losses of 0 and 1.
+        pruned_losses: the same of the pruned networks on the same examples [r, n].
         ratios: fractions kept [r], from dense to sparse.
         epsilon: ε, the tolerated mean rise, above 0.
-        delta: δ, the probability of a wrong answer that is tolerated, in (0, 1).
-        bounds: what a single loss can be at least and at most, known beforehand; (0, 1) for
-            correctness. Not to be read off the examples.
-        weights: w of the examples [n], in [0, 1], for E[w(ℓ(pruned) - ℓ(dense))]/E[w] in place of
-            the mean rise; over the greatest that a weight can be, which is also not to be read off
-            the examples. Those of weight 0 do not count.
+        delta: δ, the tolerated probability of a wrong answer, in (0, 1).
+        bounds: the least and the greatest possible loss of an example; (0, 1) for Booleans. It must
+            be known beforehand, not taken from the examples.
+        weights: w of the examples [n], in [0, 1], to test E[w(ℓ(pruned) - ℓ(dense))]/E[w] in place
+            of the mean rise. Divide weights by the greatest possible weight, which must be known
+            beforehand too. Examples of weight 0 do not count.
 
     Returns:
         A `GuaranteedRatio`.
 
     Raises:
-        ValueError: if shapes do not fit, the ratios do not fall, the loss has no bounds or passes
-            them, or the examples are too few for even an unchanged network to pass.
+        ValueError: if shapes do not match, the ratios do not fall, `epsilon`, `delta` or a weight
+            is out of range, the loss has no bounds or exceeds them, or there are too few examples
+            for even an unchanged network to pass.
 
     >>> import numpy as np
     >>> dense = np.ones(2000, bool)  # all correct
@@ -88,7 +89,7 @@ def guaranteed_ratio(
     check_range("delta", delta, 0, 1)
     if not 0 < delta < 1:
         raise ValueError(f"delta must lie in (0, 1), got {delta}")
-    # A difference lies within ±(high - low); so scaled to [0, 1] that of no change is ½.
+    # A difference lies within ±(high - low); scaled to [0, 1], no change is ½.
     width = 2 * (high - low)
     level = min(epsilon / width + 0.5, 1.0)
     rises = (pruned - dense)[:, counts]
@@ -105,7 +106,7 @@ def guaranteed_ratio(
 
 
 def hoeffding_bentkus(means: Any, level: float, num_examples: int) -> Float[np.ndarray, "..."]:
-    """Bound the probability of a mean as small as seen, if the expectation is above a level.
+    """Bound the probability of a mean this small or smaller, if the expectation is above a level.
 
         p = min(exp(-n h(min(x̄, α), α)), e · P(Bin(n, α) ≤ ⌈n x̄⌉)),
         h(a, b) = a log(a/b) + (1-a) log((1-a)/(1-b)),
@@ -119,6 +120,10 @@ def hoeffding_bentkus(means: Any, level: float, num_examples: int) -> Float[np.n
 
     Returns:
         The p-values, at most 1.
+
+    Raises:
+        TypeError: if `num_examples` is no static int.
+        ValueError: if a mean or the level lies outside [0, 1], or `num_examples` < 1.
 
     >>> float(hoeffding_bentkus(0.0, 0.1, 50).round(4))
     0.0052
@@ -195,7 +200,7 @@ def _check_weights(weights: Any, num: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_enough(num: int, unchanged: float, level: float, delta: float) -> None:
-    """Raise where not even differences of 0, whose scaled mean is `unchanged`, would pass."""
+    """Raise if not even differences of 0, whose scaled mean is `unchanged`, would pass."""
     if level >= 1 or hoeffding_bentkus(unchanged, level, num) <= delta:
         return
     entropy = special.rel_entr(unchanged, level) + special.rel_entr(1 - unchanged, 1 - level)
@@ -215,8 +220,8 @@ def held_out_losses(
 ) -> tuple[Array, ...]:
     """Evaluate a loss on each held-out example, for the dense network and each pruned one.
 
-    Costs one evaluation of the data a mask. Cross-entropy has no bound: clip it, or pass an
-    accuracy and take the result for Booleans.
+    Costs one evaluation of the data for each mask. Cross-entropy is not bounded: clip it, or pass
+    an accuracy as `loss` and use the result as Booleans.
 
     Args:
         loss: `loss(params, batch, *operands)`, the mean over the batch's examples; or their losses,
@@ -225,13 +230,13 @@ def held_out_losses(
         masks: pytrees like `params`, True = kept, from dense to sparse.
         batches: held-out data; see `curvature.hessian_matvec`.
         *operands: passed on to `loss`.
-        trained_on: the data of the training and of the masks, if at hand: a warning is given where
+        trained_on: the data of the training and of the masks, if available; a warning says so if
             `batches` are the same arrays.
 
     Returns:
-        Losses [n] of the dense and [r, n] of the pruned networks; and a third, the weights [n],
-        where the loss returns weights: over the greatest that a weight can be, they are those of
-        `guaranteed_ratio`.
+        Losses [n] of the dense and [r, n] of the pruned networks; and where the loss returns
+        weights, a third array, the weights [n]. Divided by the greatest possible weight, these are
+        the `weights` of `guaranteed_ratio`.
 
     Raises:
         TypeError: if `loss` returns none of the three, or a mask is not boolean.

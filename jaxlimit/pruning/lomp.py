@@ -11,13 +11,13 @@ from jaxlimit.training import Metrics, TrainingConfig, TrainingResult
 
 
 class PrunedNetwork(NamedTuple):
-    """A network that was pruned, and fine-tuned if asked for.
+    """A pruned network, fine-tuned if that was asked for.
 
     Attributes:
         params: its parameters, 0 where the mask is False.
-        state: what it keeps beside them, as BatchNorm's statistics.
-        mask: pytree like the parameters; what is not under study is kept.
-        history: metrics of the fine-tuning, None if there was none.
+        state: its other variables, such as the statistics of BatchNorm.
+        mask: pytree of Booleans like the parameters, True where not under study.
+        history: metrics of the fine-tuning; None if there was none.
     """
 
     params: PyTree
@@ -37,22 +37,22 @@ def prune(
 ) -> PrunedNetwork:
     """Prune an l1-trained network to its weights of greatest magnitude, all layers at once.
 
-    The mask is fixed before the fine-tuning, which starts from the weights kept and from
-    velocity 0. Costs the mask, and the fine-tuning as `training.fit` has it.
+    The mask is fixed before the fine-tuning, which starts from the kept weights with velocity 0.
+    Costs the mask and the fine-tuning; see `training.fit`.
 
     Args:
         module: the network, as `training.fit` takes it.
-        dataset: images and labels to fine-tune on.
-        trained: from `training.fit` with l1, of one seed.
+        dataset: images and labels for the fine-tuning.
+        trained: result of `training.fit` with l1, of one seed.
         ratio: fraction of the weights kept, in [0, 1].
-        finetune: how to train on, of one seed; None leaves the weights as they are.
-        where: which leaves are weights under study, and the penalties of `finetune` act on.
+        finetune: settings of the fine-tuning, of one seed; None leaves the weights as they are.
+        where: which leaves are under study; the penalties of `finetune` act on them too.
 
     Returns:
         A `PrunedNetwork`.
 
     Raises:
-        ValueError: if `ratio` lies outside [0, 1] or several seeds come, or as `training.fit`.
+        ValueError: if `ratio` lies outside [0, 1], there are several seeds, or as `training.fit`.
 
     >>> import flax.linen as nn, numpy as np
     >>> class Net(nn.Module):

@@ -30,8 +30,8 @@ def magnitude_mask(params: Any, ratio: Any, *, where: Where = is_weight) -> Any:
         where: which leaves are under study; the others are marked kept.
 
     Returns:
-        A pytree like `params` of Booleans. Under `jit`, where nothing can be raised, NaN in a
-        weight or in the ratio leaves all that is under study unmarked.
+        A pytree of Booleans like `params`. Under `jit`, where nothing can be raised, a NaN in a
+        weight or in the ratio leaves everything under study unmarked.
 
     Raises:
         TypeError: if a leaf of `params` is not real floating, or `ratio` no real number.
@@ -57,10 +57,10 @@ def flat_magnitude_mask(weights: Float[Array, "D"], num_kept: Any) -> Bool[Array
 
     Args:
         weights: [D], real floating.
-        num_kept: how many, in [0, D].
+        num_kept: how many to mark, in [0, D].
 
     Returns:
-        Booleans [D]; all False where NaN is in a vector that `jit` does not know.
+        Booleans [D]. Under `jit`, where nothing can be raised, all False if an entry is NaN.
 
     Raises:
         TypeError: if `weights` is not real floating, or `num_kept` no integer.
@@ -81,14 +81,14 @@ def flat_magnitude_mask(weights: Float[Array, "D"], num_kept: Any) -> Bool[Array
 
 @auto
 def apply_mask(params: Any, mask: Any) -> Any:
-    """Set to zero what the mask leaves out.
+    """Set the weights outside a mask to zero.
 
     Args:
         params: pytree of arrays.
         mask: pytree like it, of Booleans, or of the numbers 0 and 1.
 
     Returns:
-        A pytree like `params`; NaN where an entry that only `jit` lets through is neither 0 nor 1.
+        A pytree like `params`. Under `jit`, NaN where an entry of `mask` is neither 0 nor 1.
 
     Raises:
         TypeError: if a leaf of `mask` is neither Boolean nor a real number.
@@ -117,7 +117,9 @@ def _apply_mask(path: Any, leaf: Any, keep: Any) -> Array:
 
 @auto
 def removed_norm(params: Any, ratio: Any, *, where: Where = is_weight) -> Float[Array, ""]:
-    """Norm of the weights that magnitude pruning removes: R(ρ) = ‖w* - w^k‖₂, k = ⌊ρD + ½⌋.
+    """Return the norm of the weights that magnitude pruning removes.
+
+    R(ρ) = ‖w* - w^k‖₂, k = ⌊ρD + ½⌋. Costs the mask and one pass over the weights.
 
     Args:
         params: pytree of real floating arrays.
@@ -125,7 +127,7 @@ def removed_norm(params: Any, ratio: Any, *, where: Where = is_weight) -> Float[
         where: which leaves are under study.
 
     Returns:
-        R, in float32 at least; NaN where a weight or the ratio is, which only `jit` lets through.
+        R, in float32 at least. Under `jit`, NaN if a weight or the ratio is NaN.
 
     Raises:
         TypeError: as `magnitude_mask`.
@@ -149,15 +151,16 @@ def _removed_norm(weights, kept):
 def num_kept(dim: int, ratio: Any) -> Int[Array, "..."]:
     """Return the number of weights that a ratio keeps: ⌊ratio · dim + ½⌋.
 
-    Exact for the ratio as rounded to float32 and every dim below 2³¹: a product of floats would
-    lose units past 2²⁴, and integers are multiplied instead, in halves since 64 bits may be off.
+    Exact for the ratio as rounded to float32 and every dim below 2³¹. A product of floats would
+    lose units above 2²⁴; integers are multiplied instead, in halves, since 64-bit types may be
+    switched off.
 
     Args:
         dim: number of weights, at most 2³¹ - 1.
-        ratio: fraction kept, in [0, 1], any shape; beyond it, 0 or `dim` are kept.
+        ratio: fraction kept, any shape; clipped to [0, 1].
 
     Returns:
-        The number, of the shape of `ratio`; -1 where that is NaN.
+        The number, of the shape of `ratio`; -1 where `ratio` is NaN.
 
     >>> num_kept(1_000_000_007, 0.5)
     Array(500000004, dtype=int32)
@@ -188,18 +191,19 @@ def _product(a: Array, b: Array) -> tuple[Array, Array]:
 def support_fraction(
     params: Any, *, relative_norm: float = 1e-3, where: Where = is_weight
 ) -> Float[Array, ""]:
-    """Measure how many weights an l1-trained network really uses.
+    """Measure the fraction of weights that an l1-trained network really uses.
 
-    The smallest fraction whose removed rest has norm at most `relative_norm` · ‖w‖₂. (Weights that
-    a subgradient drives to zero come near it and not to it: counting nonzeros fails.)
+    The smallest fraction such that the removed rest has norm at most `relative_norm` · ‖w‖₂.
+    Counting nonzero weights does not work, since subgradients drive weights close to zero but not
+    to zero.
 
     Args:
         params: pytree of real floating arrays.
-        relative_norm: the share of the norm that is taken for nothing.
+        relative_norm: the share of the norm that is neglected.
         where: which leaves are under study.
 
     Returns:
-        The fraction; NaN where a weight is, which only `jit` lets through.
+        The fraction. Under `jit`, NaN if a weight is NaN.
 
     Raises:
         TypeError: as `magnitude_mask`.

@@ -1,7 +1,7 @@
 """The true loss of masked networks, over all examples: the one judge of every mask.
 
 An *order* of removal is given by places, an array [D]: the mask that keeps k weights keeps those
-whose place is below k. So the weight at place 0 goes last, and `order < k` is the mask.
+whose place is below k. So the weight at place 0 is removed last, and `order < k` is the mask.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class MaskedLoss:
         loss: `loss(params, batch, *operands)`.
         weights: w under study [D].
         unflatten: from [D] to a pytree like the parameters.
-        examples: all examples, grouped or dealt out to a mesh.
+        examples: all examples, grouped or distributed over a mesh.
         operands: passed on to `loss`.
         mesh: the devices that share the examples, if any.
     """
@@ -59,7 +59,7 @@ class MaskedLoss:
 def masked_loss(
     loss: Callable, params: Any, batches: Any, operands: tuple, where: Where, mesh: Mesh | None
 ) -> MaskedLoss:
-    """Check a loss and its data, and lay them out for many evaluations."""
+    """Check a loss and its data, and prepare them for many evaluations."""
     loss, operands = mean_loss(loss, params, batches, operands)
     weights, unflatten = flatten_weights(params, where)
     examples = shares.examples_of(batches, mesh)
@@ -68,7 +68,7 @@ def masked_loss(
 
 
 def some_examples(problem: MaskedLoss, stride: int) -> MaskedLoss | None:
-    """Thin out the batches of a problem; None if there are too few, or they are on a mesh."""
+    """Keep every `stride`-th batch; None if there are too few, or they are on a mesh."""
     groups = problem.examples
     if isinstance(groups, shares.Shares):
         return None
@@ -77,7 +77,7 @@ def some_examples(problem: MaskedLoss, stride: int) -> MaskedLoss | None:
     fewer = tuple(
         g._replace(batches=jax.tree.map(lambda x: x[::stride], g.batches)) for g in groups
     )
-    # The groups' shares of the examples stay, so that each still counts for what it stands for.
+    # Each group keeps its share of all examples, which its remaining batches now stand for.
     return dataclasses.replace(problem, examples=fewer)
 
 
@@ -125,7 +125,7 @@ def loss_at(problem: MaskedLoss, weights: Float[Array, "D"]) -> float:
 def derivatives_at_mask(
     problem: MaskedLoss, mask: Bool[Array, "D"], vector: Float[Array, "D"]
 ) -> tuple[Float[Array, "D"], Float[Array, "D"]]:
-    """Return the gradient at the masked weights, and the Hessian there times a vector."""
+    """Return the gradient at the masked weights, and the product of the Hessian there."""
     return sharding.local(_derivatives(problem, mask, vector), problem.mesh)
 
 
@@ -147,10 +147,10 @@ def smallest_along(
 ) -> Smallest:
     """Find the smallest mask of an order whose loss is accepted.
 
-    Halves the count until two masks in a row fail, bisects between the last that passed and the
-    next smaller that failed, and then looks at the `window` counts below, since a loss is not
-    monotone in the count: again from each smaller one that passes. What all weights give is taken
-    as accepted. A guess replaces the halving by growing steps from it. Costs some 2 log₂ D
+    Halves the count until two masks in a row fail, and bisects between the last that passed and the
+    next smaller one that failed. Since a loss is not monotone in the count, it then evaluates the
+    `window` counts below, and again below each of them that passes. The mask of all weights counts
+    as accepted. With a guess, growing steps from it replace the halving. Costs about 2 log₂ D
     evaluations and the window; with a good guess a third of that.
     """
     search = _Search(problem, order, accept)
@@ -171,7 +171,7 @@ class _Search:
         self.losses: dict[int, float] = {}
 
     def passes(self, *counts: int) -> Any:
-        """Evaluate some counts at once, and say which pass."""
+        """Evaluate several counts at once, and return which pass."""
         found = losses_along(self.problem, self.order, counts)
         self.losses.update(zip(counts, found.tolist(), strict=True))
         passed = np.asarray(self.accept(found)) | (np.asarray(counts) == self.dim)
@@ -212,7 +212,7 @@ class _Search:
         return low, high
 
     def look_below(self, high: int, window: int) -> int:
-        """Look at the counts below the smallest that passed, and below each that passes there."""
+        """Evaluate the counts below the smallest that passed, and below each that passes there."""
         edge = high
         while edge > 0 and high - edge < window:
             counts = np.maximum(edge - 1 - np.arange(_AT_ONCE), 0).tolist()
@@ -223,7 +223,7 @@ class _Search:
 
 
 def mask_tree(mask: Bool[Array, "D"], params: Any, where: Where) -> Any:
-    """Shape a flat mask like the parameters; what is not under study is marked True."""
+    """Shape a flat mask like the parameters, True where not under study."""
     weights, unflatten = flatten_weights(params, where)
     marks = unflatten(jnp.asarray(mask, weights.dtype))
     return jax.tree.map(

@@ -1,4 +1,4 @@
-"""How far any order of removal goes, by the true loss."""
+"""How far one order of removal can go, by the true loss."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -45,24 +45,25 @@ def smallest_of_order(
 ) -> SmallestOfOrder:
     """Find the smallest mask of one order of removal that keeps the loss within ε.
 
-    The judge of `smallest_mask` for a score of your own: halving, bisection, and a scan below,
-    since a loss is not monotone in the count. Costs some 50 evaluations of the data.
+    Does for a score of your own what `smallest_mask` does for its candidates: halving, bisection,
+    and a scan below, since a loss is not monotone in the count. Costs about 50 evaluations of the
+    data.
 
     Args:
         loss: see `magnitude_sweep`.
         params: w, pytree of real floating arrays.
         batches: see `curvature.hessian_matvec`.
         *operands: passed on to `loss`.
-        order: places [D], the mask of k weights keeps the places below k; see `order_by`.
+        order: places [D]; the mask of k weights keeps the places below k; see `order_by`.
         epsilon: ε ≥ 0, a number or an `Estimate`.
-        where: which leaves are under study; the others stay.
+        where: which leaves are under study; the others are kept.
         mesh: devices to share the examples; see `magnitude_sweep`.
 
     Returns:
         A `SmallestOfOrder`.
 
     Raises:
-        TypeError: as `magnitude_sweep`.
+        TypeError: as `magnitude_sweep`, or if `order` holds no integers.
         ValueError: as `magnitude_sweep`, if ε is negative, or `order` is no permutation of the
             weights under study.
 

@@ -1,4 +1,4 @@
-"""Improve a mask by exchanges: weights put back for others removed, judged by the true loss."""
+"""Improve a mask by exchanging removed weights for others, judged by the true loss."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ _MOST_MOVES = 64
 
 
 class Exchanged(NamedTuple):
-    """What exchanges made of a removal: which weights are removed, q there, and how many moves."""
+    """The result of exchanges: which weights are removed, q there, and the number of moves."""
 
     removed: Bool[np.ndarray, "n"]
     rise: float
@@ -28,19 +28,19 @@ def exchange(
     budget: float,
     max_moves: int,
 ) -> Exchanged:
-    """Remove more weights within a budget of the quadratic, and exchange some where none may go.
+    """Remove more weights within a budget of the quadratic, or exchange some where none fits.
 
-    A move removes the weight that raises q least, if q stays within `budget`; else it puts back the
-    weight that lowers q most and removes the best other one in its place, if q then falls. Each
-    move costs O(n), and q or the number kept falls in each, so it ends.
+    A move removes the weight that raises q least, if q stays within `budget`. Otherwise it restores
+    the weight that lowers q most and removes the best other one in its place, if q falls by this.
+    Each move costs O(n) and lowers q or the number kept, so the moves end.
 
     Args:
         slope: ∇q at `removed` [n].
         matrix: A [n, n].
-        removed: where to start from.
+        removed: the removal to start from, True = removed [n].
         rise: q there.
-        budget: most that q may become.
-        max_moves: moves, at most.
+        budget: the greatest q allowed.
+        max_moves: the most moves.
 
     Returns:
         An `Exchanged`.
@@ -71,7 +71,7 @@ def exchange(
 
 
 class Polished(NamedTuple):
-    """A mask after polishing, its loss, and how many gradients of the loss that took."""
+    """A mask after polishing, its loss, and the number of gradients of the loss used."""
 
     mask: Bool[np.ndarray, "D"]
     loss: float
@@ -88,10 +88,10 @@ def polish(
     limit: float,
     max_rounds: int = 32,
 ) -> Polished:
-    """Exchange weights of a mask as long as the true loss allows and fewer are kept or it falls.
+    """Exchange weights of a mask while fewer are kept or the true loss falls, within a limit.
 
-    Each round takes the true gradient at the mask and makes some moves of `exchange` on the support
-    by it and the matrix A that is there. A round whose true loss is above the limit, or gains
+    Each round takes the true gradient at the mask, and by it and the given A makes some moves of
+    `exchange` on the support. A round whose true loss is above the limit, or that gains
     nothing, is undone and tried again with half as many moves. Costs a gradient and an evaluation a
     round.
 
@@ -102,10 +102,10 @@ def polish(
         support: weights that may be moved; the others stay as they are.
         matrix: A = diag(w) G diag(w) on the support.
         limit: the greatest loss that passes.
-        max_rounds: rounds, at most.
+        max_rounds: the most rounds.
 
     Returns:
-        A `Polished`, never worse than what came.
+        A `Polished`, never worse than the mask given.
     """
     where = np.flatnonzero(support)
     weights = np.asarray(problem.weights)[where]
@@ -114,7 +114,7 @@ def polish(
     while moves and rounds < max_rounds:
         rounds += 1
         gradient, _ = derivatives_at_mask(problem, jnp.asarray(mask), zeros)
-        # At the mask, zᵢ = 1 means that wᵢ is away: ∂q/∂zᵢ = -wᵢgᵢ on either side.
+        # At the mask, zᵢ = 1 means that wᵢ is removed; ∂q/∂zᵢ = -wᵢgᵢ in both cases.
         slope = -weights * np.asarray(gradient)[where]
         settings = {"budget": limit, "max_moves": moves}
         moved = exchange(slope, matrix, ~mask[where], loss, **settings)

@@ -16,20 +16,21 @@ from jaxlimit.curvature import Split
 from jaxlimit.curvature._operator import flat_mask
 from jaxlimit.pruning.masked import MaskedLoss, loss_at, masked_loss
 
-# Of the Rayleigh quotient along the gradient, at the start; what it goes down and up by.
+# The damping at the start, as a share of the Rayleigh quotient along the gradient, and the factors
+# by which it falls and grows.
 _DAMPING = 1e-2
 _EASE, _STIFFEN = 0.2, 5.0
 _MOST_TRIES = 12
 
 
 class RefittedNetwork(NamedTuple):
-    """A pruned network with its kept weights refitted.
+    """A pruned network whose kept weights are refitted.
 
     Attributes:
         params: the parameters, 0 where the mask is False.
         loss: the true loss there, no higher than without refitting.
         losses: the loss before, and after each step.
-        num_products: products of the curvature made in all.
+        num_products: total number of curvature products.
     """
 
     params: Any
@@ -53,10 +54,10 @@ def refit(
 ) -> RefittedNetwork:
     """Minimise the true loss over the kept weights, from where they are.
 
-    Levenberg-Marquardt: a round takes the step of `limits.refit` with the Gauss-Newton matrix there
-    (the Hessian where the loss is not split) and damping μ; a step that does not lower the loss
-    is not taken, and μ grows. Deterministic, over all examples, without penalties. Costs a gradient
-    and num_steps + 3 products a round, and a loss for each step tried.
+    Levenberg-Marquardt: a round takes the step of `limits.refit` with the Gauss-Newton matrix at
+    the current weights (the Hessian where the loss is not split) and damping μ. A step that does
+    not lower the loss is not taken, and μ grows. Deterministic, over all examples, without
+    penalties. Costs a gradient and num_steps + 3 products a round, and a loss for each step tried.
 
     Args:
         loss: `loss(params, batch, *operands)`, the mean over the batch's examples.
@@ -64,10 +65,10 @@ def refit(
         batches: see `curvature.hessian_matvec`.
         *operands: passed on to `loss`.
         mask: pytree like `params` of Booleans, True = kept.
-        num_rounds: steps, at most.
-        num_steps: conjugate gradient steps in each, at most.
+        num_rounds: the most rounds.
+        num_steps: the most conjugate gradient steps in a round.
         tolerance: stop where a step lowers the loss by less than this share.
-        where: which leaves are under study; the others stay.
+        where: which leaves are under study; the others stay as they are.
         mesh: devices to share the examples; see `magnitude_sweep`.
 
     Returns:
@@ -75,7 +76,8 @@ def refit(
 
     Raises:
         TypeError: as `magnitude_sweep`.
-        ValueError: as `magnitude_sweep`, or if `mask` does not fit.
+        ValueError: as `magnitude_sweep`, or if `mask` has another structure or other shapes than
+            `params`.
         FloatingPointError: if the loss is not finite at the masked weights.
 
     >>> import jax.numpy as jnp
@@ -106,7 +108,7 @@ def refit(
 
 
 class _Search:
-    """Where the steps have come to."""
+    """The current weights, loss and damping."""
 
     def __init__(
         self, problem: MaskedLoss, source: tuple, kept: Array, num_steps: int, where: Where
@@ -123,7 +125,7 @@ class _Search:
             )
 
     def advance(self) -> bool:
-        """Take a step that lowers the loss; False if there is none."""
+        """Take a step that lowers the loss; return False if none does."""
         operator, gradient = self._model()
         if self._damping is None:
             self._damping = _DAMPING * self._quotient(operator, gradient)

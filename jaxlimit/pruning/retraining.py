@@ -23,12 +23,13 @@ from jaxlimit.training import TrainingConfig, TrainingResult
 
 
 def cubic_ratio(progress: Any, ratio: Any, *, initial: Any = 1.0) -> Float[np.ndarray, "..."]:
-    """Return the fraction kept on the way to `ratio`: fast at first, slow where little is left.
+    """Return the fraction kept on the way to `ratio`, by a cubic schedule.
 
-    In sparsities s = 1 - ρ it is s = s_end + (s_start - s_end)·(1 - t)³, t the progress.
+    For the sparsities s = 1 - ρ, s = s_end + (s_start - s_end)·(1 - t)³, t the progress: fast at
+    first, slow at the end.
 
     Args:
-        progress: t, the share done of the time in which weights go; beyond [0, 1] it is clipped.
+        progress: t, the share done of the time in which weights are removed; clipped to [0, 1].
         ratio: fraction kept at the end, in [0, 1].
         initial: fraction kept at the start, in [0, 1].
 
@@ -61,29 +62,28 @@ def gradual(
     where: Where = is_weight,
     checkpoint_dir: Any = None,
 ) -> PrunedNetwork:
-    """Prune while training: after every stretch of epochs, down to what a cubic schedule keeps.
+    """Prune while training, after every few epochs, by a cubic schedule.
 
-    `prune_until` epochs are cut into `num_rounds` stretches of whole epochs, as equal as they come.
-    At the end of each the weights of least magnitude go, until after the last `ratio` is kept
-    (`cubic_ratio`); the epochs after that train what is left. Rates and the order of images are
-    those of one run of `config`; the velocity begins at 0 after each round, unlike in the paper.
-
-    Cost: one training as `training.fit` has it, and a mask a round.
+    The first `prune_until` epochs are divided into `num_rounds` rounds of whole epochs, as equal as
+    possible. Each round ends with removing the weights of least magnitude, down to the fraction
+    `cubic_ratio`; after the last, `ratio` is kept, and the remaining epochs train it. Rates and the
+    order of images are those of one run of `config`; unlike in the paper, the velocity starts at 0
+    after each round. Costs one training and a mask a round; see `training.fit`.
 
     Args:
         module: the network, as `training.fit` takes it.
         dataset: images and labels.
-        config: of the whole training, of one seed.
+        config: settings of the whole training, of one seed.
         ratio: fraction of the weights kept at the end, in [0, 1].
-        num_rounds: how often weights go.
-        prune_until: the epoch by which all have gone, from `num_rounds` to `epochs`.
-        start: begin from this network; by default from what the seed makes of a Linen module.
-        where: which leaves are weights under study, and the penalties act on.
-        checkpoint_dir: a folder in which each round keeps its newest checkpoint, so that the same
-            call goes on from there.
+        num_rounds: how often weights are removed.
+        prune_until: the epoch after which no more are removed, from `num_rounds` to `epochs`.
+        start: the network to start from; by default a Linen module is initialised from the seed.
+        where: which leaves are under study; the penalties act on them too.
+        checkpoint_dir: a folder for the newest checkpoint of each round, from which the same call
+            continues.
 
     Returns:
-        A `PrunedNetwork`; its history is that of the whole.
+        A `PrunedNetwork`; its history is that of all epochs.
 
     Raises:
         ValueError: if an argument is out of range or there are several seeds, or as `training.fit`.
@@ -123,31 +123,28 @@ def iterative(
     where: Where = is_weight,
     checkpoint_dir: Any = None,
 ) -> list[PrunedNetwork]:
-    """Prune a trained network, take what is kept back to an early epoch, train again; repeat.
+    """Prune a trained network, rewind what is kept to an early epoch, train again, and repeat.
 
-    The network is trained to the end; of its weights the largest stay, ratio^(i/num_rounds) of all
-    after round i; these take the values that they had at `rewind_epoch`, with the state of then,
-    and are trained from there to the end, at the rates and in the order of images of the first
-    time.
-
-    Cost: num_rounds + 1 trainings as `training.fit` has them, all but the first without the epochs
-    up to `rewind_epoch`.
+    The network is trained to the end. Round i keeps the largest ratio^(i/num_rounds) of all
+    weights, resets them and the state to their values at `rewind_epoch`, and trains them from there
+    to the end, with the rates and the order of images of the first training. Costs num_rounds + 1
+    trainings, all but the first without the epochs up to `rewind_epoch`; see `training.fit`.
 
     Args:
         module: the network, as `training.fit` takes it.
         dataset: images and labels.
-        config: of every training, of one seed.
+        config: settings of every training, of one seed.
         ratio: fraction of the weights kept after the last round, in (0, 1].
         num_rounds: how often to prune.
-        rewind_epoch: the epoch to go back to, below `epochs`; 0 is the initialisation, as in the
+        rewind_epoch: the epoch to rewind to, below `epochs`; 0 is the initialisation, as in the
             lottery ticket hypothesis.
-        start: begin from this network; by default from what the seed makes of a Linen module.
-        where: which leaves are weights under study, and the penalties act on.
-        checkpoint_dir: a folder in which each training keeps its newest checkpoint, so that the
-            same call goes on from there.
+        start: the network to start from; by default a Linen module is initialised from the seed.
+        where: which leaves are under study; the penalties act on them too.
+        checkpoint_dir: a folder for the newest checkpoint of each training, from which the same
+            call continues.
 
     Returns:
-        A `PrunedNetwork` a round, trained.
+        A trained `PrunedNetwork` for each round.
 
     Raises:
         ValueError: if an argument is out of range or there are several seeds, or as `training.fit`.
@@ -173,17 +170,21 @@ def iterative(
 def shrink_mask(
     params: PyTree, mask: PyTree | None, ratio: Any, *, where: Where = is_weight
 ) -> PyTree:
-    """Keep of what a mask keeps the largest magnitudes, a fraction `ratio` of all weights.
+    """Shrink a mask to its weights of greatest magnitude, a fraction `ratio` of all weights.
 
     Args:
         params: pytree of the weights.
-        mask: pytree like it of Booleans; None keeps all so far.
+        mask: pytree of Booleans like `params`; None is the mask of all weights.
         ratio: fraction of all weights under study kept, in [0, 1].
         where: which leaves are under study; the others are kept.
 
     Returns:
-        A pytree like `params` of Booleans, ⌊ratio · D + ½⌋ of them True under study: nowhere where
-        `mask` is False, even if what is kept holds zeros, but where it keeps fewer.
+        A pytree of Booleans like `params`. Under study ⌊ratio · D + ½⌋ are True, or as many as
+        `mask` keeps if that is fewer; none where `mask` is False, even if kept weights are 0.
+
+    Raises:
+        TypeError: as `magnitude_mask`.
+        ValueError: as `magnitude_mask`, or if `mask` has another structure than `params`.
 
     >>> import jax.numpy as jnp
     >>> mask = jnp.array([False, True, True, True])
@@ -192,6 +193,7 @@ def shrink_mask(
     >>> shrink_mask(jnp.array([9.0, 0.0, 2.0, 1.0]), mask, 0.5).tolist()
     [False, False, True, True]
     """
+    check_range("ratio", ratio, 0, 1)
     weights, unflatten = flatten_weights(params, where)
     kept = np.ones(weights.size, bool)
     if mask is not None:
@@ -209,7 +211,7 @@ def shrink_mask(
 
 
 class _Rounds:
-    """Parts of one training, each from a given network with a given mask."""
+    """Parts of one training, each from a given network and mask."""
 
     def __init__(self, module, dataset, config, where, checkpoint_dir) -> None:
         self._told = (module, dataset, config)

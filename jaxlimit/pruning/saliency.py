@@ -17,10 +17,10 @@ def saliency(
     *,
     signed: bool = True,
 ) -> Float[Array, "D"]:
-    """Forecast by how much the loss rises when one weight alone goes, to second order.
+    """Forecast the rise of the loss when one weight alone is removed, to second order.
 
-    sᵢ = -wᵢgᵢ + ½ wᵢ²Gᵢᵢ, or |wᵢgᵢ| + ½ wᵢ²|Gᵢᵢ|, which does not take the gains of many removals
-    for granted: away from a minimum these do not add up. Works under `jit` and `vmap`.
+    sᵢ = -wᵢgᵢ + ½ wᵢ²Gᵢᵢ; or, unsigned, |wᵢgᵢ| + ½ wᵢ²|Gᵢᵢ|, since away from a minimum the gains of
+    many removals do not add up. Works under `jit` and `vmap`.
 
     Args:
         weights: w [D].
@@ -54,8 +54,8 @@ def order_by(scores: Float[Array, "D"], live: Bool[Array, "D"] | None = None) ->
     Costs one sort.
 
     Args:
-        scores: what each weight is worth [D].
-        live: weights that are not dead [D]; the others go first, whatever their score.
+        scores: the worth of each weight [D].
+        live: True where a weight is not dead [D]; the others are removed first.
 
     Returns:
         The place of each weight [D], int32: a mask of k weights keeps the places below k.
@@ -81,10 +81,10 @@ def _places(scores: Float[Array, "D"]) -> Int[Array, "D"]:
 
 
 def order_by_relaxed(relaxed: Float[Array, "D"], gradient: Any) -> Int[Array, "D"]:
-    """Round a relaxed mask to an order: what is removed most goes first.
+    """Round a relaxed mask to an order of removal, largest z̄ first.
 
-    Weights with equal z̄, as the many at 0 and at 1, are ordered by ∂q/∂zᵢ, the rise for each unit
-    more of zᵢ: the smaller goes first.
+    Weights with equal z̄, such as the many at 0 and at 1, are ordered by ∂q/∂zᵢ, the smallest first.
+    Costs one sort.
 
     Args:
         relaxed: z̄ in [0, 1] [D], 1 = removed, as `limits.certificate` returns it.

@@ -1,4 +1,4 @@
-"""The smallest mask that keeps the loss within ε, searched over all masks and not one heuristic."""
+"""The smallest mask that keeps the loss within ε, from several orders of removal."""
 
 import time
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from jaxlimit.pruning.polish import polish
 METHODS = (*ORDERS, "polished")
 
 _BUDGET = Budget()
-# Every so many batches locate the count on an order where there are many.
+# Where there are many batches, every so many of them locate the count on an order first.
 _STRIDE = 8
 # A remainder of more than this share of ε: the quadratic at w is not the loss at the mask.
 _LARGE_REMAINDER = 0.25
@@ -42,7 +42,7 @@ class Candidate(NamedTuple):
         num_kept: how many weights it keeps.
         ratio: num_kept / D.
         loss: the true loss over all examples.
-        seconds: what it took, with what the earlier methods had not computed yet.
+        seconds: time taken, including what it computed for later methods.
         num_evaluations: evaluations of the loss over all examples.
     """
 
@@ -55,23 +55,23 @@ class Candidate(NamedTuple):
 
 
 class MaskSearch(NamedTuple):
-    """The smallest mask found, and all that it was chosen from.
+    """The smallest mask found, and the candidates that it was chosen from.
 
     Attributes:
-        mask: pytree like the parameters, True = kept; all True where nothing is under study.
+        mask: pytree of Booleans like the parameters, True = kept and where not under study.
         num_kept: weights under study that it keeps.
         ratio: num_kept / D.
         loss: its true loss, at most dense_loss + epsilon.
         method: the candidate that won.
-        candidates: the whole table, in the order they were tried.
-        certificate: the bound below all masks, of the quadratic model; None where there is none.
-        shares: how much of ε is linear, quadratic and remainder at the mask; None as the
+        candidates: all candidates, in the order they were tried.
+        certificate: how few weights any mask keeps, in the quadratic model; None without one.
+        shares: how much of ε is linear, quadratic and remainder at the mask; None without a
             certificate, and where ε is 0.
         dense_loss: L(w).
         epsilon: ε.
-        live: pytree like the mask, True = not dead; None where no method asked.
-        notes: candidates that were left out and why, and what the loss is if it is no mean over
-            independent examples.
+        live: pytree like the mask, True = not dead; None if no method needed it.
+        notes: which candidates were left out and why, and why the loss is no mean over independent
+            examples if it is none.
     """
 
     mask: Any
@@ -88,7 +88,7 @@ class MaskSearch(NamedTuple):
     notes: tuple[str, ...]
 
     def __repr__(self) -> str:
-        """Say what was found in a line for each candidate."""
+        """Show one line for each candidate."""
         lines = [
             f"MaskSearch: {self.ratio:.4%} kept ({self.num_kept:,}) by {self.method}, loss "
             f"{self.loss:.6g} of at most {self.dense_loss + self.epsilon:.6g}"
@@ -121,27 +121,27 @@ def smallest_mask(
 
         min ‖m‖₀  such that  L(w∘m) ≤ L(w) + ε,  m in {0, 1}ᴰ
 
-    is hard; several orders of removal compete for it, and the true loss over all examples judges.
-    Of each order the smallest passing count is found to the unit: halving, bisection, and a scan
-    below, since a loss is not monotone in the count. The candidates:
+    is hard. So several orders of removal compete, and the true loss over all examples decides. Of
+    each order the smallest passing count is found exactly: by halving, bisection, and a scan below,
+    since a loss is not monotone in the count. The candidates:
 
     - magnitude, which is always tried, so the result is never worse;
     - live magnitude: dead weights first (`dead_weights`), then magnitude;
     - saliency, signed and absolute: `saliency` with a Gauss-Newton diagonal from probes;
     - relaxed: the z̄ of `limits.certificate`, rounded;
-    - greedy: one weight at a time on the quadratic over the live weights, or the most salient of
-      them that fit (`greedy_order`), and cautious: the same with gains of the gradient taken for 0;
-    - stepwise: greedy again with quadratics made anew at the masks on the way (`stepwise_order`),
-      where the one at w is off by more than a quarter of ε at the best mask so far;
+    - greedy: one weight at a time on the quadratic over the live weights, or over the most salient
+      ones that fit (`greedy_order`); cautious: the same without gains from the gradient;
+    - stepwise: greedy with new quadratics at the masks on the way (`stepwise_order`), if the one at
+      w is off by more than a quarter of ε at the best mask so far;
     - polished: exchanges of weights at the best of these.
 
     The mask and its loss are exact statements about the loss on these examples. The certificate
-    beside it binds the quadratic model alone, whose curvature is of at most `budget.num_examples`
-    of them. A loss that is not split has no Gauss-Newton matrix: the empirical Fisher matrix then
+    holds in the quadratic model alone, whose curvature comes from at most `budget.num_examples`
+    examples. A loss that is not split has no Gauss-Newton matrix: the empirical Fisher matrix then
     orders the weights, and there is no certificate.
 
-    Costs some 50 evaluations a candidate, 33 gradients, the certificate's products, and for the
-    greedy search a backward pass an output of each example and 2n² flops a row.
+    Costs about 50 evaluations a candidate, 33 gradients, the products of the certificate, and for
+    the greedy search a backward pass for each output of each example and 2n² flops a row.
 
     Args:
         loss: `loss(params, batch, *operands)`, the mean over the batch's examples; split, as from
@@ -150,9 +150,9 @@ def smallest_mask(
         batches: see `curvature.hessian_matvec`.
         *operands: passed on to `loss`.
         epsilon: ε, the tolerated rise, at least 0; a number or an `Estimate`.
-        key: random key of probes.
-        methods: which candidates to try, of `METHODS`.
-        budget: what the quadratic model may cost: memory, operations, examples, products.
+        key: random key of the probes.
+        methods: the candidates to try, from `METHODS`.
+        budget: limits on the quadratic model: memory, operations, examples, products.
         where: which leaves are under study; the others stay.
         on_progress: called as `on_progress("smallest mask", methods_done, methods)`.
         mesh: devices to share the examples; see `magnitude_sweep`.
@@ -161,10 +161,10 @@ def smallest_mask(
         A `MaskSearch`.
 
     Raises:
-        TypeError: if `loss` gives no scalar.
-        ValueError: if ε is negative, the loss is a sum and no mean, a method is unknown, or as
-            `magnitude_sweep`.
-        FloatingPointError: if the loss is not finite.
+        TypeError: as `magnitude_sweep`, or if `key` is no typed key.
+        ValueError: if ε is negative, the loss is a sum instead of a mean, a method is unknown, or
+            as `magnitude_sweep`.
+        FloatingPointError: if the loss is not finite at `params`.
 
     >>> import jax, jax.numpy as jnp
     >>> square = lambda y, x: 0.5 * jnp.mean(y**2)
@@ -258,7 +258,7 @@ def _try_all(network: Network, methods: tuple[str, ...], on_progress: Any) -> _F
 
 
 def _holds(network: Network, mask: Bool[np.ndarray, "D"], best: Candidate) -> bool:
-    """Say whether the quadratic at w tells the loss of a mask."""
+    """Say whether the quadratic at w predicts the loss of a mask."""
     if not network.epsilon:
         return True
     at = (network.operator, network.gradient, network.problem.weights, mask, network.epsilon)
@@ -267,7 +267,7 @@ def _holds(network: Network, mask: Bool[np.ndarray, "D"], best: Candidate) -> bo
 
 
 def _best(candidates: list[Candidate], masks: list) -> tuple[Bool[np.ndarray, "D"], Candidate]:
-    # Of equally small masks the first tried, the simplest, wins.
+    # Among equally small masks the first one tried wins, which is the simplest.
     winner = min(range(len(candidates)), key=lambda i: candidates[i].num_kept)
     return masks[winner], candidates[winner]
 

@@ -1,4 +1,4 @@
-"""How near to an l1 minimum a network is, and what a mask keeps layer by layer."""
+"""How close a network is to an l1 minimum, and what a mask keeps of each leaf."""
 
 from typing import Any, NamedTuple
 
@@ -12,13 +12,13 @@ from jaxlimit._core.weights import Where, check_kept, flat_vectors, is_weight, s
 
 
 class L1Residual(NamedTuple):
-    """How far from a minimum under an l1 penalty: max and median of ||gᵢ|/l1 - 1| on the support.
+    """The distance from a minimum under an l1 penalty: ||gᵢ|/l1 - 1| on the support.
 
     Attributes:
-        maximum: 0 exactly where the support's conditions hold.
-        median: of the same.
-        ratio: the median of |gᵢ|/l1 there, 1 at a minimum.
-        num_support: how many weights the support has.
+        maximum: the largest; 0 where the conditions of a minimum hold on the support.
+        median: the median.
+        ratio: the median of |gᵢ|/l1 on the support, 1 at a minimum.
+        num_support: number of weights in the support.
     """
 
     maximum: Float[Array, ""]
@@ -32,15 +32,14 @@ def l1_residual(
 ) -> L1Residual:
     """Measure how well the weights that an l1 penalty keeps satisfy its conditions of optimality.
 
-    At a minimum of L + l1·‖w‖₁ every wᵢ ≠ 0 has gᵢ = -l1·sign(wᵢ), so |gᵢ|/l1 = 1. Then the
-    first-order rise of the loss by removing weight i is l1·|wᵢ|: magnitude is the order that the
-    first order gives.
+    At a minimum of L + l1·‖w‖₁ every wᵢ ≠ 0 has gᵢ = -l1·sign(wᵢ), so |gᵢ|/l1 = 1. To first order,
+    removing weight i then raises the loss by l1·|wᵢ|: the first-order ranking is by magnitude.
 
     Args:
         gradient: g [D], of the data loss without the penalty.
         weights: w [D].
         l1: strength of the penalty, above 0.
-        support: weights to look at [D], such as those that are not dead; None takes wᵢ ≠ 0.
+        support: True at the weights to test [D], such as those not dead; None takes wᵢ ≠ 0.
 
     Returns:
         An `L1Residual`; NaN where the support is empty.
@@ -70,11 +69,11 @@ def kept_by_layer(mask: Any, *, where: Where = is_weight) -> dict[str, tuple[int
     """Count what a mask keeps of each leaf under study, and how many weights it has.
 
     Args:
-        mask: pytree of booleans like the parameters, True = kept.
+        mask: pytree of Booleans like the parameters, True = kept.
         where: which leaves are under study.
 
     Returns:
-        The counts (kept, all) by the leaf's path.
+        The counts (kept, all) by the path of the leaf.
 
     Raises:
         ValueError: if an entry is neither Boolean nor 0 or 1.

@@ -1,4 +1,4 @@
-"""Greedy removal on quadratics that are made anew at the masks on the way."""
+"""Greedy removal on new quadratics at the masks on the way."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ MOST_ROUNDS = 16
 
 
 class Stepwise(NamedTuple):
-    """An order of removal, and how many quadratics it took."""
+    """An order of removal, and the number of quadratics used."""
 
     order: Int[np.ndarray, "D"]
     num_rounds: int
@@ -29,19 +29,19 @@ def stepwise_order(
     *,
     limit: float,
 ) -> Stepwise:
-    """Remove weights greedily, some at a time, each time by the quadratic at the mask so far.
+    """Remove weights greedily, some at a time, by the quadratic at the mask so far.
 
-    Far from w a quadratic made at w says little. Here the gradient and A are taken at the mask, a
-    share of what is left is removed by the greedy order there, and so on as long as the true loss
-    stays within the limit: a quarter at a time, then a tenth, then a twenty-fifth. On a loss that
-    is its own quadratic the order is that of `greedy_order`. Costs a gradient, the rows of A and
-    2n² flops a row for each quadratic; memory of A on what is left.
+    Far from w the quadratic at w says little. Here the gradient and A are taken at the current
+    mask, and a share of what is left is removed by the greedy order there, as long as the true loss
+    stays within the limit: first a quarter at a time, then a tenth, then a twenty-fifth. For a
+    quadratic loss the order is that of `greedy_order`. Each quadratic costs a gradient, the rows of
+    A and 2n² flops a row; memory of A on what is left.
 
     Args:
         problem: the masked loss.
-        order: places [D] of what is not moved, behind all that is.
-        kept: weights that may be moved; the loss of their mask is within `limit`.
-        rows_at: pieces of the rows of the factor of G at some weights [D], on a mask [D].
+        order: places [D] of the weights outside `kept`, which come after all of `kept`.
+        kept: weights in the search [D]; the loss of their mask is within `limit`.
+        rows_at: `rows_at(weights, mask)`, pieces of the rows of G's factor at `weights` on `mask`.
         limit: the greatest loss that passes.
 
     Returns:

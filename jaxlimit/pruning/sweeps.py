@@ -1,4 +1,4 @@
-"""Sweeps of a loss over the pruning ratio, the empirical limit read off them, and a forecast.
+"""Sweeps of a loss over the pruning ratio, the empirical limit that they show, and a forecast.
 
 Ratios are fractions of weights *kept*, by magnitude over all layers at once; see
 `jaxlimit.pruning.magnitude`.
@@ -29,11 +29,11 @@ _MAX_PIECE = 20
 
 
 class SweepResult(NamedTuple):
-    """A loss over pruning ratios, ascending or not, as asked for.
+    """A loss over pruning ratios, in the order asked for.
 
     Attributes:
         ratios: fractions of weights kept.
-        losses: mean over all examples of the pruned network's loss.
+        losses: mean loss of the pruned network over all examples.
         num_kept: ⌊ratio · D + ½⌋.
         radii: norm of what is removed.
         kept_norms: l1 norm of what is kept.
@@ -62,9 +62,9 @@ def magnitude_sweep(
 ) -> SweepResult:
     """Measure a loss, or any mean over examples, at many pruning ratios.
 
-    L(w^k) for k = ⌊ρD + ½⌋, one compiled program for all ratios. Costs one evaluation a ratio and
-    one sort of the weights, and two evaluations of the first batches, which tell a loss that is no
-    mean over examples; memory of their ranks and one pruned copy.
+    L(w^k) for k = ⌊ρD + ½⌋, one compiled program for all ratios. Costs one evaluation a ratio, one
+    sort of the weights, and two evaluations of the first batches to check that the loss is a mean
+    over examples; memory of the ranks and one pruned copy.
 
     Args:
         loss: `loss(params, batch, *operands)`, the mean over the batch's examples; or their losses,
@@ -74,19 +74,19 @@ def magnitude_sweep(
         ratios: fractions kept [r], each in [0, 1].
         *operands: passed on to `loss`.
         where: which leaves are under study; the others stay.
-        on_progress: called as `on_progress(stage, ratios_done, ratios)` now and then.
+        on_progress: called as `on_progress(stage, ratios_done, ratios)` after every few ratios.
         stage: a name for `on_progress`.
-        mesh: devices to share the examples, over the first axis of a `jax.sharding.Mesh`; each has
-            the weights, and the rest is done on all of them.
+        mesh: devices to share the examples, along the first axis of a `jax.sharding.Mesh`; each has
+            all weights.
 
     Returns:
-        A `SweepResult`. Where the loss is no mean over independent examples, it is that of the
-        batches as they come; a warning says so.
+        A `SweepResult`. Where the loss is no mean over independent examples, it is the mean over
+        the batches as given; a warning says so.
 
     Raises:
         TypeError: if `loss` returns none of the three.
-        ValueError: if a ratio lies outside [0, 1], there are none, there are no data, or the loss
-            is a sum over a batch's examples, or no mean over them where a mesh cuts batches.
+        ValueError: if a ratio lies outside [0, 1], there are no ratios or no data, or the loss is a
+            sum over a batch's examples, or no mean over them where a mesh cuts batches.
         MemoryError: a `planning.DeviceMemoryError` if the device runs out of memory.
 
     >>> import jax.numpy as jnp
@@ -103,7 +103,7 @@ def magnitude_sweep(
     examples = shares.examples_of(batches, mesh)
     arrays = (weights, magnitudes.ranks(weights), unflatten, operands)
     weights, ranks, unflatten, operands = sharding.replicate(arrays, mesh)
-    # Pieces of one size: there is one program, and progress can be told in between.
+    # Pieces of one size share one program, and progress is reported between them.
     num_pieces = -(-ratios.size // _MAX_PIECE)
     size = -(-ratios.size // num_pieces)
     padded = jnp.pad(ratios, (0, num_pieces * size - ratios.size)).reshape(num_pieces, size)
@@ -147,7 +147,7 @@ def _sweep(loss, weights, ranks, unflatten, examples, ratios, operands) -> Sweep
 def empirical_limit(
     sweep: SweepResult, dense_loss: Any, epsilon: Any, *, interpolate: bool = False
 ) -> Float[Array, ""]:
-    """Read the empirical limit off a sweep.
+    """Find the empirical limit in a sweep.
 
     The smallest ρ of the sweep with L(w^k) ≤ L(w*) + ε at it and at every larger ρ of the sweep;
     1 if not even the largest passes. For an accuracy, pass its negative and a tolerance.
@@ -156,8 +156,11 @@ def empirical_limit(
         sweep: from `magnitude_sweep`.
         dense_loss: L(w*).
         epsilon: ε, tolerated increase, at least 0.
-        interpolate: where a smooth curve, such as a forecast, passes L(w*) + ε: on the line
-            between that ratio and the next smaller one of the sweep.
+        interpolate: for a smooth curve, such as a forecast, return where the line from that ratio
+            to the next smaller one of the sweep reaches L(w*) + ε.
+
+    Returns:
+        The ratio.
 
     Raises:
         ValueError: if `epsilon` is negative or NaN, or `dense_loss` is not finite.
@@ -194,14 +197,17 @@ def taylor_forecast(
 ) -> Float[Array, "r"]:
     """Forecast the rise in loss by pruning from the second-order Taylor expansion at w*.
 
-    ΔL ≈ gᵀδ + ½ δᵀHδ with δ = w^k - w*, what pruning itself removes. Costs one product a ratio.
-    It is the baseline that a prediction from the spectrum alone has to be held against.
+    ΔL ≈ gᵀδ + ½ δᵀHδ with δ = w^k - w*, the change by pruning. Costs one product a ratio. This is
+    the baseline for a prediction from the spectrum alone.
 
     Args:
         gradient: g, of the data loss at the weights under study.
         matvec: H, as from `curvature.hessian_matvec`.
         weights: w* under study.
-        ratios: fractions kept, each in [0, 1].
+        ratios: fractions kept [r], each in [0, 1].
+
+    Returns:
+        ΔL at each ratio [r].
 
     Raises:
         TypeError: if a vector is no real array.

@@ -13,7 +13,7 @@ from jaxlimit import lanczos
 from jaxlimit._core import sharding
 from jaxlimit._core.checkpoints import Checkpoints
 from jaxlimit._core.checks import check_choice, check_count, check_key
-from jaxlimit._core.operator import Operator, prepare
+from jaxlimit._core.operator import Operator, check_dtype, prepare
 from jaxlimit._core.scale import norm
 from jaxlimit.lanczos import LanczosState, storage
 from jaxlimit.lanczos.state import ARRAYS
@@ -40,7 +40,7 @@ def probe(key: PRNGKeyArray, dim: int, dtype: Any = jnp.float32) -> Float[Array,
     Array(1., dtype=float32)
     """
     check_key("key", key)
-    vector = jax.random.normal(key, (check_count("dim", dim),), dtype)
+    vector = jax.random.normal(key, (check_count("dim", dim),), check_dtype(dtype))
     return vector / norm(vector).astype(dtype)
 
 

@@ -58,9 +58,9 @@ class TrainingConfig:
             with r·|w| in place of |w|, r = √(h/h̄) from one probe of the curvature's diagonal h at
             the begin of every epoch, on its first batch (`sensitivity`): a gradient more an epoch.
         l2: strength of the l2 penalty.
-        sam_radius: take g not at w but at w + r·g/‖g‖, r this radius and g/‖g‖ the direction of
-            the batch's gradient at w over all parameters (sharpness-aware minimisation, Foret et
-            al. 2021); two gradients a step. 0 leaves it out.
+        sam_radius: r of sharpness-aware minimisation (Foret, Kleiner, Mobahi, Neyshabur 2021): g is
+            taken not at w but at w + r·g/‖g‖, g/‖g‖ the direction of the batch's gradient at w over
+            all parameters. Two gradients a step; 0 leaves it out.
         augment: shift each image by up to 4 pixels (black beyond the edge) and flip it left to
             right with probability ½, freshly each time.
         accumulate: process a batch as this many slices of `batch_size // accumulate` images and

@@ -75,6 +75,8 @@ def test_masks_shrink_within_what_is_left_whatever_is_zero():
         assert shrunk["norm"].all()
     first = retraining.shrink_mask(params, None, 0.35)
     same(first, pruning.magnitude_mask(params, 0.35))
+    with pytest.raises(ValueError, match=r"ratio must lie in \[0, 1\], got 1.5"):
+        retraining.shrink_mask(params, None, 1.5)
 
 
 def test_gradual_pruning_is_a_training_with_masks_that_shrink(data):

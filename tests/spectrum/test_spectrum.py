@@ -422,6 +422,11 @@ def test_a_row_whose_product_failed_is_nan_under_jit():
     assert all(jnp.isnan(x).all() for x in jax.tree.leaves(read))
 
 
+def test_a_probe_of_integers_is_refused():
+    with pytest.raises(TypeError, match="dtype must be real floating, got int32"):
+        spectrum.probe(jax.random.key(0), 3, jnp.int32)
+
+
 def test_integer_eigenvalues_are_those_of_floats():
     integers = spectrum.exact_measure(jnp.array([1, 3, -4]))
     floats = spectrum.exact_measure(jnp.array([1.0, 3.0, -4.0]))

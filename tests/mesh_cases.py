@@ -26,7 +26,7 @@ from jaxlimit import (
     training,
 )
 from jaxlimit.lab import cost as cost_model
-from jaxlimit.studies import StudySettings, study
+from jaxlimit.studies import HostBatches, StudySettings, study
 
 AUTO = Mesh(np.array(jax.devices()), ("data",))
 MESHES = {
@@ -473,6 +473,20 @@ def test_data_read_on_the_host_are_shared_batch_by_batch():
     read = lambda: ragged(batch, 20, 51)  # noqa: E731
     matvec = curvature.hessian_matvec_over(loss, params, read, mesh=AUTO)
     close(matvec(vector), wanted)
+
+
+def test_batches_that_stay_on_the_host_are_dealt_out_whole():
+    """Nine batches of five and one of eight: three, and one, are over."""
+    params, batch = problem()
+    batches = ragged(jax.tree.map(np.asarray, batch), *range(5, 50, 5))
+    held = HostBatches(jax.tree.map(np.asarray, piece) for piece in batches)
+    gradient = curvature.mean_gradient(loss, params, held, mesh=AUTO)
+    close(gradient, curvature.mean_gradient(loss, params, batches))
+    vector = jnp.arange(103.0)
+    product = curvature.hessian_matvec(loss, params, held, mesh=AUTO)(vector)
+    close(product, curvature.hessian_matvec(loss, params, batches)(vector))
+    tolerance = limits.loss_tolerance(loss, params, held, mesh=AUTO)
+    close(tolerance.value, limits.loss_tolerance(loss, params, batches).value)
 
 
 def test_the_gradient_and_the_tolerance_are_those_of_one_device():

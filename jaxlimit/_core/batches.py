@@ -8,12 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxlimit._core.checks import check_floating_tree
+from jaxlimit._core.host import HostBatches, batch_like, fetched, fetching
 from jaxlimit._core.programs import canonical_convolutions
 from jaxlimit._core.scale import wide_type
 
 
 class Group(NamedTuple):
-    """Batches of one shape: their share of all examples, and leaves [num_batches, batch, ...]."""
+    """Batches of one shape: their share of all examples, and leaves [num_batches, batch, ...].
+
+    Of batches that stay on the host, their places [num_batches] (`host.OnHost`).
+    """
 
     share: Array | float
     batches: Any
@@ -30,8 +34,11 @@ def group_batches(batches: Any) -> tuple[Group, ...]:
         ValueError: if there are no examples, or the leaves of a batch disagree about their number.
     """
     first_batch(batches)
-    stacks = _stack_alike(batches) if isinstance(batches, list) else [batches]
-    sizes = [leading_size(s) * leading_size(jax.tree.map(lambda x: x[0], s)) for s in stacks]
+    if isinstance(batches, HostBatches):
+        stacks: list = batches.stacks()
+    else:
+        stacks = _stack_alike(batches) if isinstance(batches, list) else [batches]
+    sizes = [leading_size(stack) * leading_size(batch_like(stack)) for stack in stacks]
     return tuple(
         # The share is weakly typed, so it takes on the precision of what it weights.
         Group(jnp.asarray(size / sum(sizes)), jax.tree.map(jnp.asarray, stack))
@@ -88,7 +95,7 @@ def cut_batches(batches: Any, pieces: int) -> Any:
             jax.tree.map(lambda x, i=i, step=step: x[i : i + step], batch)
             for i in range(0, size, step)
         ]
-    return cut
+    return type(batches)(cut)
 
 
 def leading_size(batch: Any) -> int:
@@ -100,6 +107,18 @@ def leading_size(batch: Any) -> int:
             f"got shapes {_shapes(batch)}"
         )
     return sizes.pop()
+
+
+def count_examples(batches: Any) -> int:
+    """Count the examples of batches in either form.
+
+    >>> count_examples([jnp.ones((4, 2)), jnp.ones((3, 2))]), count_examples(jnp.ones((5, 3, 2)))
+    (7, 15)
+    """
+    if isinstance(batches, list):
+        return sum(leading_size(batch) for batch in batches)
+    shape = jnp.shape(jax.tree.leaves(batches)[0])
+    return int(shape[0] * shape[1])
 
 
 def _shapes(batch: Any) -> list[tuple[int, ...]]:
@@ -115,13 +134,14 @@ def mean_over(groups: tuple[Group, ...], of_batch: Callable[[Any], Array]) -> Ar
 
     def of_group(group: Group) -> Array:
         first = jax.tree.map(lambda leaf: leaf[0], group.batches)
-        like = jax.eval_shape(of_batch, first)
+        like = jax.eval_shape(of_batch, batch_like(group.batches))
         dtype = wide_type(like.dtype)
         if leading_size(group.batches) == 1:  # no loop around what may not run in one
-            return group.share * of_batch(first).astype(dtype)
+            return group.share * of_batch(fetched(first)).astype(dtype)
+        of_one = fetching(of_batch, group.batches)
 
         def add(total, batch):
-            return total + of_batch(batch).astype(dtype), None
+            return total + of_one(batch).astype(dtype), None
 
         total, _ = jax.lax.scan(add, jnp.zeros(like.shape, dtype), group.batches)
         return group.share / leading_size(group.batches) * total

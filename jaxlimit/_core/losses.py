@@ -23,6 +23,7 @@ from jaxlimit._core.batches import (
 )
 from jaxlimit._core.checks import check_floating_tree, is_concrete
 from jaxlimit._core.functions import Frozen, frozen
+from jaxlimit._core.host import fetching
 from jaxlimit._core.programs import canonical_convolutions
 from jaxlimit._core.scale import wide_type
 
@@ -144,7 +145,10 @@ def _mean_weight(loss, params, groups, operands):
         _, weights = loss.split(params, batch, None, *operands)
         return jnp.stack([weights.sum() / leading_size(batch), weights.min()])
 
-    lowest = [jax.lax.map(lambda b: of_batch(b)[1], group.batches).min() for group in groups]
+    lowest = [
+        jax.lax.map(fetching(lambda b: of_batch(b)[1], group.batches), group.batches).min()
+        for group in groups
+    ]
     return mean_over(groups, lambda batch: of_batch(batch)[0]), jnp.stack(lowest).min()
 
 
@@ -196,5 +200,5 @@ def _of_examples(loss, params, stack, operands):
         total = weights.sum(1)
         return (weights * rows).sum(1) / jnp.where(total > 0, total, 1), total
 
-    losses, weights = jax.lax.map(canonical_convolutions(of_batch), stack)
+    losses, weights = jax.lax.map(fetching(canonical_convolutions(of_batch), stack), stack)
     return losses.ravel(), None if weights is None else weights.ravel()

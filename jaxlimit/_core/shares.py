@@ -18,6 +18,7 @@ from jaxtyping import Array
 
 from jaxlimit._core import sharding
 from jaxlimit._core.batches import Group, first_batch, group_batches, leading_size, mean_over
+from jaxlimit._core.host import HostBatches, batch_like
 
 
 @jax.tree_util.register_dataclass
@@ -56,9 +57,11 @@ def share_out(batches: Any, mesh: Mesh) -> Shares:
     """Deal the examples of all batches out, in batches of the same size over the whole mesh.
 
     Batches of examples of one kind are one pool, however they were cut. A loss that is a mean over
-    examples is the same for any cut.
+    examples is the same for any cut. Batches that stay on the host are dealt out whole.
     """
     n = sharding.num_shards(mesh)
+    if isinstance(batches, HostBatches):
+        return _share_out_whole(batches, n, mesh)
     size = max(1, leading_size(first_batch(batches)) // n)
     own, common, counts = [], [], []
     pools = _pools(batches)
@@ -77,6 +80,27 @@ def share_out(batches: Any, mesh: Mesh) -> Shares:
         tuple(count / total / n for count in counts),
         sharding.place(tuple(own), sharding.sharded(mesh)),
         sharding.place(tuple(common), sharding.replicated(mesh)),
+        mesh,
+    )
+
+
+def _share_out_whole(batches: HostBatches, n: int, mesh: Mesh) -> Shares:
+    """Deal the places of batches out, and those that are over to all devices."""
+    own, common = [], []
+    for stack in batches.stacks():
+        size = leading_size(batch_like(stack))
+        each = leading_size(stack) // n
+        if each:
+            places = jax.tree.map(lambda x, k=each: x[: n * k].reshape(n, k), stack)
+            own.append((n * each * size, places))
+        if leading_size(stack) % n:
+            rest = jax.tree.map(lambda x, k=each: x[n * k :], stack)
+            common.append((leading_size(rest) * size, rest))
+    counts = [count for count, _ in own + common]
+    return Shares(
+        tuple(count / sum(counts) / n for count in counts),
+        sharding.place(tuple(stack for _, stack in own), sharding.sharded(mesh)),
+        sharding.place(tuple(stack for _, stack in common), sharding.replicated(mesh)),
         mesh,
     )
 

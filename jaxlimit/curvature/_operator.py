@@ -20,6 +20,7 @@ from jaxlimit._core.checks import (
     check_range,
     is_concrete,
 )
+from jaxlimit._core.host import HostBatches
 from jaxlimit._core.losses import WEIGHTED, weight_of
 from jaxlimit._core.operator import Operator
 from jaxlimit._core.origin import Origin, digest_of, examples_digest, program_digest
@@ -44,7 +45,8 @@ class MatvecSettings(TypedDict, total=False):
             linear part needs of it; "forward-over-reverse" recomputes it in each product, batch by
             batch; "reverse-over-reverse" does the same for losses with functions that have no
             forward mode (`jax.custom_vjp`); "auto" (default) linearises where that takes at most
-            `memory_budget`, and uses reverse mode where forward mode fails.
+            `memory_budget` and no batches stay on the host (`studies.HostBatches`), and uses
+            reverse mode where forward mode fails.
         memory_budget: bytes that a linearisation may hold (default 4 GiB).
         product_dtype: None, or a narrower type such as `jnp.bfloat16` for the operands of the
             linear part's matrix products, which still accumulate in the type of `params`; the
@@ -94,12 +96,18 @@ def make_operator(
         mode = "linearized"
     if shard_params:
         mode = _mode_of_sharded(mode, mesh)
+    on_host = isinstance(batches, HostBatches)
+    if on_host and mode == "linearized":
+        raise ValueError(
+            "mode 'linearized' keeps something of all examples on the device, got batches that "
+            "stay on the host: leave mode 'auto' and product_dtype None"
+        )
     if mesh is None:
         form = OneDevice(kind, (unflatten, weights, group_batches(batches), operands))
     else:
         form = lay_out(kind, mesh, unflatten, weights, batches, operands, shard_params)
-    form, num_bytes = _differentiable(form, mode, product_dtype)
-    if mode == "linearized" or (mode == "auto" and num_bytes <= budget):
+    form, num_bytes = _differentiable(form, mode, product_dtype, on_host)
+    if mode == "linearized" or (mode == "auto" and not on_host and num_bytes <= budget):
         operator = form.linearized(product_dtype)
     else:
         operator = form.recomputed()
@@ -160,7 +168,7 @@ _WAYS = {
 }
 
 
-def _differentiable(form: Any, mode: str, product_dtype: Any) -> tuple[Any, int]:
+def _differentiable(form: Any, mode: str, product_dtype: Any, on_host: bool) -> tuple[Any, int]:
     """Return the form in the first way of differentiating that its functions have rules for.
 
     Also returns the bytes of its linearisation where the mode allows one. Nothing runs.
@@ -169,7 +177,7 @@ def _differentiable(form: Any, mode: str, product_dtype: Any) -> tuple[Any, int]
     for way in _WAYS[mode]:
         tried = replace(form, kind=replace(form.kind, **way))
         try:
-            weighed = mode in ("auto", "linearized")
+            weighed = mode in ("auto", "linearized") and not on_host
             tried.check(linearized=weighed)
             return tried, tried.num_bytes(product_dtype) if weighed else 0
         except Exception as error:  # every missing rule raises an error of its own

@@ -237,10 +237,10 @@ def _with_index(batches: Any) -> Any:
         return batches, np.arange(shape[0] * shape[1], dtype=np.int32).reshape(shape)
     sizes = [leading_size(batch) for batch in batches]
     starts = np.cumsum([0, *sizes[:-1]])
-    return [
+    return type(batches)(
         (batch, np.arange(start, start + size, dtype=np.int32))
         for batch, start, size in zip(batches, starts, sizes, strict=True)
-    ]
+    )
 
 
 @partial(jax.jit, static_argnums=0)

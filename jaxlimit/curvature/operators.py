@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxlimit._core.batches import first_batch, group_batches, leading_size
+from jaxlimit._core.host import HostBatches
 from jaxlimit._core.losses import (
     WEIGHTED,
     check_arrays,
@@ -93,7 +94,8 @@ def linearization_bytes(
         product_dtype: as in `MatvecSettings`.
 
     Returns:
-        The bytes, on one device with all the examples.
+        The bytes, on one device with all the examples; for batches that stay on the host, which
+        are not linearised, those of the largest for each of them.
 
     >>> import jax.numpy as jnp
     >>> loss = lambda w, batch: jnp.mean(jnp.tanh(batch @ w) ** 2)
@@ -102,13 +104,16 @@ def linearization_bytes(
     True
     """
     loss, operands = mean_loss(loss, params, batches, operands)
+    times = 1
+    if isinstance(batches, HostBatches):
+        times, batches = len(batches), [max(batches, key=leading_size)]
 
     def shapes(params, batches, operands):
         weights, unflatten = flatten_weights(params, where)
         return unflatten, weights, group_batches(batches), operands
 
     operator_args = jax.eval_shape(shapes, params, batches, operands)
-    return linearization_size(Hessian(loss), product_dtype, *operator_args)
+    return times * linearization_size(Hessian(loss), product_dtype, *operator_args)
 
 
 @overload

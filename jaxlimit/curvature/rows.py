@@ -9,8 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxlimit._core.batches import each, group_batches, leading_size
+from jaxlimit._core.batches import (
+    count_examples,
+    each,
+    first_batch,
+    group_batches,
+    leading_size,
+)
 from jaxlimit._core.checks import check_count, check_range
+from jaxlimit._core.host import HostBatches
 from jaxlimit._core.programs import precise_products
 from jaxlimit._core.scale import wide_type
 from jaxlimit._core.weights import Where, is_weight, selected
@@ -87,15 +94,17 @@ def factor_rows(
 
 def _stacks(kind: Any, params: Any, batches: Any, operands: tuple, max_rows: int | None) -> list:
     """Join batches of one shape into [examples, ...], evenly spaced ones if there are too many."""
+    stride = 1
+    if max_rows is not None:
+        one = jax.tree.map(lambda x: x[:1], first_batch(batches))
+        outputs = jax.eval_shape(lambda: kind.outputs(params, one, operands))
+        num_rows = count_examples(batches) * outputs.shape[-1]
+        stride = -(-num_rows // check_count("max_rows", max_rows))
+    thin = lambda stack: jax.tree.map(lambda x: x[::stride], stack)  # noqa: E731
+    if isinstance(batches, HostBatches):  # before they go to the device
+        batches, thin = list(map(thin, batches)), lambda stack: stack
     groups = [group.batches for group in group_batches(batches)]
-    stacks = [jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches) for batches in groups]
-    if max_rows is None:
-        return stacks
-    one = jax.tree.map(lambda x: x[:1], stacks[0])
-    outputs = jax.eval_shape(lambda: kind.outputs(params, one, operands))
-    num_rows = sum(map(leading_size, stacks)) * outputs.shape[-1]
-    stride = -(-num_rows // check_count("max_rows", max_rows))
-    return [jax.tree.map(lambda x: x[::stride], stack) for stack in stacks]
+    return [thin(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stack)) for stack in groups]
 
 
 def _index_of_leaves(mask: Bool[np.ndarray, "D"], params: Any, where: Where) -> list:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from jaxlimit._core import scale, sharding, shares
 from jaxlimit._core.batches import first_batch, leading_size
 from jaxlimit._core.checks import is_concrete
+from jaxlimit._core.host import batch_like, fetching
 from jaxlimit._core.losses import ONE, MeanLoss
 from jaxlimit._core.programs import canonical_convolutions
 
@@ -90,7 +91,9 @@ def _losses(loss, single, examples, params, operands):
             returned = jax.vmap(partial(_of_example, loss, params, operands))(batch)
         return whole, returned, weights
 
-    of_stack = partial(jax.lax.map, canonical_convolutions(of_batch))
+    def of_stack(stack):
+        return jax.lax.map(fetching(canonical_convolutions(of_batch), stack), stack)
+
     if isinstance(examples, shares.Shares):  # each device's own, then those that all have
         own = [jax.tree.map(_join_devices, jax.vmap(of_stack)(stack)) for stack in examples.own]
         return [*own, *map(of_stack, examples.common)]
@@ -118,7 +121,7 @@ def _sizes(examples):
         stacks += examples.common
     else:
         stacks = [group.batches for group in examples]
-    return [leading_size(jax.tree.map(lambda x: x[0], stack)) for stack in stacks]
+    return [leading_size(batch_like(stack)) for stack in stacks]
 
 
 def why_no_mean(

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxlimit import curvature
 from jaxlimit._core import sharding
 from jaxlimit._core.batches import first_batch, leading_size
+from jaxlimit._core.host import HostBatches
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
 
 MODES = ("linearized", "forward-over-reverse")
@@ -66,6 +67,8 @@ def measure(
     stacks = batches if is_list else [first_batch(batches)]
     sizes = [leading_size(batch) for batch in stacks]
     num_batches = 1 if is_list else jax.tree.leaves(batches)[0].shape[0]
+    if isinstance(batches, HostBatches):
+        batches = max(batches, key=leading_size)  # the device has one at a time
     return Workload(
         dim=weights.size,
         itemsize=weights.dtype.itemsize,
@@ -108,6 +111,8 @@ def prepare(
     workload = measure(loss, params, batches, *operands, where=where, product_dtype=dtype)
     if mesh is not None:
         workload = share(workload, sharding.num_shards(mesh))
+    if isinstance(batches, HostBatches):
+        return workload, {"modes": MODES[1:]}
     return workload, {"modes": _modes(workload.linearization, **settings)}
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxlimit import curvature, limits
 from jaxlimit._core import magnitudes
-from jaxlimit._core.batches import first_batch, leading_size
+from jaxlimit._core.batches import count_examples, first_batch
 from jaxlimit._core.operator import Operator
 from jaxlimit._core.weights import Where
 from jaxlimit.curvature import Split
@@ -253,16 +253,16 @@ class Network:
         loss, params, _, operands = self.source
         some, _ = self._some
         if self.matrix == "fisher":
-            return num_examples(some)
+            return count_examples(some)
         one = jax.tree.map(lambda leaf: leaf[:1], first_batch(some))
         outputs = jax.eval_shape(loss.apply, params, one, *operands)
-        return num_examples(some) * sum(leaf.size for leaf in jax.tree.leaves(outputs))
+        return count_examples(some) * sum(leaf.size for leaf in jax.tree.leaves(outputs))
 
     @cached_property
     def _some(self) -> tuple[Any, int]:
         """The examples for the curvature, and their spacing among all."""
         batches = self.source[2]
-        stride = -(-num_examples(batches) // max(self.budget.num_examples, 1))
+        stride = -(-count_examples(batches) // max(self.budget.num_examples, 1))
         if isinstance(batches, list):
             return [jax.tree.map(lambda x: x[::stride], batch) for batch in batches], stride
         return jax.tree.map(lambda x: x[:, ::stride], batches), stride
@@ -270,14 +270,6 @@ class Network:
     def _curved(self, function: Callable, **settings: Any) -> Any:
         loss, params, _, operands = self.source
         return function(loss, params, self._some[0], *operands, **settings)
-
-
-def num_examples(batches: Any) -> int:
-    """Count the examples of batches in either form."""
-    if isinstance(batches, list):
-        return sum(map(leading_size, batches))
-    leaf = jax.tree.leaves(batches)[0]
-    return leaf.shape[0] * leaf.shape[1]
 
 
 def _by_magnitude(network: Network) -> Int[Array, "D"]:

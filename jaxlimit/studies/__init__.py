@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxlimit.studies.data import Held, count_examples, held_batches, hold
+    from jaxlimit.studies.data import HostBatches, count_examples, held_batches
     from jaxlimit.studies.estimation import (
         LimitEstimate,
         LimitSettings,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Budget",
-    "Held",
+    "HostBatches",
     "LayerStudy",
     "LimitEstimate",
     "LimitSettings",
@@ -37,7 +37,6 @@ __all__ = [
     "count_examples",
     "estimate_limit",
     "held_batches",
-    "hold",
     "layer_limits",
     "layer_masks",
     "prune_to",
@@ -46,7 +45,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "data": ("Held", "count_examples", "held_batches", "hold"),
+    "data": ("HostBatches", "count_examples", "held_batches"),
     "estimation": ("LimitEstimate", "LimitSettings", "check_deterministic", "estimate_limit"),
     "layers": ("LayerStudy", "layer_limits", "layer_masks"),
     "pruning_to": ("PrunedTo", "prune_to"),

@@ -1,119 +1,135 @@
 """Data as a user has it: arrays, lists, or anything that can be gone through again."""
 
 import os
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 
-from jaxlimit._core.batches import first_batch, leading_size
+from jaxlimit._core.batches import count_examples, first_batch, leading_size
+from jaxlimit._core.host import HostBatches
 from jaxlimit._core.memory import device_memory
 
+__all__ = ["HostBatches", "count_examples", "held_batches"]
 
-class Held(NamedTuple):
-    """Data as the library takes them, and how many examples there were.
-
-    Attributes:
-        batches: what is held.
-        num_given: examples that were counted, those that found no room among them.
-    """
-
-    batches: Any
-    num_given: int
+_ALIGNED = 64  # bytes: no view of the file straddles an entry
 
 
 def held_batches(batches: Any, *, name: str = "batches", memory: float | None = None) -> Any:
-    """Return batches as the library takes them, those of a loader held on the host.
+    """Return batches as the library takes them, all of them: where they do not fit, on the host.
 
-    The `batches` of `hold`.
+    Arrays with leaves [num_batches, batch, ...] and lists pass as they are. Any other object that
+    can be gone through more than once (a PyTorch `DataLoader`, a Grain loader, a TFDS or tf.data
+    set) is gone through once and its batches kept as NumPy arrays, so that every later pass sees
+    the same examples, however the loader shuffles. What is more than `memory` goes to a file
+    without a name in the folder for temporary files, which is gone with the process. Data that do
+    not fit, from a loader or as NumPy arrays, become `HostBatches`: a device has one batch at a
+    time, and every number is that of all examples.
+
+    Args:
+        batches: the data.
+        name: what to call them in a message.
+        memory: bytes that they may take, on the host and on the device; if not given, three
+            eighths of what is free on the host, and half of an accelerator's memory.
+
+    Returns:
+        What came, a list of NumPy batches, or `HostBatches`.
+
+    Raises:
+        TypeError: for a generator or another iterator, which a first pass would use up, and for
+            what are no batches at all.
+        ValueError: if there are none.
+        OSError: if the file finds no room either.
 
     >>> class Loader:
     ...     def __iter__(self):
     ...         return iter([np.ones((4, 2)), np.ones((3, 2))])
     >>> [batch.shape for batch in held_batches(Loader())]
     [(4, 2), (3, 2)]
-    """
-    return hold(batches, name=name, memory=memory).batches
-
-
-def hold(batches: Any, *, name: str = "batches", memory: float | None = None) -> Held:
-    """Count the examples, and hold those of a loader on the host.
-
-    Arrays with leaves [num_batches, batch, ...] and lists pass as they are. Any other object that
-    can be gone through more than once (a PyTorch `DataLoader`, a Grain loader, a TFDS or tf.data
-    set) is gone through once, its batches counted and kept as NumPy arrays, so that every later
-    pass sees the same examples, however the loader shuffles. Of a loader with more than fits every
-    second batch is kept, or every fourth, and so on.
-
-    Args:
-        batches: the data.
-        name: what to call them in a message.
-        memory: bytes that they may take, on the host and on the device; if not given, three
-            quarters of what is free on the host, and half of an accelerator's memory.
-
-    Returns:
-        A `Held`.
-
-    Raises:
-        TypeError: for a generator or another iterator, which a first pass would use up, and for
-            what are no batches at all.
-        ValueError: if there are none.
-        MemoryError: if not even one batch fits.
+    >>> held_batches(Loader(), memory=50)
+    HostBatches(2 batches)
     """
     if isinstance(batches, Iterator):
         raise TypeError(
             f"{name} must be gone through more than once, got a {type(batches).__name__}, which "
             "one pass uses up: give list(...) of it, or an object that __iter__ starts again"
         )
+    on_host, on_device = _rooms() if memory is None else (memory, memory)
     if _is_data(batches):
         first_batch(batches)  # raises where there is none
-        return Held(batches, count_examples(batches))
+        return _given(batches, on_device)
     if not isinstance(batches, Iterable):
         raise TypeError(f"{name} must be arrays, a list of batches or a loader of them, "
                         f"got {type(batches).__name__}")  # fmt: skip
-    held, given = _thinned(batches, name, _room() if memory is None else memory)
+    held = _read(batches, name, on_host)
     if not held:
         raise ValueError(f"{name} must hold at least one batch, got an empty "
                          f"{type(batches).__name__}")  # fmt: skip
-    return Held(held, given)
+    fits = sum(map(_bytes, held)) <= min(on_host, on_device)
+    return held if fits else HostBatches(held)
 
 
-def _thinned(batches: Iterable, name: str, room: float) -> tuple[list, int]:
-    """Keep every batch, and of what is kept every second one whenever the room is used up."""
-    held, used, stride, given = [], 0, 1, 0
-    for i, batch in enumerate(batches):
+def _given(batches: Any, room: float) -> Any:
+    """Leave what a user has made as it is, if it fits, or is on the device already."""
+    is_numpy = all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(batches))
+    if isinstance(batches, HostBatches) or not is_numpy or _bytes(batches) <= room:
+        return batches
+    if isinstance(batches, list):
+        return HostBatches(batches)
+    count = leading_size(batches)
+    return HostBatches(jax.tree.map(lambda x, i=i: x[i], batches) for i in range(count))
+
+
+def _read(batches: Iterable, name: str, room: float) -> list:
+    """Keep every batch, in a file once they are more than there is room for."""
+    held, used, file = [], 0, None
+    for batch in batches:
         batch = jax.tree.map(_as_numpy, batch)
-        given += leading_size(batch)
-        if i % stride:
-            continue
-        held.append(batch)
+        leading_size(batch)
         used += _bytes(batch)
-        while used > room:
-            if len(held) == 1:
-                raise MemoryError(
-                    f"one batch of {name} takes {used / 1e9:.3g} GB, more than the "
-                    f"{room / 1e9:.3g} GB that there are for them: make batches smaller"
-                )
-            held, stride = held[::2], 2 * stride
-            used = sum(map(_bytes, held))
-    return held, given
+        held.append(batch if file is None else file.write(batch))
+        if file is None and used > room:
+            file = _File(name)
+            held = list(map(file.write, held))
+    return held if file is None else file.views(held)
+
+
+class _File:
+    """A file without a name that keeps batches; the views of it keep the file."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.end = name, 0
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115
+
+    def write(self, batch: Any) -> Any:
+        """Append a batch; return where its leaves are, as functions of all bytes."""
+        return jax.tree.map(self._append, batch)
+
+    def _append(self, leaf: np.ndarray) -> Callable:
+        start, stop = self.end, self.end + leaf.nbytes
+        self.end = -(-stop // _ALIGNED) * _ALIGNED
+        try:
+            self.file.write(np.ascontiguousarray(leaf).tobytes() + bytes(self.end - stop))
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{self.name} fit neither memory nor {tempfile.gettempdir()}, after "
+                f"{stop / 1e9:.3g} GB: set TMPDIR to a folder with more room: {error.strerror}",
+            ) from error
+        dtype, shape = leaf.dtype, leaf.shape
+        return lambda content: content[start:stop].view(dtype).reshape(shape)
+
+    def views(self, held: list) -> list:
+        """Return the batches as views of the file, which nothing reads before it is used."""
+        self.file.flush()
+        content = np.memmap(self.file, np.uint8, "r")
+        return jax.tree.map(lambda view: view(content), held)
 
 
 def _bytes(batch: Any) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
-
-
-def count_examples(batches: Any) -> int:
-    """Count the examples of batches in either form.
-
-    >>> count_examples([np.ones((4, 2)), np.ones((3, 2))]), count_examples(np.ones((5, 3, 2)))
-    (7, 15)
-    """
-    if isinstance(batches, list):
-        return sum(leading_size(batch) for batch in batches)
-    shape = np.shape(jax.tree.leaves(batches)[0])
-    return int(shape[0] * shape[1])
 
 
 def _is_data(batches: Any) -> bool:
@@ -133,10 +149,12 @@ def _as_numpy(leaf: Any) -> np.ndarray:
     return array
 
 
-def _room() -> float:
+def _rooms() -> tuple[float, float]:
+    """Return how much may be held on the host, and copied to the device."""
+    host = 3 / 8 * _free_memory()
     device = jax.local_devices()[0]
     of_device = None if device.platform == "cpu" else device_memory(device)
-    return min(0.75 * _free_memory(), float("inf") if of_device is None else of_device / 2)
+    return host, host if of_device is None else of_device / 2
 
 
 def _free_memory() -> float:

@@ -24,7 +24,7 @@ from jaxlimit._core.digests import fingerprint
 from jaxlimit._core.origin import program_digest
 from jaxlimit._core.weights import Where, flatten_weights, is_weight, selected
 from jaxlimit.studies import findings, stages, unseen
-from jaxlimit.studies.data import count_examples
+from jaxlimit.studies.data import HostBatches, count_examples
 from jaxlimit.studies.display import Display
 from jaxlimit.studies.problem import Problem
 from jaxlimit.studies.result import Study
@@ -151,7 +151,8 @@ class _Runner:
         self.products, self.seconds, self.missing = 0.0, {}, []
         self.can_stop = False
         identity = fingerprint(
-            task.params, task.batches, task.operands, task.held_out, jax.random.key_data(key),
+            task.params, _plain(task.batches), task.operands, _plain(task.held_out),
+            jax.random.key_data(key),
             repr(dataclasses.replace(settings, quiet=False)), selected(task.params, task.where),
             *_programs(task),
         )  # fmt: skip
@@ -320,6 +321,11 @@ class _Runner:
             raise _SpentError
 
 
+def _plain(batches: Any) -> Any:
+    """Return batches on the host as any others, so that a study goes on with more memory."""
+    return list(batches) if isinstance(batches, HostBatches) else batches
+
+
 def _programs(task: Task) -> list[str]:
     """Tell what the loss and the accuracy compute, so that others find no stage of theirs."""
     accuracy_data = task.batches if task.held_out is None else task.held_out
@@ -344,7 +350,7 @@ def about(task: Task, command: str | None = None) -> dict[str, Any]:
         "jax": jax.__version__,
         "params": fingerprint(task.params),
         "num_examples": count_examples(task.batches),
-        "num_given": task.num_given or count_examples(task.batches),
+        "on_host": isinstance(task.batches, HostBatches),
         "num_held_out": 0 if task.held_out is None else count_examples(task.held_out),
         "checkpoint": None if task.checkpoint is None else str(task.checkpoint.path),
         "zero_weights": float(np.mean(weights == 0)),

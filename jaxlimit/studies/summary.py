@@ -176,10 +176,9 @@ def _on_unseen_data(study: Any) -> list[str]:
 
 def _on_the_network(study: Any) -> list[str]:
     measured, said = study.measured, []
-    given, held = (study.about.get(name, 0) for name in ("num_given", "num_examples"))
-    if given > held:
-        said.append(f"Of the loader's {given:,} training examples {held:,}, evenly spread, are all "
-                    "that the memory holds: every number is of these.")  # fmt: skip
+    if study.about.get("on_host"):
+        said.append("The training examples are more than the memory holds: each pass read them "
+                    "from a file or the host, batch by batch.")  # fmt: skip
     zeros = study.about.get("zero_weights", 0.0)
     if zeros > 0.01:
         said.append(f"{percent(zeros)} of the weights are 0 already: the network has been "

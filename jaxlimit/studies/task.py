@@ -10,7 +10,7 @@ from jaxlimit._core.losses import mean_loss
 from jaxlimit._core.sharding import check_mesh
 from jaxlimit._core.weights import Where, is_weight
 from jaxlimit.formats import Checkpoint
-from jaxlimit.studies.data import held_batches, hold
+from jaxlimit.studies.data import held_batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +34,8 @@ class Task:
             `jax.sharding.Mesh` over devices of this process.
         module: the network, if it is one of `jaxlimit.models`, so that the bytes of its compressed
             form can be told; that of the loss if it has one.
-        memory: bytes that the training examples may take, on the host and on the device; see
-            `studies.hold`.
-        num_given: examples that `batches` had, set by `check_task`.
+        memory: bytes that the examples may take, on the host and on the device; what is more is
+            kept in a file and fetched batch by batch (see `studies.held_batches`).
     """
 
     loss: Callable
@@ -50,7 +49,6 @@ class Task:
     mesh: Mesh | None = None
     module: Any = None
     memory: float | None = None
-    num_given: int | None = None
 
 
 def check_task(task: Any, *, name: str = "task") -> Task:
@@ -75,12 +73,11 @@ def check_task(task: Any, *, name: str = "task") -> Task:
             raise TypeError(f"{name}: {field} must be a function, got {type(function).__name__}")
     if task.mesh is not None and check_mesh(task.mesh).is_multi_process:
         raise ValueError(f"{name}: mesh must have devices of this process alone")
-    batches, given = hold(task.batches, memory=task.memory)
+    batches = held_batches(task.batches, memory=task.memory)
     mean_loss(task.loss, task.params, batches, task.operands)
     held_out = task.held_out
     if held_out is not None:
-        held_out = held_batches(held_out, name="held_out")
+        held_out = held_batches(held_out, name="held_out", memory=task.memory)
         if task.accuracy is not None:
             mean_loss(task.accuracy, task.params, held_out, task.operands)
-    given = task.num_given or given
-    return dataclasses.replace(task, batches=batches, held_out=held_out, num_given=given)
+    return dataclasses.replace(task, batches=batches, held_out=held_out)

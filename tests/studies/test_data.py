@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlimit import StudySettings
+from jaxlimit import StudySettings, curvature
 from jaxlimit.studies import (
+    HostBatches,
     Task,
     check_task,
     count_examples,
     held_batches,
-    hold,
     study,
     study_task,
 )
@@ -85,8 +85,6 @@ def test_what_are_no_batches_is_refused():
         held_batches({"a", "b"} - {"a", "b"})
     with pytest.raises(TypeError, match="arrays of numbers"):
         held_batches(Objects())
-    with pytest.raises(MemoryError, match=r"one batch of batches takes .* make batches smaller"):
-        held_batches(Loader(), memory=50)
 
 
 class Long:
@@ -99,22 +97,89 @@ class Long:
         return (np.full((1, 2), i, np.float32) for i in range(self.count))
 
 
-@pytest.mark.parametrize(("count", "room", "stride"), [(7, 7, 1), (8, 7, 2), (100, 7, 16)])
-def test_of_a_loader_that_does_not_fit_every_so_manieth_batch_is_held(count, room, stride):
-    found = hold(Long(count), memory=8 * room)
-    assert found.num_given == count
-    assert [int(batch[0, 0]) for batch in found.batches] == list(range(0, count, stride))
-    assert sum(batch.nbytes for batch in found.batches) <= 8 * room
+@pytest.mark.parametrize("room", [0, 8, 50])
+def test_a_loader_that_does_not_fit_is_kept_in_a_file_to_the_last_bit(room):
+    wanted = list(Loader())
+    held = held_batches(Loader(), memory=room)
+    assert isinstance(held, HostBatches)
+    assert repr(held) == "HostBatches(3 batches)"
+    for batch, other in zip(held, wanted, strict=True):
+        for leaf, same in zip(batch, other, strict=True):
+            assert isinstance(leaf, np.memmap)
+            assert (leaf.dtype, leaf.shape) == (same.dtype, same.shape)
+            assert leaf.tobytes() == same.tobytes()
+    assert count_examples(held) == 11
 
 
-def test_a_study_says_of_how_many_examples_it_is():
-    settings = StudySettings(quiet=True, num_ratios=9, epsilon=0.1)
+def test_arrays_of_numpy_that_do_not_fit_stay_on_the_host():
+    arrays = np.arange(24.0).reshape(3, 4, 2), np.arange(12).reshape(3, 4)
+    held = held_batches(arrays, memory=100)
+    assert isinstance(held, HostBatches)
+    np.testing.assert_array_equal(np.stack([batch[0] for batch in held]), arrays[0])
+    assert np.shares_memory(held[1][0], arrays[0])
+    assert isinstance(held_batches(list(held), memory=100), HostBatches)
+    assert held_batches(held, memory=0) is held
+    on_device = [jnp.ones((4, 2))]
+    assert held_batches(on_device, memory=0) is on_device
+
+
+def test_a_full_disk_is_told_by_name(monkeypatch):
+    class Full:
+        def write(self, content):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", Full)
+    with pytest.raises(OSError, match=r"held_out fit neither memory nor .* set TMPDIR"):
+        held_batches(Loader(), name="held_out", memory=1)
+
+
+def measured(memory, **settings):
+    """Study the same task with and without room for its examples."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((90, 6)).astype(np.float32)
+    y = (x[:, :2] + 0.1 * rng.standard_normal((90, 2))).astype(np.float32)
+
+    class Pairs:
+        def __iter__(self):
+            return ((x[i : i + 20], y[i : i + 20]) for i in range(0, 90, 20))
+
+    apply = lambda w, batch: jnp.tanh(batch[0] @ w["in"]) @ w["out"]  # noqa: E731
+    square = lambda outputs, batch: jnp.mean((outputs - batch[1]) ** 2)  # noqa: E731
+    right = lambda w, batch: jnp.mean((apply(w, batch) - batch[1]) ** 2 < 1)  # noqa: E731
+    params = {"in": jnp.asarray(rng.standard_normal((6, 5)), jnp.float32), "out": jnp.ones((5, 2))}
+    task = Task(
+        curvature.split_loss(apply, square), params, Pairs(), held_out=Pairs(), accuracy=right,
+        memory=memory,
+    )  # fmt: skip
+    how = {"num_ratios": 9, "epsilon": 0.2, "num_held_out": 3, "accuracy_tolerance": 0.2}
+    settings = StudySettings(quiet=True, **how, **settings)
+    return study_task(task, key=jax.random.key(0), settings=settings)
+
+
+def test_a_sweep_is_of_all_examples_of_a_loader_that_does_not_fit():
     task = Task(lambda w, batch: jnp.mean((batch @ w) ** 2), jnp.ones(2), Long(100), memory=8 * 7)
+    settings = StudySettings(quiet=True, num_ratios=9, epsilon=0.1)
     found = study_task(task, key=jax.random.key(0), budget=0.0, settings=settings)
-    assert (found.about["num_given"], found.about["num_examples"]) == (100, 7)
-    assert "Of the loader's 100 training examples 7, evenly spread, are all that" in str(found)
-    wanted = np.mean([(2.0 * i) ** 2 for i in range(0, 100, 16)])
+    assert found.about["num_examples"] == 100
+    assert "more than the memory holds: each pass read them" in str(found)
+    wanted = np.mean([(2.0 * i) ** 2 for i in range(100)])
     np.testing.assert_allclose(found.measured.dense_loss, wanted, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_whole_study_of_a_loader_that_does_not_fit_is_as_in_memory():
+    how = {"num_steps": 16, "num_gap_steps": 4, "num_layer_steps": 4, "tolerance": 0.0}
+    streamed, held = measured(500, **how), measured(None, **how)
+    assert (streamed.about["on_host"], held.about["on_host"]) == (True, False)
+    assert streamed.missing == held.missing
+    np.testing.assert_allclose(streamed.measured.losses, held.measured.losses, rtol=1e-5)
+    assert streamed.found.num_kept == held.found.num_kept
+    np.testing.assert_array_equal(streamed.found.mask, held.found.mask)
+    assert streamed.certified.num_kept == held.certified.num_kept
+    ratios = [float(found.estimate.prediction.ratio) for found in (streamed, held)]
+    np.testing.assert_allclose(*ratios, rtol=1e-3)
+    np.testing.assert_array_equal(streamed.layer_limits.num_kept, held.layer_limits.num_kept)
+    assert streamed.guaranteed == held.guaranteed
 
 
 class Objects:

@@ -62,11 +62,6 @@ def _apply(matvec: Partial, vector: Array) -> Array:
         return matvec(vector)
 
 
-def linearization_size(kind: Any, product_dtype: Any, *operator_args: Any) -> int:
-    """Count the bytes that a linearisation keeps, from shapes alone."""
-    return _num_bytes(jax.eval_shape(partial(_linearize, kind, product_dtype), *operator_args))
-
-
 def _num_bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
@@ -84,7 +79,7 @@ class OneDevice:
 
     def num_bytes(self, product_dtype: Any = None) -> int:
         """Return what the linearised form holds."""
-        return linearization_size(self.kind, product_dtype, *self.args)
+        return _num_bytes(jax.eval_shape(partial(_linearize, self.kind, product_dtype), *self.args))
 
     def linearized(self, product_dtype: Any) -> Operator:
         """Linearise now."""

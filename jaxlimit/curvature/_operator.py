@@ -106,7 +106,7 @@ def make_operator(
         form = OneDevice(kind, (unflatten, weights, group_batches(batches), operands))
     else:
         form = lay_out(kind, mesh, unflatten, weights, batches, operands, shard_params)
-    form, num_bytes = _differentiable(form, mode, product_dtype, on_host)
+    form, num_bytes = differentiable(form, mode, product_dtype, on_host)
     if mode == "linearized" or (mode == "auto" and not on_host and num_bytes <= budget):
         operator = form.linearized(product_dtype)
     else:
@@ -168,7 +168,7 @@ _WAYS = {
 }
 
 
-def _differentiable(form: Any, mode: str, product_dtype: Any, on_host: bool) -> tuple[Any, int]:
+def differentiable(form: Any, mode: str, product_dtype: Any, on_host: bool) -> tuple[Any, int]:
     """Return the form in the first way of differentiating that its functions have rules for.
 
     Also returns the bytes of its linearisation where the mode allows one. Nothing runs.

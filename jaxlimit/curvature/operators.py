@@ -19,12 +19,13 @@ from jaxlimit._core.losses import (
 from jaxlimit._core.operator import Operator
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
-from jaxlimit.curvature._forms import linearization_size
+from jaxlimit.curvature._forms import OneDevice
 from jaxlimit.curvature._gradients import EmpiricalFisher, GaussNewton, Hessian
 from jaxlimit.curvature._operator import (
     MatvecSettings,
     check_settings,
     check_studied,
+    differentiable,
     make_host_operator,
     make_operator,
 )
@@ -113,7 +114,8 @@ def linearization_bytes(
         return unflatten, weights, group_batches(batches), operands
 
     operator_args = jax.eval_shape(shapes, params, batches, operands)
-    return times * linearization_size(Hessian(loss), product_dtype, *operator_args)
+    form = OneDevice(Hessian(loss), operator_args)
+    return times * differentiable(form, "auto", product_dtype, on_host=False)[1]
 
 
 @overload

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.extend import core
 
-from jaxlimit import curvature
+from jaxlimit import curvature, estimate_limit
 from jaxlimit.curvature import diagonals
 
 KEY = jax.random.key(0)
@@ -88,6 +88,23 @@ def test_losses_without_a_batching_rule(parts, plainly, matrix, of):
     found = of(curvature.split_loss(*parts), matrix=matrix)
     expected = of(curvature.split_loss(*plainly), matrix=matrix)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_estimate_without_a_batching_rule():
+    """From the count of its memory to its limit; ε is given, as it is measured otherwise."""
+
+    def whole(parts):
+        apply, of_outputs = parts
+        return lambda params, batch: of_outputs(apply(params, batch), batch)
+
+    found, expected = (
+        estimate_limit(
+            whole((of, squares)), PARAMS, BATCHES, key=KEY, epsilon=1.0, num_steps=5
+        ).prediction.lower
+        for of in (from_host, from_host_plainly)
+    )
+    assert expected > 0
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("of", [diagonal, probed, gram])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlimit._core import scale
-from jaxlimit._core.checks import check_choice, is_concrete
+from jaxlimit._core.checks import check_choice, check_type, is_concrete
 from jaxlimit._core.summaries import short_repr
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
 from jaxlimit.limits import _crossing
@@ -159,6 +159,7 @@ def key_factors(
     """
     if limit is None:
         limit = pruning_limit(measure, weights, epsilon, negative=negative, where=where)
+    check_type("limit", limit, PruningLimit)
     value, _ = split_epsilon(epsilon)
     norm = scale.norm(flatten_weights(weights, where, name="weights")[0])
     if is_concrete(limit.radius, norm) and float(limit.radius) > 1.01 * float(norm):

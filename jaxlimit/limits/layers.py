@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxlimit._core.checks import check_choice, check_count, check_range
+from jaxlimit._core.checks import check_choice, check_count, check_range, check_type
 from jaxlimit._core.estimate import Estimate, value_of
 from jaxlimit.limits.bounds import NEGATIVE, check_measure, lower_bound
 from jaxlimit.limits.prediction import PruningLimit, pruning_limit
@@ -146,6 +146,7 @@ def coupling(
     """
     check_choice("negative", negative, NEGATIVE)
     check_range("ridge", ridge, 0, open_low=True)
+    check_type("measures", measures, Mapping)
     for name, measure in {"whole": whole, **measures}.items():
         check_measure(name, measure)
     dims = [measure.dim for measure in measures.values()]
@@ -166,6 +167,8 @@ def coupling(
 
 
 def _check_layers(measures: Mapping, weights: Mapping) -> None:
+    check_type("measures", measures, Mapping)
+    check_type("weights", weights, Mapping)
     if not measures or set(measures) != set(weights):
         raise ValueError(
             f"measures and weights must be of the same layers, got {sorted(measures)} and "

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxlimit import limits
+from jaxlimit._core.checks import check_type
 from jaxlimit.plotting._style import (
     MEASURED,
     NEUTRAL,
@@ -49,6 +50,7 @@ def plot_density(measure: SpectralMeasure, *, threshold: float, title: str) -> F
         threshold: c = 2ε/R², the eigenvalue below which a direction counts as flat.
         title: of the figure.
     """
+    check_type("measure", measure, SpectralMeasure)
     figure, panels = new_panels(1, 2, width=8.6, height=4.4, sharey=True)
     nodes, weights = np.asarray(measure.nodes).ravel(), np.asarray(measure.weights).ravel()
     weights = weights / np.shape(measure.nodes)[0]
@@ -96,6 +98,7 @@ def plot_theory_and_practice(
         measured: the empirical limit by loss.
         title: of the figure.
     """
+    check_type("sweep", sweep, SweepResult)
     figure, axes = new_axes(title, "R, norm of the removed weights", "ρ, weights kept")
     figure.set_figheight(4.8)
     predicted, radius = float(estimate.prediction.ratio), float(estimate.prediction.radius)
@@ -191,6 +194,8 @@ def plot_sweep(
         measured: the empirical limit by loss.
         title: of the figure.
     """
+    check_type("loss", loss, SweepResult)
+    check_type("accuracy", accuracy, SweepResult)
     figure, panels = new_panels(2, 1, width=7, height=6, sharex=True)
     series = ((loss, "training loss"), (accuracy, "test accuracy"))
     for axes, (sweep, name) in zip(panels, series, strict=True):

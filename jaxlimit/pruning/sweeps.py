@@ -14,7 +14,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxlimit._core import magnitudes, scale, sharding, shares
-from jaxlimit._core.checks import as_array, check_floating_tree, check_range, check_real
+from jaxlimit._core.checks import (
+    as_array,
+    check_floating_tree,
+    check_range,
+    check_real,
+    check_type,
+)
 from jaxlimit._core.estimate import value_of
 from jaxlimit._core.losses import mean_loss
 from jaxlimit._core.memory import catching_refusals
@@ -163,6 +169,7 @@ def empirical_limit(
         The ratio.
 
     Raises:
+        TypeError: if `sweep` is no `SweepResult`.
         ValueError: if `epsilon` is negative or NaN, or `dense_loss` is not finite.
 
     >>> import jax.numpy as jnp
@@ -173,6 +180,7 @@ def empirical_limit(
     >>> empirical_limit(sweep, 0.9, 0.2, interpolate=True).round(3)
     Array(0.381, dtype=float32)
     """
+    check_type("sweep", sweep, SweepResult)
     epsilon, dense_loss = value_of(epsilon), value_of(dense_loss)
     check_range("epsilon", epsilon, 0)
     check_real("dense_loss", dense_loss)

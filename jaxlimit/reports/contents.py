@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxlimit import pruning
 from jaxlimit._core import files
+from jaxlimit._core.checks import check_type
 from jaxlimit.reports.sizes import Stored, stored
 from jaxlimit.studies import Study, summary
 from jaxlimit.studies.findings import Found
@@ -24,6 +25,7 @@ def content(study: Study) -> dict[str, Any]:
 
     Ratios are fractions of weights kept. The keys are those of the schema, `read_schema()`.
     """
+    check_type("study", study, Study)
     measured, found = study.measured, study.found
     dim = measured.dim
     whole: dict[str, Any] = {

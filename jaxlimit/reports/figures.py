@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlimit import limits
+from jaxlimit._core.checks import check_type
 from jaxlimit.pruning import SweepResult
 from jaxlimit.studies import Study
 
@@ -29,6 +30,7 @@ class Picture(NamedTuple):
 
 def pictures(study: Study) -> list[Picture]:
     """Draw what a study found; an empty list without matplotlib."""
+    check_type("study", study, Study)
     try:
         from jaxlimit import plotting
     except ImportError:

@@ -31,9 +31,8 @@ def write(study: Study, folder: str | os.PathLike) -> Path:
     Raises:
         OSError: if a file cannot be written; what was there stays whole.
     """
-    folder = Path(folder)
+    folder, result, drawn = Path(folder), contents.content(study), pictures(study)
     folder.mkdir(parents=True, exist_ok=True)
-    result, drawn = contents.content(study), pictures(study)
     page = pages.html(study, drawn)
     _write_tensors(study, folder, result)
     for picture in drawn:

@@ -19,7 +19,7 @@ from jaxtyping import PRNGKeyArray
 import jaxlimit
 from jaxlimit import curvature, spectrum
 from jaxlimit._core.batches import first_batch
-from jaxlimit._core.checks import check_key, check_keywords
+from jaxlimit._core.checks import check_key, check_keywords, check_type
 from jaxlimit._core.digests import fingerprint
 from jaxlimit._core.origin import program_digest
 from jaxlimit._core.weights import Where, flatten_weights, is_weight, selected
@@ -136,7 +136,8 @@ def study_task(
         A `Study`.
     """
     check_key("key", key)
-    settings = settings or StudySettings()
+    settings = StudySettings() if settings is None else settings
+    check_type("settings", settings, StudySettings)
     task = check_task(task)
     with held(folder), Display(quiet=settings.quiet) as display:
         runner = _Runner(task, key, settings, as_budget(budget), folder, display)

@@ -18,15 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from scipy.stats import spearmanr
 
 from jaxlimit import datasets, flatten_weights, limits, plotting, pruning, studies
 from jaxlimit.lab import runs
-from jaxlimit.lab.console import Stages, console
-from jaxlimit.lab.content import without_paths, write_json
-from jaxlimit.lab.environment import environment
+from jaxlimit.lab.console import Stages
 from jaxlimit.lab.markdown import markdown_table
+from jaxlimit.lab.outcome import finish
 from jaxlimit.lab.settings import TRIAL, RunConfig
+from jaxlimit.lab.statistics import rank_correlation
 
 LEAST_CORRELATION = 0.8
 
@@ -45,11 +44,6 @@ class Config:
     smoke: bool = False
     """A tiny network: shows that the command runs, and nothing else."""
     output: Path = Path("runs/adaptive_ratio")
-
-
-def counts_by_layer(masks: dict[str, Any], kept: np.ndarray) -> dict[str, int]:
-    """Count what a flat mask keeps of each layer."""
-    return {name: int(kept[mask].sum()) for name, mask in masks.items()}
 
 
 def budgets(study: studies.LayerStudy, masks: dict, weights: Any, number: int) -> list:
@@ -79,41 +73,41 @@ def analyse(config: Config, seed: int) -> dict[str, Any]:
         methods = ("live magnitude",) if config.smoke else pruning.METHODS
         with stages.time("smallest mask"):
             found = pruning.smallest_mask(*problem, epsilon=epsilon, key=key, methods=methods)
-    masks = studies.layer_masks(net.trained.params)
-    weights = flatten_weights(net.trained.params)[0]
+    params = net.trained.params
+    masks, weights = pruning.layer_masks(params), flatten_weights(params)[0]
     number = 6 if config.smoke else config.num_budgets
-    flat = np.asarray(flatten_weights(jax.tree.map(lambda m: m * 1.0, found.mask))[0]) > 0
     asked = {name: int(limit.num_kept) for name, limit in study.limits.limits.items()}
     even = [{n: round(r * m.sum()) for n, m in masks.items()} for r in np.geomspace(1e-5, 1, 200)]
     orders = {
         "by_layer": pruning.order_by_counts(weights, masks, budgets(study, masks, weights, number)),
         "one ratio": pruning.order_by_counts(weights, masks, even),
         "magnitude": pruning.order_by(jnp.abs(weights)),
-        "LAMP": pruning.order_by(pruning.lamp_scores(net.trained.params)),
+        "LAMP": pruning.order_by(pruning.lamp_scores(params)),
     }
     ends = {
         name: pruning.smallest_of_order(*problem, order=order, epsilon=epsilon)
         for name, order in orders.items()
     }
-    magnitude = np.asarray(orders["magnitude"]) < ends["magnitude"].num_kept
-    return {
+    both = {"found": found.mask, "by_magnitude": ends["magnitude"].mask}
+    kept = {
+        way: {name: count for name, (count, _) in pruning.kept_by_layer(mask, params).items()}
+        for way, mask in both.items()
+    }
+    return kept | {
         "seed": seed,
         "epsilon": float(epsilon),
         "sizes": study.sizes,
         "asked": asked,
-        "found": counts_by_layer(masks, flat),
-        "by_magnitude": counts_by_layer(masks, magnitude),
         "smallest": {"method": found.method, "num_kept": found.num_kept},
         "kept": {name: end.num_kept for name, end in ends.items()},
-        "correlation": correlation(study.sizes, asked, counts_by_layer(masks, flat)),
+        "correlation": correlation(study.sizes, asked, kept["found"]),
     }
 
 
 def correlation(sizes: dict[str, int], asked: dict[str, int], found: dict[str, int]) -> float:
     """Rank the ratios of the layers in both, and correlate."""
     first, second = ([kept[name] / size for name, size in sizes.items()] for kept in (asked, found))
-    result: Any = spearmanr(first, second)
-    return float(result.statistic)
+    return rank_correlation(first, second)
 
 
 def conclude(results: list[dict[str, Any]]) -> str:
@@ -141,8 +135,6 @@ def main(config: Config) -> None:
         for label, name in (("by_layer", "asked"), ("smallest mask", "found"),
                             ("magnitude", "by_magnitude"))
     }  # fmt: skip
-    figure = plotting.plot_layers(list(first["sizes"]), shares)
-    plotting.save(figure, config.output / "layers.png")
     dim = sum(first["sizes"].values())
     names = list(first["kept"])
     table = markdown_table(
@@ -151,11 +143,9 @@ def main(config: Config) -> None:
         | {name: [f"{r['kept'][name] / dim:.3%}" for r in results] for name in names}
         | {"correlation": [f"{r['correlation']:.2f}" for r in results]}
     )  # fmt: skip
-    content = {"sentence": sentence, "results": results, "table": table,
-               "config": without_paths(config), "environment": environment()}  # fmt: skip
-    write_json(config.output / "result.json", content)
-    console.print(table, soft_wrap=True)
-    console.print(sentence)
+    figure = plotting.plot_layers(list(first["sizes"]), shares)
+    path, drawn = config.output / "result.json", {"layers.png": figure}
+    finish(path, config, sentence, table=table, figures=drawn, results=results)
 
 
 if __name__ == "__main__":

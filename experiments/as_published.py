@@ -24,12 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxlimit import curvature, datasets, flatten_weights, limits, plotting, pruning, spectrum
-from jaxlimit.lab import as_published, figures, live, runs
-from jaxlimit.lab.console import Stages, console
-from jaxlimit.lab.content import without_paths, write_json
-from jaxlimit.lab.environment import environment
+from jaxlimit import curvature, datasets, flatten_weights, limits, pruning, spectrum
+from jaxlimit.lab import as_published, figures, runs
+from jaxlimit.lab.console import Stages
 from jaxlimit.lab.markdown import markdown_table
+from jaxlimit.lab.outcome import finish
+from jaxlimit.lab.points import known_or_made
 from jaxlimit.lab.results import read_result, read_spectrum
 from jaxlimit.lab.rows import read_row
 from jaxlimit.lab.settings import TRIAL, RunConfig
@@ -192,7 +192,7 @@ def main(config: Config) -> None:
     told = {"run": config.run, "depths": config.depths}
     with Stages() as stages:
         chains = [
-            live.known_or_made(config.output / "points" / f"{config.run.model}-{seed}.json",
+            known_or_made(config.output / "points" / f"{config.run.model}-{seed}.json",
                                told | {"seed": seed},
                                lambda seed=seed: chain(config, seed, stages))
             for seed in config.seeds
@@ -202,16 +202,11 @@ def main(config: Config) -> None:
         by_seed = {f"seed {chain['seed']}": {"": chain["readings"]} for chain in chains}
         tables["seeds"] = tabulate(by_seed, "")
     sentence = conclude(found, chains)
-    content = {"sentence": sentence, "rows": rows, "beside": found, "chains": chains,
-               "tables": tables, "config": without_paths(config),
-               "environment": environment()}  # fmt: skip
-    write_json(config.output / "as_published.json", content)
     columns = {f"{run}, {depth} steps": row[depth] for run, row in rows.items() for depth in row}
     columns |= {f"seed {c['seed']}": c["readings"] for c in chains}
-    plotting.save(figures.plot_readings(columns), config.output / "as_published.png")
-    for table in tables.values():
-        console.print(table, highlight=False)
-    console.print(sentence)
+    path, drawn = config.output / "as_published.json", figures.plot_readings(columns)
+    finish(path, config, sentence, table=tables, figures={"as_published.png": drawn},
+           rows=rows, beside=found, chains=chains)  # fmt: skip
 
 
 if __name__ == "__main__":

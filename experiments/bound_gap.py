@@ -16,12 +16,9 @@ from typing import Any
 
 import tyro
 
-from jaxlimit import plotting
 from jaxlimit.lab import figures
-from jaxlimit.lab.console import console
-from jaxlimit.lab.content import without_paths, write_json
-from jaxlimit.lab.environment import environment
 from jaxlimit.lab.markdown import markdown_table
+from jaxlimit.lab.outcome import finish
 from jaxlimit.lab.results import RunResult, read_result
 from jaxlimit.lab.runs import known_or_run
 from jaxlimit.lab.settings import RunConfig
@@ -115,12 +112,8 @@ def main(config: Config) -> None:
         raise ValueError("runs or networks must name at least one, got none")
     sentence, laid_out = conclude(rows), table(rows)
     figure = figures.plot_gaps(rows, title="The published bounds and the gap Δ between them")
-    plotting.save(figure, config.output / "bound_gap.png")
-    content = {"sentence": sentence, "rows": rows, "table": laid_out,
-               "config": without_paths(config), "environment": environment()}  # fmt: skip
-    write_json(config.output / "result.json", content)
-    console.print(laid_out, soft_wrap=True)
-    console.print(sentence)
+    path, drawn = config.output / "result.json", {"bound_gap.png": figure}
+    finish(path, config, sentence, table=laid_out, figures=drawn, rows=rows)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,8 @@ import numpy as np
 import tyro
 
 from jaxlimit import curvature, flatten_weights, pruning
-from jaxlimit.lab.console import console
-from jaxlimit.lab.content import without_paths, write_json
-from jaxlimit.lab.environment import environment
 from jaxlimit.lab.markdown import markdown_table
+from jaxlimit.lab.outcome import finish
 
 KINDS = ("plain", "zero rows", "rank one", "equal weights", "ties", "ε = 0", "ε huge",
          "not at a minimum")  # fmt: skip
@@ -150,11 +148,7 @@ def main(config: Config) -> None:
                      for c in rows)]  # fmt: skip
     table = markdown_table(columns)
     sentence = f"Sides that did not hold: {', '.join(broken) or 'none'} (claim: none)."
-    content = {"sentence": sentence, "table": table, "counts": counts,
-               "config": without_paths(config), "environment": environment()}  # fmt: skip
-    write_json(config.output / "result.json", content)
-    console.print(table, soft_wrap=True)
-    console.print(sentence)
+    finish(config.output / "result.json", config, sentence, table=table, counts=counts)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,9 @@ from typing import Any
 
 import tyro
 
-from jaxlimit import limits, plotting, spectrum
+from jaxlimit import limits, spectrum
 from jaxlimit.lab import figures
-from jaxlimit.lab.console import console
-from jaxlimit.lab.content import without_paths, write_json
-from jaxlimit.lab.environment import environment
+from jaxlimit.lab.outcome import finish
 from jaxlimit.lab.results import read_result, read_spectrum
 
 STEPS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -79,19 +77,16 @@ def main(config: Config) -> None:
     output = config.output or config.runs[0]
     first = results[0].config
     title = f"The bound against Lanczos depth, {first.model} on {first.dataset}"
-    plotting.save(figures.plot_depth(series, title=title), output / "depth.png")
-    content = {
-        "radius": radius,
-        "epsilon": epsilon,
-        "sentences": sentences,
-        "series": series,
-        "runs": dict(zip(names, config.runs, strict=True)),
-        "config": without_paths(config),
-        "environment": environment(),
-    }
-    write_json(output / "depth.json", content)
-    for sentence in sentences:
-        console.print(sentence)
+    finish(
+        output / "depth.json",
+        config,
+        sentences,
+        figures={"depth.png": figures.plot_depth(series, title=title)},
+        radius=radius,
+        epsilon=epsilon,
+        series=series,
+        runs=dict(zip(names, config.runs, strict=True)),
+    )
 
 
 if __name__ == "__main__":

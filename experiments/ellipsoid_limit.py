@@ -20,12 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxlimit import limits, plotting
+from jaxlimit import limits
 from jaxlimit.lab import figures
-from jaxlimit.lab.console import Stages, console
-from jaxlimit.lab.content import without_paths, write_json
-from jaxlimit.lab.environment import environment
+from jaxlimit.lab.console import Stages
 from jaxlimit.lab.figures import QuadraticComparison
+from jaxlimit.lab.outcome import finish
 from jaxlimit.spectrum import exact_measure
 
 # Quantile functions, from u = 0 to u = 1, of eigenvalues.
@@ -123,20 +122,13 @@ def main(config: Config) -> None:
                 for name, series in comparisons.items():
                     series.append(compare(name, dim, config))
     sentence = conclude(comparisons)
-    figure = figures.plot_quadratic_limits(comparisons)
-    plotting.save(figure, config.output / "ellipsoid_limit.png")
-    result = {
-        "sentence": sentence,
-        "spectra": {
-            name.replace("\n", " "): [summarize(at) for at in series]
-            for name, series in comparisons.items()
-        },
-        "config": without_paths(config),
-        "environment": environment(),
-        "seconds": stages.seconds,
+    spectra = {
+        name.replace("\n", " "): [summarize(at) for at in series]
+        for name, series in comparisons.items()
     }
-    write_json(config.output / "result.json", result)
-    console.print(sentence)
+    drawn = {"ellipsoid_limit.png": figures.plot_quadratic_limits(comparisons)}
+    path = config.output / "result.json"
+    finish(path, config, sentence, figures=drawn, spectra=spectra, seconds=stages.seconds)
 
 
 if __name__ == "__main__":

@@ -25,12 +25,12 @@ import numpy as np
 import tyro
 
 import jaxlimit
-from jaxlimit import curvature, flatten_weights, limits, plotting, pruning, training
+from jaxlimit import curvature, flatten_weights, limits, pruning, training
 from jaxlimit.lab import figures, live, runs
-from jaxlimit.lab.console import Stages, console
-from jaxlimit.lab.content import without_paths, write_json
-from jaxlimit.lab.environment import environment
+from jaxlimit.lab.console import Stages
 from jaxlimit.lab.markdown import markdown_table
+from jaxlimit.lab.outcome import finish
+from jaxlimit.lab.points import known_or_made
 from jaxlimit.lab.settings import TRIAL, RunConfig
 from jaxlimit.pruning import retraining
 
@@ -135,7 +135,7 @@ def analyse(config: Config, seed: int, stages: Stages) -> dict[str, Any]:
     def known(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         with stages.time(name):
             path = config.output / "points" / f"{config.run.model}-{seed}-{name}.json"
-            return live.known_or_made(path, {"config": told, "seed": seed}, make)
+            return known_or_made(path, {"config": told, "seed": seed}, make)
 
     found = {
         "forecast": known("forecast", lambda: forecast(part, config)),
@@ -209,13 +209,9 @@ def main(config: Config) -> None:
     with Stages() as stages:
         results = [analyse(config, seed, stages) for seed in config.seeds]
     sentence, table = conclude(results), tabulate(results)
-    figure = figures.plot_iterative(results[0])
-    plotting.save(figure, config.output / "iterative_pruning.png")
-    content = {"sentence": sentence, "table": table, "results": results,
-               "config": without_paths(config), "environment": environment()}  # fmt: skip
-    write_json(config.output / "result.json", content)
-    console.print(table, soft_wrap=True)
-    console.print(sentence)
+    drawn = {"iterative_pruning.png": figures.plot_iterative(results[0])}
+    path = config.output / "result.json"
+    finish(path, config, sentence, table=table, figures=drawn, results=results)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import tyro
-from scipy.stats import spearmanr
 
-from jaxlimit import limits, plotting, pruning, spectrum, training
+from jaxlimit import limits, pruning, spectrum, training
 from jaxlimit.lab import figures, runs
 from jaxlimit.lab.console import Stages, console
-from jaxlimit.lab.content import plain, without_paths, write_json
-from jaxlimit.lab.environment import environment
+from jaxlimit.lab.content import plain
+from jaxlimit.lab.outcome import finish
 from jaxlimit.lab.results import RunResult, known_result, read_spectrum
 from jaxlimit.lab.settings import RunConfig, Training
+from jaxlimit.lab.statistics import rank_correlation
 from jaxlimit.pruning import SweepResult
 
 
@@ -201,13 +201,6 @@ def correlate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def rank_correlation(first: list[float], second: list[float]) -> float:
-    """Return Spearman's coefficient, NaN where a side is constant."""
-    if min(len(set(first)), len(set(second))) < 2:
-        return float("nan")
-    return spearmanr(first, second).statistic  # pyright: ignore[reportAttributeAccessIssue]
-
-
 def conclude(config: Config, table: dict[str, Any]) -> str:
     """Say what the trainings show."""
 
@@ -285,18 +278,16 @@ def main(config: Config) -> None:
     if any(r["factor"] in ("l1", "l2") for r in rows):
         sentences.append(conclude_regularisation(rows, of_base))
     title = f"{config.base.model} on {config.base.dataset}"
-    plotting.save(figures.plot_factors(rows, of_base, title=title), config.output / "factors.png")
+    drawn = {"factors.png": figures.plot_factors(rows, of_base, title=title)}
     rounds = None
     if config.ratios:
         console.rule("gradual pruning")
         rounds = plain(prune_in_rounds(config))
         sentences.append(conclude_rounds(rounds, first["epsilon"]))
-        figure = figures.plot_rounds(rounds, first["epsilon"], title=title)
-        plotting.save(figure, config.output / "rounds.png")
-    content = {"rows": rows, "rank_correlations": table, "rounds": rounds, "sentences": sentences,
-               "config": without_paths(config), "environment": environment()}  # fmt: skip
-    write_json(config.output / "result.json", content)
-    console.print("\n".join(sentences))
+        drawn["rounds.png"] = figures.plot_rounds(rounds, first["epsilon"], title=title)
+    path = config.output / "result.json"
+    finish(path, config, sentences, figures=drawn, rows=rows, rank_correlations=table,
+           rounds=rounds)  # fmt: skip
 
 
 if __name__ == "__main__":

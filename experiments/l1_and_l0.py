@@ -20,16 +20,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
 
-from jaxlimit import curvature, datasets, flatten_weights, lanczos, limits, plotting, pruning
+from jaxlimit import curvature, datasets, flatten_weights, lanczos, limits, pruning
 from jaxlimit import training as train
 from jaxlimit.lab import figures, runs
-from jaxlimit.lab.console import Stages, console
-from jaxlimit.lab.content import plain, read_json, without_paths, write_json
-from jaxlimit.lab.environment import environment
+from jaxlimit.lab.console import Stages
 from jaxlimit.lab.markdown import markdown_table
+from jaxlimit.lab.outcome import finish
+from jaxlimit.lab.points import known_or_made
 from jaxlimit.lab.settings import RunConfig
 
 RESIDUAL, RATIO = 0.05, 1.1
@@ -73,8 +72,7 @@ def measure(problem: tuple, l1: float, seed: int, methods: tuple[str, ...]) -> d
     key = jax.random.fold_in(jax.random.key(seed), 2)
     found = pruning.smallest_mask(*problem, epsilon=epsilon, key=key, methods=methods)
     kept = {candidate.method: candidate.num_kept for candidate in found.candidates}
-    ones = jax.tree.map(lambda m: m * 1.0, found.live)
-    live = np.asarray(flatten_weights(ones)[0]) > 0
+    live = pruning.flat_mask(found.live, problem[1])
     weights, _ = flatten_weights(problem[1])
     gradient = curvature.mean_gradient(*problem)
     residual = pruning.l1_residual(gradient, weights, l1, support=live)
@@ -94,17 +92,22 @@ def measure(problem: tuple, l1: float, seed: int, methods: tuple[str, ...]) -> d
 
 
 def analyse(config: Config, l1: float, seed: int) -> list[dict[str, Any]]:
-    """Train one network, polish it, and measure it at each stage; or read what is there."""
+    """Return what one network shows at each stage, from its file if that is there."""
     run = config.run.replace(l1=l1)
     stages, methods = config.stages, METHODS
     if config.smoke:  # where nothing is dead yet, a certificate takes minutes
         run, stages, methods = run.replace(max_images=128, epochs=2), (0, 5), ("live magnitude",)
     folder = config.output / run.name() / f"seed-{seed}"
-    told = plain({"run": run, "stages": stages})
-    kept = folder / "stages.json"
-    if kept.exists() and (content := read_json(kept))["told"] == told:
-        console.print(f"{kept} is there already")
-        return content["rows"]
+    told = {"run": run, "stages": stages}
+    make = lambda: {"rows": polish(run, l1, seed, stages, methods, folder)}  # noqa: E731
+    return known_or_made(folder / "stages.json", told, make)["rows"]
+
+
+def polish(
+    run: RunConfig, l1: float, seed: int, stages: tuple[int, ...], methods: tuple[str, ...],
+    folder: Path,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Train one network, polish it by proximal steps, and measure it at each stage."""
     rows: list[dict[str, Any]] = []
     with Stages() as progress:
         net = runs.train(run, seed, folder, progress)
@@ -123,7 +126,6 @@ def analyse(config: Config, l1: float, seed: int) -> list[dict[str, Any]]:
                 found = measure((loss, params, *source), l1, seed, methods)
             rows.append({"l1": l1, "seed": seed, "steps": steps, "largest": curved} | found)
             before = steps
-    write_json(kept, {"told": told, "rows": rows})
     return rows
 
 
@@ -176,13 +178,8 @@ def main(config: Config) -> None:
         "among live": [f"{row['live']:.3g}" for row in rows],
     }
     table = markdown_table(columns)
-    figure = figures.plot_residuals(rows, claim=(RESIDUAL, RATIO))
-    plotting.save(figure, config.output / "l1_and_l0.png")
-    content = {"sentence": sentence, "rows": rows, "table": table, "config": without_paths(config),
-               "environment": environment()}  # fmt: skip
-    write_json(config.output / "result.json", content)
-    console.print(table, soft_wrap=True)
-    console.print(sentence, soft_wrap=True)
+    drawn = {"l1_and_l0.png": figures.plot_residuals(rows, claim=(RESIDUAL, RATIO))}
+    finish(config.output / "result.json", config, sentence, table=table, figures=drawn, rows=rows)
 
 
 if __name__ == "__main__":

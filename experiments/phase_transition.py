@@ -15,11 +15,10 @@ import numpy as np
 import tyro
 from scipy.optimize import linprog
 
-from jaxlimit import geometry, plotting
-from jaxlimit.lab.console import Stages, console
-from jaxlimit.lab.content import without_paths, write_json
-from jaxlimit.lab.environment import environment
+from jaxlimit import geometry
+from jaxlimit.lab.console import Stages
 from jaxlimit.lab.figures import Transition, plot_phase_transitions
+from jaxlimit.lab.outcome import finish
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,16 +198,10 @@ def main(config: Config) -> None:
             for name, title in names.items():
                 transitions[title].append(Transition(dim, hits[name], **predictions[name]))
     sentence = conclude(transitions)
-    figure = plot_phase_transitions(transitions, config.confidence)
-    plotting.save(figure, config.output / "phase_transition.png")
-    result = {
-        "sentence": sentence,
-        "transitions": {t: [summarize(x) for x in series] for t, series in transitions.items()},
-        "config": without_paths(config),
-        "environment": environment(),
-    }
-    write_json(config.output / "result.json", result)
-    console.print(sentence)
+    drawn = {"phase_transition.png": plot_phase_transitions(transitions, config.confidence)}
+    summaries = {t: [summarize(x) for x in series] for t, series in transitions.items()}
+    path = config.output / "result.json"
+    finish(path, config, sentence, figures=drawn, transitions=summaries)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,12 @@ import jax
 import numpy as np
 import tyro
 
-from jaxlimit import datasets, flatten_weights, limits, plotting, pruning, training
-from jaxlimit.lab import figures, live, runs
-from jaxlimit.lab.console import Stages, console
-from jaxlimit.lab.content import without_paths, write_json
-from jaxlimit.lab.environment import environment
+from jaxlimit import datasets, flatten_weights, limits, pruning, training
+from jaxlimit.lab import figures, runs
+from jaxlimit.lab.console import Stages
 from jaxlimit.lab.markdown import markdown_table
+from jaxlimit.lab.outcome import finish
+from jaxlimit.lab.points import known_or_made
 from jaxlimit.lab.settings import TRIAL, RunConfig
 
 CLAIMED = 0.2
@@ -195,7 +195,7 @@ def main(config: Config) -> None:
                     "seed": seed, "methods": config.methods}  # fmt: skip
             path = config.output / "points" / f"{way}-{strength:g}-{seed}.json".replace(" ", "-")
             make = lambda: measure(config, way, strength, seed, stages)  # noqa: E731
-            point = live.known_or_made(path, told, make)
+            point = known_or_made(path, told, make)
             rows.append({"way": way, "strength": strength, "seed": seed} | point)
 
         for strength in config.strengths:
@@ -207,12 +207,9 @@ def main(config: Config) -> None:
                 add(way, strength, seed)
     summary = summarise(rows, chosen)
     sentence, table = conclude(summary), tabulate(summary)
-    plotting.save(figures.plot_penalties(rows, chosen), config.output / "regularisation.png")
-    content = {"sentence": sentence, "table": table, "rows": rows, "summary": summary,
-               "config": without_paths(config), "environment": environment()}  # fmt: skip
-    write_json(config.output / "result.json", content)
-    console.print(table, soft_wrap=True)
-    console.print(sentence)
+    drawn = {"regularisation.png": figures.plot_penalties(rows, chosen)}
+    path = config.output / "result.json"
+    finish(path, config, sentence, table=table, figures=drawn, rows=rows, summary=summary)
 
 
 if __name__ == "__main__":

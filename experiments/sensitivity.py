@@ -18,12 +18,11 @@ import jax
 import optax
 import tyro
 
-from jaxlimit import curvature, datasets, flatten_weights, limits, plotting, spectrum
+from jaxlimit import curvature, datasets, flatten_weights, limits, spectrum
 from jaxlimit.lab import figures, runs
 from jaxlimit.lab.console import Stages, console
-from jaxlimit.lab.content import without_paths, write_json
-from jaxlimit.lab.environment import environment
 from jaxlimit.lab.markdown import markdown_table
+from jaxlimit.lab.outcome import finish
 from jaxlimit.lab.results import kept_spectrum, read_result, read_spectrum
 from jaxlimit.lab.settings import RunConfig
 from jaxlimit.limits import PruningLimit
@@ -216,20 +215,18 @@ def main(config: Config) -> None:
         knobs = compare(turn_knobs(bench, measure, config))
     sentence, laid_out = conclude(knobs), table(knobs)
     name = f"{settings.model} on {settings.dataset}"
-    figure = figures.plot_sensitivity(knobs, title=f"One knob at a time, {name}")
-    plotting.save(figure, config.output / "sensitivity.png")
-    content = {
-        "sentence": sentence,
-        "knobs": knobs,
-        "table": laid_out,
-        "config": without_paths(config),
-        "network": settings,
-        "environment": environment(),
-        "seconds": stages.seconds,
-    }
-    write_json(config.output / "result.json", content)
-    console.print(laid_out, soft_wrap=True)
-    console.print(sentence)
+    finish(
+        config.output / "result.json",
+        config,
+        sentence,
+        table=laid_out,
+        figures={
+            "sensitivity.png": figures.plot_sensitivity(knobs, title=f"One knob at a time, {name}")
+        },
+        knobs=knobs,
+        network=settings,
+        seconds=stages.seconds,
+    )
 
 
 if __name__ == "__main__":

@@ -29,15 +29,14 @@ import numpy as np
 import tyro
 
 import jaxlimit
-from jaxlimit import curvature, flatten_weights, plotting, training
+from jaxlimit import curvature, flatten_weights, pruning, training
 from jaxlimit.lab import figures, live, peer_masks, runs
-from jaxlimit.lab.console import Stages, console
-from jaxlimit.lab.content import without_paths, write_json
-from jaxlimit.lab.environment import environment
+from jaxlimit.lab.console import Stages
 from jaxlimit.lab.markdown import markdown_table
+from jaxlimit.lab.outcome import finish
+from jaxlimit.lab.points import known_or_made
 from jaxlimit.lab.settings import TRIAL, RunConfig
 from jaxlimit.pruning import retraining
-from jaxlimit.pruning.masked import mask_tree
 
 OURS, OURS_TO_END = "ours, one round", "ours, to the end"
 TOLERATED = 0.01
@@ -158,7 +157,7 @@ def wood_fisher(bench: Bench) -> list[dict[str, float]]:
             number = round(ratio * part.dim * (dim / (ratio * part.dim)) ** (1 - i / config.steps))
             chosen = np.zeros(dim, bool)
             chosen[kept[np.argsort(-scores)[:number]]] = True
-            mask = mask_tree(jnp.asarray(chosen), params, curvature.is_weight)
+            mask = pruning.mask_tree(chosen, params)
             params = bench.finetune(part, params, mask, max(1, per_step))
         cost = config.epochs - config.finetune_epochs * (1 - bench.share(part))
         rows.append(bench.row(part, count(mask), params, cost))
@@ -296,14 +295,14 @@ def main(config: Config) -> None:
         for seed in config.seeds:
             bench = Bench(config, seed, stages)
             folder = config.output / "points"
-            dense = live.known_or_made(
+            dense = known_or_made(
                 folder / f"dense-{seed}.json", {"config": told, "seed": seed},
                 lambda bench=bench: dense_accuracy(bench),
             )  # fmt: skip
             targets.append(dense["accuracy"] - TOLERATED)
             for way, run in WAYS.items():
                 with stages.time(way):
-                    found = live.known_or_made(
+                    found = known_or_made(
                         folder / f"{way}-{seed}.json".replace(" ", "-"),
                         {"config": told, "seed": seed, "way": way},
                         lambda run=run, bench=bench: {"rows": run(bench)},
@@ -316,13 +315,16 @@ def main(config: Config) -> None:
         "kept": [shown(row) for row in summary.values()],
         "gradient evaluations, epochs": [f"{row['cost']:.0f}" for row in summary.values()],
     })  # fmt: skip
-    plotting.save(figures.plot_ways(results, targets), config.output / "way_to_prune.png")
-    content = {"sentence": sentence, "table": table, "results": results, "targets": targets,
-               "summary": summary, "config": without_paths(config),
-               "environment": environment()}  # fmt: skip
-    write_json(config.output / "result.json", content)
-    console.print(table, soft_wrap=True)
-    console.print(sentence)
+    finish(
+        config.output / "result.json",
+        config,
+        sentence,
+        table=table,
+        figures={"way_to_prune.png": figures.plot_ways(results, targets)},
+        results=results,
+        targets=targets,
+        summary=summary,
+    )
 
 
 if __name__ == "__main__":

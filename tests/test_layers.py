@@ -41,7 +41,7 @@ FLOORS = (
     {"checks", "memory", "files", "scale", "summaries", "extras", "moved", "convolutions"},
     {"estimate", "programs", "magnitudes", "locks", "sharding", "functions", "host"},
     {"batches", "weights", "mesh_product", "checkpoints"},
-    {"shares", "origin", "losses"},
+    {"shares", "origin", "losses", "masks"},
     {"operator"},
     {"projection"},
 )

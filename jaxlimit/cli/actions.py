@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlimit import reports
+from jaxlimit import pruning, reports
 from jaxlimit._core.digests import fingerprint
 from jaxlimit.cli import commands, forecast
 from jaxlimit.cli.errors import UsageError
@@ -65,12 +65,13 @@ def prune(options: commands.PruneOptions) -> int:
     if options.ratio is not None:
         if not 0 <= options.ratio <= 1:
             raise UsageError(f"--ratio must lie in [0, 1], got {options.ratio}")
-        joined = masks.joined_mask(task, masks.flat_mask(task, mask), options.ratio)
-        mask = masks.mask_tree(task, joined)
+        flat = pruning.flat_mask(mask, task.params, task.where)
+        joined = masks.joined_mask(task, flat, options.ratio)
+        mask = pruning.mask_tree(joined, task.params, task.where)
     output = options.output or _default_output(options.task, task)
     size = reports.write_pruned(task, output, mask)
     problem = Problem(task, jax.random.key(0), StudySettings(), lambda *_: None)
-    keep = masks.flat_mask(task, mask)
+    keep = pruning.flat_mask(mask, task.params, task.where)
     loss = problem.mean(task.loss, problem.masked(keep), task.batches)
     accuracy = accuracy_of(problem, keep)
     print(f"kept: {percent(float(np.mean(keep)))} of {keep.size:,} weights")

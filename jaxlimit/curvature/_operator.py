@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 
 from jaxlimit._core import sharding
-from jaxlimit._core.batches import check_like, group_batches, leading_size
+from jaxlimit._core.batches import group_batches, leading_size
 from jaxlimit._core.checks import (
     check_choice,
     check_floating_tree,
@@ -22,6 +22,7 @@ from jaxlimit._core.checks import (
 )
 from jaxlimit._core.host import HostBatches
 from jaxlimit._core.losses import WEIGHTED, weight_of
+from jaxlimit._core.masks import flat_mask
 from jaxlimit._core.operator import Operator
 from jaxlimit._core.origin import Origin, digest_of, examples_digest, program_digest
 from jaxlimit._core.weights import Where, flatten_weights, is_weight, selected
@@ -306,24 +307,3 @@ def restrict(matvec: Matvec, mask: Bool[Array | np.ndarray, "D"]) -> Operator:
     if not isinstance(matvec, Operator):
         matvec = Operator(matvec, max(chosen.size, 1))
     return matvec.restrict(chosen)
-
-
-def _boolean(mask: Any) -> np.ndarray:
-    mask = np.asarray(mask)
-    if mask.dtype != bool:
-        raise TypeError(f"mask must be boolean, True where a weight is studied, got {mask.dtype}")
-    return mask
-
-
-def flat_mask(mask: Any, params: Any, where: Where) -> np.ndarray:
-    if isinstance(mask, jax.Array | np.ndarray) and mask.ndim == 1:
-        size = flatten_weights(params, where)[0].size
-        if mask.size != size:
-            raise ValueError(
-                f"mask must have one entry for each of the {size} weights under study, "
-                f"got {mask.size}"
-            )
-        return np.asarray(mask)
-    check_like("mask", mask, params)
-    leaves = zip(jax.tree.leaves(mask), selected(params, where), strict=True)
-    return np.concatenate([_boolean(leaf).ravel() for leaf, studied in leaves if studied])

@@ -23,11 +23,11 @@ from jaxlimit._core.batches import each, leading_size
 from jaxlimit._core.checks import check_choice, check_count, check_key, check_range, is_concrete
 from jaxlimit._core.functions import Frozen
 from jaxlimit._core.losses import WEIGHTED, MeanLoss, losses_of_batch, mean_loss
+from jaxlimit._core.masks import flat_mask
 from jaxlimit._core.programs import precise_products
 from jaxlimit._core.scale import wide_type
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, flatten_weights, is_weight, selected
-from jaxlimit.curvature._operator import flat_mask
 from jaxlimit.curvature._squares import Dense
 from jaxlimit.curvature.split import check_split, split_parts
 

@@ -18,10 +18,10 @@ from jaxlimit._core.batches import (
 )
 from jaxlimit._core.checks import check_count, check_range
 from jaxlimit._core.host import HostBatches
+from jaxlimit._core.masks import flat_mask
 from jaxlimit._core.programs import precise_products
 from jaxlimit._core.scale import wide_type
 from jaxlimit._core.weights import Where, is_weight, selected
-from jaxlimit.curvature._operator import flat_mask
 from jaxlimit.curvature.diagonals import kind_of
 
 

@@ -1,12 +1,10 @@
-"""A trained network cut to the units that are alive, its limits, and points that are there already.
+"""A trained network cut to its live units, with its limits.
 
 What an l1 penalty leaves of a network is often a thirtieth of it. The network of the live units has
-the same outputs, and so the same masks and refits, at a thirtieth of the cost; ratios stay those of
-the whole.
+the same outputs, and so the same masks and refits, at a thirtieth of the cost. Ratios remain those
+of the whole network.
 """
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,11 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlimit import curvature, datasets, flatten_weights, limits, pruning, spectrum, training
-from jaxlimit._core.digests import of_json
-from jaxlimit.lab.content import plain, read_json, write_json
 from jaxlimit.lab.runs import Net
 
-# Of these the smallest mask is nearly that of all ways to look for it, at a part of the cost.
+# The smallest mask of these methods is nearly that of all, at a part of the cost.
 METHODS = ("live magnitude", "saliency", "relaxed", "greedy")
 
 
@@ -119,20 +115,10 @@ def quadratic(live: Live, params: Any) -> tuple[Any, Any, Any, Any]:
     )
 
 
-def known_or_made(path: Path, identity: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Read a point that was made with the same settings, or make and keep it."""
-    told = of_json(plain(identity))
-    if path.exists() and (known := read_json(path)).get("identity") == told:
-        return known["point"]
-    point = plain(make())
-    write_json(path, {"identity": told, "point": point})
-    return point
-
-
 def crossing(counts: list[float], losses: list[float], limit: float) -> float:
     """Return the count at which the loss, from dense to sparse, first passes `limit`.
 
-    Between two counts the loss is taken for linear in the logarithm of the count.
+    Between two counts the loss is linear in the logarithm of the count.
 
     >>> crossing([100, 10, 1], [0.0, 1.0, 3.0], 2.0).__round__(3)
     3.162

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxlimit import curvature, datasets, flatten_weights, pruning, studies, training
 from jaxlimit.lab.console import Stages
@@ -46,16 +45,11 @@ def find(net: Any, epsilon: Any, config: RunConfig, seed: int, stages: Stages) -
         notes=found.notes,
         loss=float(found.loss),
         accuracy=float(told.accuracy),
-        live=None if found.live is None else float(_flat(found.live).mean()),
+        live=None if found.live is None else float(pruning.flat_mask(found.live, pruned).mean()),
         shares=None if found.shares is None else found.shares._asdict(),
         layers=layers,
         residual=_residual(net, problem, found, config),
     )
-
-
-def _flat(mask: Any) -> np.ndarray:
-    """Lay a mask out as the flat vector of the weights under study."""
-    return np.asarray(flatten_weights(jax.tree.map(lambda m: m * 1.0, mask))[0]) > 0
 
 
 def _by_layer(
@@ -64,18 +58,17 @@ def _by_layer(
     """Count what the masks keep of each layer, and what its own limit asks for."""
     params = net.trained.params
     magnitude = next(c.ratio for c in found.candidates if c.method == "magnitude")
-    kept = {"found": found.mask, "magnitude": pruning.magnitude_mask(params, magnitude)}
-    masks = studies.layer_masks(params)
-    counts = {"all": {name: int(mask.sum()) for name, mask in masks.items()}}
-    for way, mask in kept.items():
-        flat = _flat(mask)
-        counts[way] = {name: int(flat[mask].sum()) for name, mask in masks.items()}
+    masks = {"found": found.mask, "magnitude": pruning.magnitude_mask(params, magnitude)}
+    kept = {way: pruning.kept_by_layer(mask, params) for way, mask in masks.items()}
+    counts = {"all": {name: size for name, (_, size) in kept["found"].items()}}
+    for way, layers in kept.items():
+        counts[way] = {name: count for name, (count, _) in layers.items()}
     if config.layer_steps:
         study = studies.layer_limits(
             *problem, epsilon=found.epsilon, key=key, num_steps=config.layer_steps
         )
         limits = study.limits.limits
-        counts["by_layer"] = {name: int(limits[name].num_kept) for name in masks}
+        counts["by_layer"] = {name: int(limits[name].num_kept) for name in counts["all"]}
     return counts
 
 
@@ -86,5 +79,6 @@ def _residual(net: Any, problem: tuple, found: Any, config: RunConfig) -> dict[s
         return None
     gradient = curvature.mean_gradient(*problem, mesh=net.mesh)
     weights, _ = flatten_weights(net.trained.params)
-    residual = pruning.l1_residual(gradient, weights, told.l1, support=_flat(found.live))
+    support = pruning.flat_mask(found.live, net.trained.params)
+    residual = pruning.l1_residual(gradient, weights, told.l1, support=support)
     return {name: float(value) for name, value in residual._asdict().items()}

@@ -7,6 +7,7 @@ orders the weights under study over all layers at once; among equals the lower f
 prunes in rounds with training between them.
 """
 
+from jaxlimit._core.masks import flat_mask, kept_by_layer, layer_masks, mask_tree
 from jaxlimit.pruning.budgets import (
     erdos_renyi_kernel,
     lamp_scores,
@@ -35,11 +36,7 @@ from jaxlimit.pruning.ordered import SmallestOfOrder, smallest_of_order
 from jaxlimit.pruning.refitting import RefittedNetwork, refit
 from jaxlimit.pruning.saliency import order_by, order_by_relaxed, saliency
 from jaxlimit.pruning.search import METHODS, Candidate, MaskSearch, smallest_mask
-from jaxlimit.pruning.stationarity import (
-    L1Residual,
-    kept_by_layer,
-    l1_residual,
-)
+from jaxlimit.pruning.stationarity import L1Residual, l1_residual
 from jaxlimit.pruning.sweeps import (
     SweepResult,
     empirical_limit,
@@ -66,6 +63,7 @@ __all__ = [
     "empirical_limit",
     "erdos_renyi_kernel",
     "flat_magnitude_mask",
+    "flat_mask",
     "gram",
     "greedy_order",
     "guaranteed_ratio",
@@ -74,9 +72,11 @@ __all__ = [
     "kept_by_layer",
     "l1_residual",
     "lamp_scores",
+    "layer_masks",
     "magnitude_mask",
     "magnitude_sweep",
     "mask_by_leaf",
+    "mask_tree",
     "num_kept",
     "order_by",
     "order_by_counts",

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 
 from jaxlimit._core import magnitudes
 from jaxlimit._core.checks import check_key, check_range
+from jaxlimit._core.masks import mask_tree
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, is_weight
 from jaxlimit.limits.tolerance import check_mean
@@ -18,7 +19,6 @@ from jaxlimit.pruning.masked import (
     MaskedLoss,
     derivatives_at_mask,
     loss_of_mask,
-    mask_tree,
     masked_loss,
     smallest_along,
 )

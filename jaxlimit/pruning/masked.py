@@ -21,7 +21,7 @@ from jaxlimit._core.batches import leading_size
 from jaxlimit._core.losses import mean_loss
 from jaxlimit._core.memory import catching_refusals
 from jaxlimit._core.programs import precise_products
-from jaxlimit._core.weights import Where, flatten_weights, selected
+from jaxlimit._core.weights import Where, flatten_weights
 
 _AT_ONCE = 8
 
@@ -220,14 +220,3 @@ class _Search:
             edge = counts[-1]
             high = min([high, *(counts[i] for i in passed)])
         return high
-
-
-def mask_tree(mask: Bool[Array, "D"], params: Any, where: Where) -> Any:
-    """Shape a flat mask like the parameters, True where not under study."""
-    weights, unflatten = flatten_weights(params, where)
-    marks = unflatten(jnp.asarray(mask, weights.dtype))
-    return jax.tree.map(
-        lambda mark, studied: mark > 0 if studied else jnp.ones_like(mark, bool),
-        marks,
-        jax.tree.unflatten(jax.tree.structure(marks), selected(params, where)),
-    )

@@ -8,10 +8,11 @@ from jaxtyping import Array, Int
 
 from jaxlimit._core.checks import check_range
 from jaxlimit._core.estimate import value_of
+from jaxlimit._core.masks import mask_tree
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, check_places, is_weight
 from jaxlimit.limits.tolerance import check_mean
-from jaxlimit.pruning.masked import losses_along, mask_tree, masked_loss, smallest_along
+from jaxlimit.pruning.masked import losses_along, masked_loss, smallest_along
 
 
 class SmallestOfOrder(NamedTuple):

@@ -10,10 +10,10 @@ from jaxtyping import Array, Float
 
 from jaxlimit import curvature, limits
 from jaxlimit._core.checks import check_count, check_range
+from jaxlimit._core.masks import flat_mask
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, is_weight
 from jaxlimit.curvature import Split
-from jaxlimit.curvature._operator import flat_mask
 from jaxlimit.pruning.masked import MaskedLoss, loss_at, masked_loss
 
 # The damping at the start, as a share of the Rayleigh quotient along the gradient, and the factors

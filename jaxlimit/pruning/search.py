@@ -12,13 +12,13 @@ from jaxtyping import Bool, PRNGKeyArray
 from jaxlimit import limits
 from jaxlimit._core.checks import check_choice, check_key, check_range, check_type
 from jaxlimit._core.estimate import value_of
+from jaxlimit._core.masks import mask_tree
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, is_weight
 from jaxlimit.limits.tolerance import examine
 from jaxlimit.pruning.candidates import ORDERS, WHY_NONE, Budget, Network, start
 from jaxlimit.pruning.masked import (
     loss_of_mask,
-    mask_tree,
     masked_loss,
     smallest_along,
     some_examples,

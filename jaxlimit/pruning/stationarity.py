@@ -2,13 +2,11 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from jaxlimit._core.checks import check_range
-from jaxlimit._core.weights import Where, check_kept, flat_vectors, is_weight, selected
+from jaxlimit._core.weights import check_kept, flat_vectors
 
 
 class L1Residual(NamedTuple):
@@ -63,35 +61,3 @@ def l1_residual(
         jnp.nanmedian(ratios),
         int(support.sum()),
     )
-
-
-def kept_by_layer(mask: Any, *, where: Where = is_weight) -> dict[str, tuple[int, int]]:
-    """Count what a mask keeps of each leaf under study, and how many weights it has.
-
-    Args:
-        mask: pytree of Booleans like the parameters, True = kept.
-        where: which leaves are under study.
-
-    Returns:
-        The counts (kept, all) by the path of the leaf.
-
-    Raises:
-        ValueError: if an entry is neither Boolean nor 0 or 1.
-
-    >>> import jax.numpy as jnp
-    >>> kept_by_layer({"Dense_0": {"kernel": jnp.array([True, False])}})
-    {'Dense_0/kernel': (1, 2)}
-    """
-    paths = jax.tree_util.tree_leaves_with_path(mask)
-    for path, leaf in paths:
-        if not np.isin(np.asarray(leaf), (0, 1)).all():
-            where_it_is = jax.tree_util.keystr(path)
-            raise ValueError(f"mask{where_it_is} must hold Booleans, or 0 and 1, got other numbers")
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (
-            int(np.asarray(leaf).sum()),
-            int(np.size(leaf)),
-        )
-        for (path, leaf), studied in zip(paths, selected(mask, where), strict=True)
-        if studied
-    }

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         check_deterministic,
         estimate_limit,
     )
-    from jaxlimit.studies.layers import LayerStudy, layer_limits, layer_masks
+    from jaxlimit.studies.layers import LayerStudy, layer_limits
     from jaxlimit.studies.pruning_to import PrunedTo, prune_to
     from jaxlimit.studies.result import Study
     from jaxlimit.studies.run import study, study_task
@@ -38,7 +38,6 @@ __all__ = [
     "estimate_limit",
     "held_batches",
     "layer_limits",
-    "layer_masks",
     "prune_to",
     "study",
     "study_task",
@@ -47,7 +46,7 @@ __all__ = [
 _HOMES = {
     "data": ("HostBatches", "count_examples", "held_batches"),
     "estimation": ("LimitEstimate", "LimitSettings", "check_deterministic", "estimate_limit"),
-    "layers": ("LayerStudy", "layer_limits", "layer_masks"),
+    "layers": ("LayerStudy", "layer_limits"),
     "pruning_to": ("PrunedTo", "prune_to"),
     "result": ("Study",),
     "run": ("study", "study_task"),

@@ -94,7 +94,7 @@ class Layers(NamedTuple):
     """How many weights of each layer are kept.
 
     Attributes:
-        names: of the leaves under study.
+        names: of the layers, in the order of the flat vector.
         sizes: weights of each.
         magnitude: kept by magnitude at its measured limit.
         found: kept by the mask that was found; -1 if there is none.

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from jaxlimit import curvature, limits, spectrum
 from jaxlimit._core.checks import check_key
+from jaxlimit._core.masks import layer_masks
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
 from jaxlimit.limits import LayerLimits
@@ -29,37 +30,6 @@ class LayerStudy(NamedTuple):
     limits: LayerLimits
     measures: dict[str, SpectralMeasure]
     sizes: dict[str, int]
-
-
-def layer_masks(params: Any, where: Where = is_weight) -> dict[str, Bool[np.ndarray, "D"]]:
-    """Mark the weights of each layer in the flat vector of all weights under study.
-
-    A layer is what holds its leaves: kernel and bias of `Dense_0` go together, under that name. A
-    leaf at the top of the tree is a layer of its own.
-
-    Args:
-        params: pytree of floating arrays.
-        where: which leaves are weights under study.
-
-    Returns:
-        For each layer, in the order of the flat vector, a mask [D]; together they cover all D.
-
-    >>> import jax.numpy as jnp
-    >>> params = {"Dense_0": {"bias": jnp.ones(1), "kernel": jnp.ones((2, 1))}, "top": jnp.ones(1)}
-    >>> {name: mask.astype(int).tolist() for name, mask in layer_masks(params).items()}
-    {'Dense_0': [1, 1, 1, 0], 'top': [0, 0, 0, 1]}
-    """
-    names: list[str] = []
-    sizes: list[int] = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if where(name, leaf):
-            parts = name.removesuffix("/value").split("/")
-            names.append("/".join(parts[:-1]) or name)
-            sizes.append(int(np.size(leaf)))
-    layers = list(dict.fromkeys(names))
-    owner = np.repeat([layers.index(name) for name in names], sizes)
-    return {name: owner == i for i, name in enumerate(layers)}
 
 
 @takes_mesh

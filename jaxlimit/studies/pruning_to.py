@@ -11,9 +11,10 @@ from jaxtyping import PRNGKeyArray
 from jaxlimit import curvature, limits, pruning
 from jaxlimit._core.checks import check_count
 from jaxlimit._core.estimate import value_of
+from jaxlimit._core.masks import mask_tree
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
 from jaxlimit.pruning import MaskSearch
-from jaxlimit.pruning.masked import loss_at, mask_tree, masked_loss
+from jaxlimit.pruning.masked import loss_at, masked_loss
 
 _NUM_PROBES = 32
 # What a round may spend by the quadratic, of what is left, after one whose true loss was too high.

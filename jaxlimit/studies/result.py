@@ -94,8 +94,9 @@ class Study:
         else:
             first = np.asarray(self.found.mask, bool)
         if ratio is None:
-            return masks.mask_tree(self.task, first)
-        return masks.mask_tree(self.task, masks.joined_mask(self.task, first, ratio))
+            return pruning.mask_tree(first, self.task.params, self.task.where)
+        joined = masks.joined_mask(self.task, first, ratio)
+        return pruning.mask_tree(joined, self.task.params, self.task.where)
 
     def __str__(self) -> str:
         """Tell the two sides, the safe ratio, what not to do and why."""

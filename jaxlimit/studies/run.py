@@ -168,7 +168,7 @@ class _Runner:
         self.can_stop = True
         found, certified = self.search(done)
         safe = self.held_out(done, found)
-        layers = self.stage("layers", findings.Layers, lambda: stages.by_layer(p, done, found))
+        layers = self.stage("layers", findings.Layers, lambda: stages.kept_by_layer(p, done, found))
         estimate, at = self.spectrum(done), None
         if not self.is_split:
             certified = self.certify(done, found, estimate)

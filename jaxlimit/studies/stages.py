@@ -9,10 +9,9 @@ import numpy as np
 from jaxlimit import curvature, limits, pruning
 from jaxlimit._core.estimate import positive_interval
 from jaxlimit.limits.tolerance import examine
-from jaxlimit.studies import masks
 from jaxlimit.studies.estimation import LimitEstimate, check_deterministic, estimate_limit
 from jaxlimit.studies.findings import AtPrediction, Certified, Found, LayerLimits, Layers, Measured
-from jaxlimit.studies.layers import layer_limits, layer_masks
+from jaxlimit.studies.layers import layer_limits
 from jaxlimit.studies.problem import Problem, accuracy_of
 
 
@@ -99,7 +98,7 @@ def search(problem: Problem, measured: Measured) -> tuple[Found, Certified | Non
         on_progress=problem.on_progress,
         mesh=task.mesh,
     )
-    keep, table = masks.flat_mask(task, result.mask), result.candidates
+    keep, table = pruning.flat_mask(result.mask, task.params, task.where), result.candidates
     found = Found(
         keep,
         int(result.num_kept),
@@ -195,19 +194,19 @@ def at_prediction(problem: Problem, estimate: LimitEstimate) -> AtPrediction:
     return AtPrediction(float(estimate.prediction.ratio), loss, accuracy_of(problem, keep))
 
 
-def by_layer(problem: Problem, measured: Measured, found: Found | None) -> Layers:
+def kept_by_layer(problem: Problem, measured: Measured, found: Found | None) -> Layers:
     """Count what magnitude and the found mask keep of each layer."""
     task, weights = problem.task, problem.weights
-    layers = layer_masks(task.params, task.where)
     at = pruning.num_kept(weights.size, measured.by_loss)
-    magnitude = np.asarray(pruning.flat_magnitude_mask(weights, at))
-    count = lambda keep: np.array([int(keep[mask].sum()) for mask in layers.values()])  # noqa: E731
-    return Layers(
-        np.array(list(layers)),
-        count(np.ones(weights.size, bool)),
-        count(magnitude),
-        np.full(len(layers), -1) if found is None else count(np.asarray(found.mask, bool)),
-    )
+    magnitude = pruning.flat_magnitude_mask(weights, at)
+    layers = pruning.kept_by_layer(magnitude, task.params, where=task.where)
+    kept, sizes = np.array(list(layers.values())).T
+    of_found = np.full(len(layers), -1)
+    if found is not None:
+        mask = np.asarray(found.mask, bool)
+        counts = pruning.kept_by_layer(mask, task.params, where=task.where)
+        of_found = np.array([count for count, _ in counts.values()])
+    return Layers(np.array(list(layers)), sizes, kept, of_found)
 
 
 def limits_by_layer(problem: Problem, measured: Measured) -> LayerLimits:

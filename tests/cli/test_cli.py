@@ -233,7 +233,7 @@ def test_interrupted_in_every_stage(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "small.py").write_text(TASK)
     wanted = finish(tmp_path / "whole")
-    stages = ("task", "measure", "search", "by_layer", "predict", "at_prediction",
+    stages = ("task", "measure", "search", "kept_by_layer", "predict", "at_prediction",
               "limits_by_layer")  # fmt: skip
     for stage in stages:
         for number in (signal.SIGINT, signal.SIGTERM):

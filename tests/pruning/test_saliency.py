@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlimit import pruning
+from jaxlimit import flatten_weights, pruning
 
 RNG = np.random.default_rng(0)
 
@@ -58,13 +58,18 @@ def test_l1_residual_at_and_off_a_minimum():
     assert np.isnan(pruning.l1_residual(np.ones(2), np.zeros(2), 1.0).median)
 
 
-def test_kept_by_layer():
+def test_masks_in_both_forms_and_by_layer():
     mask = {
         "Dense_0": {"kernel": jnp.array([[True, False], [True, True]]), "bias": jnp.zeros(2, bool)},
         "BatchNorm_0": {"scale": jnp.ones(3, bool)},
+        "top": jnp.array([True]),
     }
-    expected = {"Dense_0/bias": (0, 2), "Dense_0/kernel": (3, 4)}
-    assert pruning.kept_by_layer(mask) == expected
+    params = jax.tree.map(lambda leaf: leaf.astype(float), mask)
+    flat = pruning.flat_mask(mask, params)
+    np.testing.assert_array_equal(flat, flatten_weights(params)[0] > 0)
+    jax.tree.map(np.testing.assert_array_equal, pruning.mask_tree(flat, params), mask)
+    for form in (mask, flat):
+        assert pruning.kept_by_layer(form, params) == {"Dense_0": (3, 6), "top": (1, 1)}
 
 
 def test_bad_input():

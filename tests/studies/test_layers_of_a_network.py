@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxlimit import curvature, limits, spectrum
-from jaxlimit.studies import layer_limits, layer_masks
+from jaxlimit.pruning import layer_masks
+from jaxlimit.studies import layer_limits
 
 
 def network():

@@ -1,7 +1,6 @@
 """How sparse can a trained network be pruned? Hessian spectra and convex-geometry limits in JAX.
 
-Modules and names are loaded when they are first asked for, so `import jaxlimit` costs little
-more than `import jax`.
+Modules and names are loaded on first use, so `import jaxlimit` costs little more than `import jax`.
 """
 
 import importlib
@@ -79,7 +78,7 @@ __all__ = [
     "training",
 ]
 
-# Where the names that are no modules live.
+# The homes of the names that are no modules.
 _HOMES = {
     "Estimate": "jaxlimit._core.estimate",
     "LimitEstimate": "jaxlimit.studies",

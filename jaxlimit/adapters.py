@@ -1,8 +1,8 @@
-"""Matvecs from and to the linear operators of SciPy and lineax.
+"""Operators from and to the linear operators of SciPy and lineax.
 
-Everywhere in this package an operator is a callable on flat vectors. These adapters let SciPy's
-solvers run on a network's Hessian, and this package's algorithms on operators made elsewhere;
-`to_dense` writes a small one out.
+In this package an operator is a callable on flat vectors. These adapters let SciPy's solvers run on
+a network's Hessian, and this package's algorithms on operators of other libraries; `to_dense` makes
+a matrix of a small one.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from jaxlimit._core.operator import Operator, apply, map_blocks, prepare
 
 
 def to_scipy(matvec: Any, dim: int | None = None, dtype: Any = None) -> LinearOperator:
-    """Make a SciPy operator of a matvec, for `eigsh`, `cg` and their like.
+    """Make a SciPy operator from a matvec, for `eigsh`, `cg` and similar solvers.
 
     Each of its products is one compiled product, with a copy to the device and back.
 
@@ -53,19 +53,19 @@ def to_scipy(matvec: Any, dim: int | None = None, dtype: Any = None) -> LinearOp
 
 
 def from_scipy(operator: Any) -> Operator:
-    """Make a matvec of a SciPy operator, a sparse matrix or a NumPy array.
+    """Make an operator from a SciPy operator, a sparse matrix or a NumPy array.
 
-    It works under `jit`, `vmap` and `scan` by a call back to the host for each product; a block of
-    vectors under `vmap` is one `matmat`. It has no derivative. An operator that `to_scipy` made
-    gives back the matvec it was made of; inside another operator (a sum, say) such a one would call
-    JAX from within JAX, which can deadlock.
+    It works under `jit`, `vmap` and `scan` by a callback to the host for each product; a block of
+    vectors under `vmap` is one `matmat`. It has no derivative. The result of `to_scipy` gives back
+    its original matvec; but inside another operator, such as a sum, it would call JAX from within
+    JAX, which can deadlock.
 
     Args:
         operator: H, a symmetric `scipy.sparse.linalg.LinearOperator` or what
             `scipy.sparse.linalg.aslinearoperator` takes; real, [D, D].
 
     Returns:
-        An `Operator` on [D], in the type of the vector it is given.
+        An `Operator` on [D], in the type of its vector.
 
     Raises:
         TypeError: if `operator` is no linear operator, or complex.
@@ -92,17 +92,17 @@ def from_scipy(operator: Any) -> Operator:
 
 
 def from_lineax(operator: Any) -> Operator:
-    """Make a matvec of a lineax operator.
+    """Make an operator from a lineax operator.
 
-    The operator's arrays become operands. Vectors are flat; an operator on
-    pytrees sees them in the order of `jax.flatten_util.ravel_pytree`.
+    The operator's arrays become operands. Vectors are flat; for an operator on pytrees they are in
+    the order of `jax.flatten_util.ravel_pytree`.
 
     Args:
         operator: H, a symmetric `lineax.AbstractLinearOperator` from a real floating space to
             itself.
 
     Returns:
-        An `Operator` on [D], in the type of the vector it is given.
+        An `Operator` on [D], in the type of its vector.
 
     Raises:
         TypeError: if `operator` is no lineax operator, or not on real floating arrays.
@@ -132,9 +132,9 @@ def from_lineax(operator: Any) -> Operator:
 def to_dense(
     matvec: Any, dim: int | None = None, dtype: Any = None, *, block_size: int = 64
 ) -> np.ndarray:
-    """Write a matvec out as a matrix on the host: the oracle for operators that are small.
+    """Make a matrix on the host from a small operator, for tests.
 
-    Costs D products and D² numbers.
+    Costs D products and memory of D² numbers.
 
     Args:
         matvec: H, `Array[D] -> Array[D]`, symmetric or not; it may loop over data on the host.

@@ -1,4 +1,4 @@
-"""Several processes as one job, by `jax.distributed`: begin together, write once, end together."""
+"""Several processes as one job, by `jax.distributed`: start together, write once, end together."""
 
 import os
 import sys
@@ -22,23 +22,23 @@ START_SECONDS = 120
 def job(
     enabled: bool = True, *, resume: str = "", start_seconds: int = START_SECONDS
 ) -> Iterator[None]:
-    """Make the body part of a job of several processes, which all end if one does.
+    """Run the body as part of a job of several processes, which all end if one fails.
 
     The processes find each other by `JAX_COORDINATOR_ADDRESS` (host:port of process 0),
     `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or by what SLURM, Open MPI or Kubernetes set, as
     `jax.distributed.initialize` has it. An error in one process, or its death, ends the others:
     at once where they wait for it in a collective, within some 20 seconds elsewhere.
 
-    Where JAX itself ends a process, because another died or did not come in time, it prints
-    its own account ("another task died", "DEADLINE_EXCEEDED") and aborts.
+    Where JAX itself ends a process, because another one died or did not start in time, it prints
+    its own message ("another task died", "DEADLINE_EXCEEDED") and aborts.
 
     Args:
-        enabled: False makes the body an ordinary one.
-        resume: what to say about taking the work up again.
-        start_seconds: how long each process waits for the others to begin.
+        enabled: False runs the body alone.
+        resume: advice on how to continue the work, for the message of a failure.
+        start_seconds: how long each process waits for the others to start.
 
     Raises:
-        RuntimeError: if the environment does not describe a job; names the variable at fault.
+        RuntimeError: if the environment does not describe a job; names the variable.
         ValueError: if `start_seconds` is below 1.
 
     >>> with job(enabled=False):
@@ -58,7 +58,7 @@ def job(
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes files and prints.
+    """Return whether this process is the one that writes files and prints.
 
     >>> if is_first():
     ...     print("done")
@@ -68,7 +68,7 @@ def is_first() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Wait until all processes have come here; return at once where there is one.
+    """Wait until all processes have reached this call; return at once if there is only one.
 
     Args:
         name: the same in all of them.
@@ -80,7 +80,7 @@ def barrier(name: str) -> None:
 
 
 def all_devices() -> Mesh | None:
-    """Return a mesh of one axis over the devices of all processes, None where there is but one.
+    """Return a mesh of one axis over the devices of all processes; None for a single device.
 
     >>> mesh = all_devices()
     >>> mesh is None or mesh.axis_names == ("data",)
@@ -93,7 +93,7 @@ def all_devices() -> Mesh | None:
 def _start(resume: str, start_seconds: int) -> None:
     named = _described()
     processes = f"all {named['num_processes']}" if "num_processes" in named else "all"
-    # Said now: where partners die or never come, JAX ends a process without asking Python.
+    # Printed now, since JAX ends a process without Python if others die or never start.
     print(
         f"waiting up to {start_seconds} s for {processes} processes of the job to begin at "
         f"{os.environ.get('JAX_COORDINATOR_ADDRESS', 'the place that the cluster names')}; "
@@ -134,7 +134,7 @@ def _described() -> dict[str, Any]:
 
 
 def _end(error: BaseException, resume: str) -> None:
-    """Say why, and exit without the orderly shutdown, which would wait for those that are gone."""
+    """Print why, and exit without the orderly shutdown, which would wait for lost processes."""
     traceback.print_exception(error)
     print(
         f"process {jax.process_index()} of {jax.process_count()} ends the job: "

@@ -1,1 +1,1 @@
-"""The frame that every room stands on; it imports none of them."""
+"""What every room uses; it imports none of them."""

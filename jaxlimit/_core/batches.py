@@ -1,4 +1,4 @@
-"""Batches of examples in either of their two forms, and the checks of a loss over them."""
+"""Batches of examples in their two forms, means over them, and checks of their losses."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ def group_batches(batches: Any) -> tuple[Group, ...]:
         stacks = _stack_alike(batches) if isinstance(batches, list) else [batches]
     sizes = [leading_size(stack) * leading_size(batch_like(stack)) for stack in stacks]
     return tuple(
-        # The share is weakly typed, so it takes on the precision of what it weights.
+        # The share is weakly typed: it takes the precision of its factor.
         Group(jnp.asarray(size / sum(sizes)), jax.tree.map(jnp.asarray, stack))
         for size, stack in zip(sizes, stacks, strict=True)
     )
@@ -55,7 +55,7 @@ def _stack_alike(batches: list) -> list:
 
 
 def first_batch(batches: Any) -> Any:
-    """Return one batch of `batches`, whichever of its two forms it has.
+    """Return the first of `batches`, in either of the two forms.
 
     Raises:
         ValueError: if there are no examples, or its leaves disagree about their number.
@@ -77,7 +77,7 @@ def first_batch(batches: Any) -> Any:
 
 
 def cut_batches(batches: Any, pieces: int) -> Any:
-    """Cut every batch into `pieces` of equal size, a list's into pieces of at most such a size.
+    """Cut every batch into `pieces` of equal size; in a list the last one may be smaller.
 
     >>> cut_batches(jnp.zeros((2, 6, 5)), 3).shape
     (6, 2, 5)
@@ -126,9 +126,9 @@ def _shapes(batch: Any) -> list[tuple[int, ...]]:
 
 
 def mean_over(groups: tuple[Group, ...], of_batch: Callable[[Any], Array]) -> Array:
-    """Average `of_batch(batch)`, itself a mean over examples, so that each example counts once.
+    """Average `of_batch(batch)`, itself a mean over examples, with equal weight for each example.
 
-    One batch at a time, so memory is that of one batch. Sums are in float32 at least.
+    One batch at a time, with the memory of one batch. Sums are in float32 at least.
     """
     of_batch = canonical_convolutions(of_batch)
 
@@ -177,7 +177,7 @@ def check_like(name: str, tree: Any, params: Any) -> None:
 
 def check_scalar(loss: Callable, params: Any, *args: Any) -> None:
     """Raise unless `loss(params, *args)` is one real floating number."""
-    # Which leaves have to be floating is for those to say who differentiate.
+    # Callers that differentiate check which leaves must be floating.
     check_floating_tree("params", params, [False] * len(jax.tree.leaves(params)))
     value = jax.eval_shape(loss, params, *args)
     if (

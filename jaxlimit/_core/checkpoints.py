@@ -68,21 +68,21 @@ def _foreign(folder: Path) -> list[str]:
 class Checkpoints:
     """The checkpoints of one run in one directory; the newest is kept, saved at an interval.
 
-    Orbax writes under a temporary name and renames when all is on disk, and the old checkpoint
-    goes only after that; so a save that fails leaves the last one whole. What is damaged later
-    shows in digests of the arrays, which are kept beside them. One process at a time has the
-    directory: it is locked until `close`.
+    Orbax writes under a temporary name and renames when everything is on disk, and only then the
+    old checkpoint is removed. So a failed save leaves the last one whole. Digests of the arrays,
+    saved with them, show later damage. One process at a time uses the directory: it is locked until
+    `close`.
 
     Args:
-        directory: where; None keeps no checkpoints.
-        every: units between them.
-        identity: what makes this run itself, as JSON; a checkpoint of another is refused.
-        unit: what the run counts.
-        defaults: what an older checkpoint, whose identity lacks these entries, was made with.
-        optional: how entries begin that are compared only where both identities have them.
+        directory: the folder; None keeps no checkpoints.
+        every: units between checkpoints.
+        identity: what identifies this run, as JSON; a checkpoint of another run is refused.
+        unit: the unit that the run counts, such as "epoch".
+        defaults: values of entries that the identity of an older checkpoint lacks.
+        optional: prefixes of entries that are compared only where both identities have them.
 
     Raises:
-        InUseError: if another run is at work in the directory.
+        InUseError: if another run is using the directory.
         OSError, ValueError: as `check_directory`, or if the directory cannot be made.
     """
 
@@ -125,14 +125,14 @@ class Checkpoints:
         `saved` then says how far it had come.
 
         Raises:
-            ValueError: if it belongs to another run, says what differs; or if it is damaged.
+            ValueError: if it belongs to another run (says what differs), or is damaged.
         """
         if self.directory is None or (count := self._manager.latest_step()) is None:
             return None
         self._check_identity(self._read(count, "identity", self._ocp.args.JsonRestore()))
         like = target(count)
         tree = self._read(count, "run", self._ocp.args.StandardRestore(without_keys(like)))
-        # Checkpoints of earlier versions came without digests.
+        # Checkpoints of earlier versions have no digests.
         if (self.directory / str(count) / "digests").is_dir():
             self._check_digests(
                 count, tree, self._read(count, "digests", self._ocp.args.JsonRestore())
@@ -173,7 +173,7 @@ class Checkpoints:
         return None
 
     def describe(self) -> str:
-        """Say in words where the run can be taken up again."""
+        """Say in words where the run can continue."""
         if not self.saved:
             return "no checkpoint was kept"
         return f"the checkpoint of {self.unit} {self.saved} in {self.directory} is whole"

@@ -87,7 +87,7 @@ def is_concrete(*values: Any) -> bool:
 def check_real(name: str, value: Any) -> jnp.dtype:
     """Return the type of a real number or array, or raise; Booleans and lists are neither."""
     try:
-        # A string could name a type.
+        # A string could be the name of a type.
         if isinstance(value, bool | str | bytes | list | type | None) or (
             isinstance(value, tuple) and not hasattr(value, "__jax_array__")
         ):
@@ -116,7 +116,7 @@ def check_range(
     if not is_concrete(value):
         return
     with jax.ensure_compile_time_eval(), np.errstate(over="ignore"):
-        # Of a number without JAX, which would take hold of its devices for that.
+        # A Python number is checked without JAX, which would initialise its devices.
         if isinstance(value, int | float):
             array = np.asarray(value).astype(dtype if isinstance(value, float) else int)
         else:
@@ -132,7 +132,7 @@ def is_finite(array: Any) -> bool:
     """Whether every entry is finite, as far as is known now: traced arrays are taken to be."""
     if not is_concrete(array):
         return True
-    # Within a caller's `jit`, operations on known values would be traced too.
+    # Inside a caller's `jit`, operations on known values would be traced too.
     with jax.ensure_compile_time_eval():
         return bool(jnp.all(jnp.isfinite(array)))
 
@@ -143,8 +143,8 @@ def check_floating_tree(name: str, tree: Any, floating: list[bool] | None = None
     Args:
         name: of the argument.
         tree: its value.
-        floating: for each leaf whether it must be floating; the others may be any real arrays, as
-            is a base of integers beside the weights under study. All by default.
+        floating: for each leaf, whether it must be floating; the others may be any real arrays,
+            such as frozen integer weights. By default all must.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not leaves:

@@ -1,4 +1,4 @@
-"""Digests of JSON, of arrays and of trees of them: what tells two files or two runs apart."""
+"""Digests of JSON, of arrays and of trees of arrays, which identify files and runs."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from jaxtyping import Array, Num, PyTree, UInt32
 
 
 def of_json(content: dict[str, Any]) -> str:
-    """Return the SHA-256 of an object, whatever the layout of the file and the order of names."""
+    """Return the SHA-256 of an object, independent of layout and of the order of names."""
     # Through JSON once, since it turns tuples into lists and the names of entries into text.
     content = json.loads(json.dumps(content, allow_nan=False))
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -51,7 +51,7 @@ def is_key(leaf: Any) -> bool:
 
 
 def digests(tree: PyTree) -> dict[str, int]:
-    """Return one number for each array, whatever its layout over devices and processes.
+    """Return one number for each array, independent of its layout over devices and processes.
 
     It is the sum mod 2³² of a bijection of every 32 bits, which depends on their place: a change
     of one word always shows, any other but once in 2³². One pass over the memory, no copies.

@@ -1,4 +1,4 @@
-"""The one type in which every stochastic number of this package is returned, and its intervals."""
+"""`Estimate`, the type of every stochastic number of this package, and its intervals."""
 
 from typing import Any, NamedTuple
 
@@ -17,15 +17,15 @@ NORMAL_QUANTILE = 1.96  # standard errors on either side of a normal interval of
 class Estimate(NamedTuple):
     """A number with its error bar.
 
-    Where a plain number is asked for, by `float`, in arithmetic of arrays or in a format, it is
-    `value`. Multiplied or divided by a number, or shifted by one, it stays an `Estimate`.
+    Used as a plain number (by `float`, in array arithmetic, in a format) it is its `value`.
+    Multiplied or divided by a number, or shifted by one, it stays an `Estimate`.
 
     Attributes:
         value: the point estimate.
-        standard_error: standard deviation of `value` over the random draws it is a mean of;
-            0 where nothing was random, infinite where it cannot be told.
-        lower: lower end of the stated 95 % interval, systematic error included where it is bounded.
-        upper: upper end of the same.
+        standard_error: standard deviation of `value` over the random draws; 0 if nothing was
+            random, infinite if it is unknown.
+        lower: lower end of the 95 % interval, including systematic errors where they are bounded.
+        upper: upper end of the interval.
     """
 
     value: Float[Array, "..."]
@@ -85,8 +85,8 @@ class Estimate(NamedTuple):
 def estimate_from_samples(samples: Float[Array, "n ..."]) -> Estimate:
     """Average independent samples over their first axis, with Student's t interval.
 
-    The interval is mean ± t₀.₉₇₅(n-1) s/√n; one sample tells nothing of its own spread, so its
-    standard error is infinite and its interval is the whole line.
+    The interval is mean ± t₀.₉₇₅(n-1) s/√n. One sample says nothing about its spread: its standard
+    error is infinite, and its interval is the whole line.
 
     >>> import jax.numpy as jnp
     >>> estimate_from_samples(jnp.array([1.0, 2.0, 3.0])).value
@@ -114,7 +114,7 @@ def t_interval(
 
 
 def normal_interval(value: Float[Array, "..."], standard_error: Float[Array, "..."]) -> Estimate:
-    """Put the normal interval around a value whose standard error is known, or measured on many.
+    """Put the normal interval around a value whose standard error is (almost) exactly known.
 
     >>> normal_interval(jnp.zeros(()), 1.0)
     Estimate(value=0, standard_error=1, lower=-1.96, upper=1.96)
@@ -130,8 +130,8 @@ def positive_interval(
     """Put an interval around a number that cannot be negative, such as a spread.
 
     The interval is that of the logarithm, value · exp(± q · standard_error/value), q the quantile
-    of the normal distribution, or of Student's t of `num_free` degrees of freedom: it stays
-    positive, and is longer above, where the distribution of a measured spread is.
+    of the normal distribution, or of Student's t with `num_free` degrees of freedom. It stays
+    positive and is longer above, like the distribution of a measured spread.
 
     >>> positive_interval(jnp.ones(()), 0.5)
     Estimate(value=1, standard_error=0.5, lower=0.375311, upper=2.66446)
@@ -154,7 +154,7 @@ def unknown_error(value: Float[Array, "..."]) -> Estimate:
 
 
 def exact_estimate(value: Float[Array, "..."]) -> Estimate:
-    """Wrap a number that has no error, so that exact and sampled results compose alike."""
+    """Wrap a number without error, so that exact and sampled results combine in the same way."""
     return Estimate(value, jnp.zeros_like(value), value, value)
 
 

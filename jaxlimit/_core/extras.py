@@ -1,4 +1,4 @@
-"""Packages that not every user has: loaded when they are needed, missed by the name of an extra."""
+"""Optional packages: loaded when needed; if missing, the error names the extra to install."""
 
 import importlib
 from types import ModuleType
@@ -10,7 +10,7 @@ def require(module: str, extra: str, what: str) -> ModuleType:
     Args:
         module: its dotted name.
         extra: the extra of jaxlimit that brings it.
-        what: cannot be done without it.
+        what: what needs it, for the error.
 
     Raises:
         ModuleNotFoundError: if it is not installed; names the extra.

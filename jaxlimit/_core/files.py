@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and refused by name if damaged or of another run."""
+"""Files that are written whole or not at all, and refused if damaged or of another run."""
 
 import json
 import math
@@ -29,13 +29,13 @@ class OtherRunError(ValueError):
 
 @contextmanager
 def replacing(path: Any) -> Iterator[IO[bytes]]:
-    """Open a new binary file that takes the place of `path` when the body ends well.
+    """Open a new binary file that replaces `path` when the body ends without an error.
 
-    It is written beside `path` under a name of its own, which must not exist, so that two writers
-    never share one and no link is followed; it is on disk before it is renamed.
+    It is written in the folder of `path` under a new name, so two writers never share a file and no
+    link is followed. It is flushed to disk before it is renamed.
 
     Raises:
-        OSError: names `path` and says that what was there before is still whole.
+        OSError: if it cannot be written; an earlier file at `path` is still whole.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -133,7 +133,7 @@ def save(path: Any, version: int, *, identity: dict | None = None, **fields: Any
     Args:
         path: of the file.
         version: of its format.
-        identity: what made it, as JSON; `load` compares it.
+        identity: what it was made from, as JSON; `load` compares it.
         **fields: the arrays by name.
 
     Raises:
@@ -153,10 +153,10 @@ def load(
 
     Args:
         path: of the file.
-        what: the file should be, with its article.
-        version: that it should have.
-        *kinds: sets of names, one of which it must hold whole.
-        identity: what must have made it; None takes any.
+        what: the expected kind of file, with its article.
+        version: the expected version.
+        *kinds: sets of names; it must hold all of one of them.
+        identity: the expected identity; None accepts any.
 
     Raises:
         OSError: if there is no such file.
@@ -186,8 +186,8 @@ def check_sizes(path: Any, *, compressed: bool = False) -> None:
     """Raise unless the arrays of an npz are as large as their entries, and these as the file.
 
     Args:
-        path: of the file; reads no more than headers.
-        compressed: entries may be larger than the file.
+        path: of the file, of which only headers are read.
+        compressed: whether entries may be larger than the file.
 
     Raises:
         ValueError: if they are not, or the file is none; or what else zipfile raises.

@@ -1,7 +1,7 @@
-"""Functions of the user as static arguments of compiled programs, known by what they compute now.
+"""A user's functions as static arguments of compiled programs, identified by what they compute.
 
-JAX keeps a program by the identity of its function. One that reads an attribute or an array that
-has changed since would be answered with the old program, and one that has no hash with an error.
+JAX keeps programs by the identity of the function. So a function that reads a changed attribute or
+array would get its old program, and a function without a hash would get an error.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class Frozen:
-    """A function that equals another if both are the same one and trace to the same program.
+    """A function that equals another if both are the same function and trace to the same program.
 
     Attributes:
         function: the function.
@@ -26,7 +26,7 @@ class Frozen:
     """
 
     def __init__(self, function: Callable, *args: Any, **named: Any) -> None:
-        """Trace `function(*args, **named)` anew, so that what else it reads is taken as it is now.
+        """Trace `function(*args, **named)` with the present values of everything else it reads.
 
         Args:
             function: any callable, hashable or not.
@@ -35,7 +35,7 @@ class Frozen:
         """
         if isinstance(function, Frozen):
             function = function.function
-        # A function of its own, since JAX would remember the trace of one that it has seen.
+        # A new function, since JAX remembers the trace of one that it has seen.
         fresh = jax.make_jaxpr(lambda args, named: function(*args, **named), return_shape=True)
         program, self.out = fresh(args, named)
         self.function = function
@@ -45,7 +45,7 @@ class Frozen:
 
     @property
     def digest(self) -> str | None:
-        """What it computes, the same in another process; None where an identity is part of it."""
+        """A digest of its program, the same in every process; None if an identity is part of it."""
         return None if self._trace.identities else self._trace.digest().hex()
 
     def __call__(self, *args: Any, **named: Any) -> Any:
@@ -60,10 +60,10 @@ class Frozen:
 
 
 class Program(Frozen):
-    """A function that is only ever called with arguments of these shapes and types.
+    """A function that is only called with arguments of given shapes and types.
 
-    So it is known by what it traces to alone: one that is made anew in every call, such as a lambda
-    in a loop, finds the compiled program of the last.
+    So its trace alone identifies it: a function that is made again in every call, such as a lambda
+    in a loop, finds the compiled program of the last call.
     """
 
     def __init__(self, function: Callable, *args: Any, **named: Any) -> None:
@@ -93,7 +93,7 @@ class _Fingerprint:
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
-        self.identities: list = []  # what is told by its identity, which must not be given away
+        self.identities: list = []  # kept alive, so that their identities are not reused
 
     def digest(self) -> bytes:
         return self._hash.digest()

@@ -1,4 +1,4 @@
-"""One writer to a folder: the second is told who holds it."""
+"""One writer to a folder: a second one gets an error that names the first."""
 
 import errno
 import json
@@ -24,10 +24,9 @@ class InUseError(OSError):
 def hold(folder: Any) -> Iterator[None]:
     """Be the only writer to a folder while the body runs.
 
-    The lock is the operating system's (`flock`): it goes with the process, however that ends, so
-    that no dead one keeps it, and it holds across machines where the shared disk passes it on, as
-    NFS does. Where a disk has no such locks, the existence of a file stands in. In a folder that
-    cannot be written nothing is locked.
+    The lock is that of the operating system (`flock`): it ends with the process in any case, and
+    holds across machines if the shared disk supports it, as NFS does. On a disk without such locks
+    the existence of a file replaces them. In a folder that cannot be written nothing is locked.
 
     Raises:
         InUseError: if another holds it; says which process, where, and since when.

@@ -1,7 +1,8 @@
-"""The losses that a user may give, as one kind: the mean over a batch's examples.
+"""All kinds of losses as one: the mean over a batch's examples.
 
-A loss returns one number, the mean over the examples of its batch; or their losses, [n]; or those
-and their weights, two arrays [n, ...], and the loss of all data is Σ w l / Σ w over all batches.
+A loss returns one number, the mean over the examples of its batch; or their losses, [n]; or their
+losses and weights, two arrays [n, ...]. With weights, the loss of all data is Σ w l / Σ w over all
+batches.
 """
 
 from collections.abc import Callable
@@ -32,10 +33,10 @@ ONE, EACH, WEIGHTED = "one number", "losses", "losses and weights"
 
 @dataclass(frozen=True)
 class MeanLoss:
-    """A loss whose mean over all examples is the loss of the data, whatever the user's returns.
+    """A loss whose mean over all examples is the loss of the data, made from any user's loss.
 
-    Where that returns weights, the first operand is the number of examples over the sum of their
-    weights.
+    If the user's loss returns weights, the first operand is the number of examples over the sum of
+    their weights.
 
     Attributes:
         function: the user's, frozen.
@@ -70,8 +71,8 @@ def _wide(array: Any) -> Array:
 def mean_loss(loss: Callable, params: Any, batches: Any, operands: tuple) -> tuple[MeanLoss, tuple]:
     """Return a user's loss as a `MeanLoss` with the operands that it takes; checks both.
 
-    The result may be a static argument of a compiled program, whatever the user's loss is: it is
-    equal to an earlier one only where it computes the same.
+    The result may be a static argument of a compiled program: it equals an earlier one only if both
+    compute the same.
 
     Raises:
         TypeError: if the loss returns none of the three kinds, or a leaf of `params` is not real
@@ -89,14 +90,14 @@ def mean_loss(loss: Callable, params: Any, batches: Any, operands: tuple) -> tup
 
 
 def check_arrays(params: Any) -> None:
-    """Raise unless `params` is a pytree of real arrays; which are floating is for others to say."""
+    """Raise unless `params` is a pytree of real arrays, floating or not."""
     check_floating_tree("params", params, [False] * len(jax.tree.leaves(params)))
 
 
 def check_returned(
     name: str, function: Callable, batch: Any, first: Any, *operands: Any, each: bool = False
 ) -> MeanLoss:
-    """Freeze `function(first, batch, *operands)` and tell what it returns.
+    """Freeze `function(first, batch, *operands)` and determine what it returns.
 
     Args:
         name: of the function, for the error.
@@ -104,7 +105,7 @@ def check_returned(
         batch: one batch.
         first: the parameters or outputs, or their shapes.
         *operands: the rest.
-        each: whether it has to return one loss an example.
+        each: whether it must return one loss for each example.
 
     Raises:
         TypeError: if it returns none of the three kinds.
@@ -113,7 +114,7 @@ def check_returned(
     leaves, count = jax.tree.leaves(traced.out), leading_size(batch)
     real = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves)
     kinds = {1: EACH, 2: WEIGHTED}
-    # Alone, losses of more than one axis would rather be outputs whose loss was forgotten.
+    # Losses of more than one axis, without weights, are more likely outputs without their loss.
     per_example = all(leaf.shape[:1] == (count,) for leaf in leaves) and (
         len(leaves) == 2 or leaves[0].shape == (count,)
     )
@@ -153,7 +154,7 @@ def _mean_weight(loss, params, groups, operands):
 
 
 def weight_of(loss: MeanLoss, params: Any, batch: Any, *operands: Any) -> Float[Array, ""]:
-    """Return the sum of a batch's weights, its number of examples where it has none.
+    """Return the sum of a batch's weights, or its number of examples if it has no weights.
 
     `operands` are those of the `MeanLoss`.
     """
@@ -182,7 +183,7 @@ def example_losses(
 ) -> tuple[Float[Array, "n"], Float[Array, "n"] | None]:
     """Return the loss of every example, and its weight where the loss returns weights.
 
-    Where an example has several losses, theirs is the weighted mean and its weight their sum.
+    If an example has several losses, its loss is their weighted mean and its weight their sum.
     """
     found = [_of_examples(loss, params, group.batches, operands) for group in examples]
     losses, weights = zip(*found, strict=True)

@@ -1,4 +1,4 @@
-"""What a device can hold: runs that cannot fit are refused, and a device's refusal is reported."""
+"""The memory of devices: refuse runs that cannot fit, and report when a device runs out."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import jax
 
 
 def host_memory() -> int | None:
-    """Return the bytes of the host's memory, None where the system does not say."""
+    """Return the bytes of the host's memory; None if unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -17,7 +17,7 @@ def host_memory() -> int | None:
 
 
 def device_memory(device: Any = None) -> int | None:
-    """Return the bytes that a device can hold, a CPU the host's; None where it does not say."""
+    """Return the bytes that a device can hold (for a CPU, the host's memory); None if unknown."""
     device = device or jax.local_devices()[0]
     return (device.memory_stats() or {}).get("bytes_limit") or (
         host_memory() if device.platform == "cpu" else None
@@ -38,7 +38,7 @@ class DeviceMemoryError(MemoryError):
     """A device ran out of memory.
 
     Attributes:
-        states: the Lanczos states as they were before, one a probe, to go on from; empty if none.
+        states: the Lanczos states before the failure, one a probe, to continue from; may be empty.
     """
 
     def __init__(self, message: str, states: tuple = ()) -> None:
@@ -47,7 +47,13 @@ class DeviceMemoryError(MemoryError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is a device's refusal of memory.
+    """Return whether an error means that a device ran out of memory.
+
+    Args:
+        error: the error.
+
+    Returns:
+        True if it does.
 
     >>> is_out_of_memory(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"))
     True
@@ -57,7 +63,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def catching_refusals(what: str, states: Any = ()) -> Iterator[None]:
-    """Turn a device's refusal of memory into a `DeviceMemoryError` that carries the states."""
+    """Turn a device's out-of-memory error into a `DeviceMemoryError` with the states."""
     message = None
     try:
         yield
@@ -66,5 +72,5 @@ def catching_refusals(what: str, states: Any = ()) -> Iterator[None]:
             raise
         message = f"the device ran out of memory {what}: {error}"
     if message is not None:
-        # Raised out here, so that it holds no frame whose arrays would take memory still.
+        # Raised outside, so that it keeps no frame whose arrays still take memory.
         raise DeviceMemoryError(message, tuple(states))

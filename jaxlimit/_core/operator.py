@@ -1,4 +1,4 @@
-"""The operator that all algorithms work on, and what they do with its products."""
+"""`Operator`, on which all algorithms work, and checks of its products."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -23,30 +23,29 @@ Result = TypeVar("Result")
 
 ALL_FINITE = -1
 
-# Orthogonality must not be lost to the shortened products that accelerators take by default.
+# The reduced precision of products on accelerators would lose orthogonality.
 dot = partial(jnp.matmul, precision="highest")
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False, repr=False)
 class Operator:
-    """A symmetric operator on flat vectors, which knows what it can do.
+    """A symmetric operator on flat vectors that knows its size, type and abilities.
 
-    A pytree: its arrays are operands of `jit`, `vmap` and `scan`, all else is static. Called on a
-    vector it makes one product.
+    A pytree: its arrays are operands of `jit`, `vmap` and `scan`, everything else is static. A call
+    with a vector makes one product.
 
     Attributes:
-        product: the product, a function from [dim] to [dim]; a `jax.tree_util.Partial` takes its
-            arrays along.
+        product: the product, a function from [dim] to [dim]; the arrays of a
+            `jax.tree_util.Partial` are operands.
         dim: D, size of its vectors.
-        dtype: type of its vectors; None takes any.
-        mesh: devices that share it, None for one. It then also takes vectors padded with zeros to a
-            size that the devices divide, and returns such ones, sharded.
-        traceable: whether it runs under `jit`, `vmap` and `scan`; one that is not reads its data as
-            it goes, on the host, and is called eagerly.
-        linearized: whether it keeps a linearisation, so a product repeats no primal pass.
-        origin: what tells it from an operator of other data, where a run is resumed; None is told
-            by its program alone.
+        dtype: type of its vectors; None accepts any.
+        mesh: devices that share it; None for one device. With a mesh it also accepts vectors padded
+            with zeros to a size that the devices divide, and returns the same, sharded.
+        traceable: whether it runs under `jit`, `vmap` and `scan`. If not, it reads its data on the
+            host during a product, and is called eagerly.
+        linearized: whether it keeps a linearisation, so that products repeat no primal pass.
+        origin: identifies its data when a run is resumed; without it the program identifies it.
 
     Raises:
         TypeError: if `dim` is no static int, or `dtype` or what `product` returns is not real
@@ -70,7 +69,7 @@ class Operator:
     origin: Origin | None = field(default=None, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        # Transformations rebuild operators around placeholders, whose product is wrapped already.
+        # Transformations rebuild operators with placeholders, whose product is wrapped already.
         if isinstance(self.product, MeshProduct | Product) or not callable(self.product):
             return
         set_field = partial(object.__setattr__, self)
@@ -123,7 +122,7 @@ class Operator:
         return replace(self, product=product, dim=index.size, origin=origin)
 
     def content(self) -> dict[str, Any]:
-        """Return digests of what it computes; without an origin, of its program and its arrays."""
+        """Return digests that identify it: those of its origin, or of its program and arrays."""
         if self.origin is not None:
             return self.origin.digests()
         function = getattr(self.product, "function", None)
@@ -162,7 +161,7 @@ class Operator:
             raise TypeError(f"matvec must return real floating entries, got dtype {result.dtype}")
 
     def _freeze(self) -> Any:
-        """Take what the product reads as it is now; return the shape and type of its result."""
+        """Freeze the product with what it reads now; return the shape and type of its result."""
         old, vector = self.product.function, jax.ShapeDtypeStruct((self.dim,), self.dtype)
         frozen = Program(old.func, *old.args, vector, **old.keywords)
         function = Partial(frozen, *old.args, **old.keywords)
@@ -230,16 +229,16 @@ def prepare(
 ) -> Operator:
     """Return `matvec` as an operator with `dtype`, checked against what it maps.
 
-    What an `Operator` knows need not be given again, and must agree if it is. The vectors of other
-    callables have `dim` entries, of type float32 if `dtype` is None.
+    Arguments that an `Operator` knows may be left out, and must agree if given. For other callables
+    `dim` is needed, and `dtype` is float32 by default.
 
     Args:
         matvec: an `Operator`, or a callable from [dim] to [dim].
         dim: size of the vectors.
         dtype: type of the vectors.
         mesh: devices that share the vectors.
-        instead: for an algorithm that has to compile its products, what to use for one that
-            loops on the host.
+        instead: for an algorithm that compiles its products: advice for an operator that loops on
+            the host.
 
     Raises:
         TypeError: if `dim` is missing or no static int, `dtype` or what `matvec` returns is not
@@ -256,7 +255,7 @@ def prepare(
                 f"got {type(matvec).__name__}"
             )
         if dim is None:
-            raise TypeError("dim must be given, an int, where matvec is no Operator; got None")
+            raise TypeError("dim must be given, an int, if matvec is no Operator; got None")
         return Operator(matvec, dim, dtype or jnp.dtype(jnp.float32), mesh)
     operator = matvec
     if not operator.traceable and instead is not None:
@@ -302,9 +301,9 @@ def takes_operator(function: Callable[Params, Result]) -> Callable[Params, Resul
 
 
 def returns_local(function: Callable[Params, Result]) -> Callable[Params, Result]:
-    """Let a function of an operator, its first argument, return arrays that go with any others.
+    """Let a function of an operator, its first argument, return arrays that any code can use.
 
-    What is computed on the mesh of an operator stays on it, which plain arrays do not meet.
+    Arrays computed on the mesh of an operator stay on it and do not mix with plain arrays.
     """
 
     @wraps(function)
@@ -324,7 +323,7 @@ def check_same_dtype(found: Any, dtype: Any) -> None:
 
 
 def check_dtype(dtype: Any) -> jnp.dtype:
-    """Return `dtype`, or raise unless it is a real floating type that JAX can hold as it is set."""
+    """Return `dtype`, or raise unless it is a real floating type that JAX now supports."""
     dtype = jnp.dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be real floating, got {dtype}")

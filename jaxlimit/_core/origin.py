@@ -1,4 +1,4 @@
-"""Digests of what an operator is made of, the same for any cut of its data and any mesh."""
+"""Digests of the parts of an operator, the same for any batches and any mesh."""
 
 import zlib
 from collections.abc import Callable, Iterable
@@ -17,9 +17,9 @@ PROGRAM = f"program of JAX {jax.__version__}"
 
 
 class Origin:
-    """What an operator was made of, as digests that are computed when they are asked for.
+    """Digests of the parts of an operator, computed on first use.
 
-    All are equal, so that operators of other data share their compiled programs.
+    All origins are equal, so that operators of different data share compiled programs.
     """
 
     def __init__(self, digests: Callable[[], dict]) -> None:
@@ -48,7 +48,7 @@ def digest_of(tree: Any) -> int:
 
 
 def examples_digest(stacks: Iterable) -> int:
-    """Return one number for a set of examples, in whatever order and batches they come.
+    """Return one number for a set of examples, independent of their order and batches.
 
     Args:
         stacks: pytrees whose leaves are [examples, ...].

@@ -1,4 +1,4 @@
-"""Change how a traced program multiplies matrices, and leave everything else as it is."""
+"""Change how a traced program multiplies matrices, and nothing else."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,9 +23,10 @@ Change = Callable[[Callable, list, dict], Array]
 
 
 def precise_products() -> AbstractContextManager:
-    """Multiply in the full precision of the operands, unless the caller has said how.
+    """Multiply in the full precision of the operands, unless the caller has chosen a precision.
 
-    NVIDIA's devices would round operands of float32 to TF32; `jax.default_matmul_precision` says.
+    NVIDIA's devices would round float32 operands to TF32. The caller's choice is
+    `jax.default_matmul_precision`.
     """
     config: Any = jax.config
     if config.jax_default_matmul_precision is None:
@@ -46,7 +47,7 @@ def change_products(program: core.ClosedJaxpr, change: Change) -> core.ClosedJax
 
 
 def canonical_convolutions(function: Callable) -> Callable:
-    """Let a function that runs in a loop convolve fast on a CPU; elsewhere it is left as it is.
+    """Make convolutions of a function in a loop fast on a CPU; on other devices change nothing.
 
     XLA's CPU backend has a fast convolution for channels last, and brings others into that order,
     but not within loops, where the gradient of a kernel takes tens of times as long. Where other
@@ -132,7 +133,7 @@ class _Evaluate:
 
 
 def canonical_linear(linear: Callable, vector: Any) -> Callable:
-    """Let a function of one vector that carries its constants convolve fast on a CPU, in loops too.
+    """Make convolutions of a linear function with constants fast on a CPU, also in loops.
 
     Args:
         linear: from `jax.linearize`.

@@ -1,8 +1,8 @@
 """Norms and spreads whose squares neither overflow nor vanish where the result itself does not.
 
-Everything is divided by a power of two near its largest magnitude before it is squared, which
-changes no bit of the result but where the squares leave the range of the type. Sums are in float32
-at least, whatever the type of what they add.
+Everything is divided by a power of two near its largest magnitude before it is squared. This
+changes no bit of the result unless squares leave the range of the type. Sums are in float32 at
+least, whatever the type of their terms.
 """
 
 from typing import Any

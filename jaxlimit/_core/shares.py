@@ -1,7 +1,6 @@
-"""All examples, dealt out to the devices of a mesh, and means over them.
+"""All examples, distributed over the devices of a mesh, and means over them.
 
-Inside, everything is manual (`jax.shard_map`), so a loss sees plain local arrays and its
-program is the one it has on one device.
+Programs are manual (`jax.shard_map`): a loss sees plain local arrays, as on one device.
 """
 
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from jaxlimit._core.host import HostBatches, batch_like
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Shares:
-    """All examples, dealt out to the devices of a mesh; each counts once in the sum over devices.
+    """All examples, distributed over the devices of a mesh; each counts once in the sum.
 
     Attributes:
         weights: for each stack of `own` and then of `common`, its share of all examples, over
@@ -49,15 +48,15 @@ Examples = Shares | tuple[Group, ...]
 
 
 def examples_of(batches: Any, mesh: Mesh | None) -> Examples:
-    """Deal all examples out to a mesh, or group them on the one device."""
+    """Distribute all examples over a mesh, or group them on one device."""
     return group_batches(batches) if mesh is None else share_out(batches, mesh)
 
 
 def share_out(batches: Any, mesh: Mesh) -> Shares:
-    """Deal the examples of all batches out, in batches of the same size over the whole mesh.
+    """Distribute the examples of all batches, in batches of the same size over the whole mesh.
 
-    Batches of examples of one kind are one pool, however they were cut. A loss that is a mean over
-    examples is the same for any cut. Batches that stay on the host are dealt out whole.
+    Batches of examples of one kind form one pool: a loss that is a mean over examples is the same
+    for any batches. Batches that stay on the host are distributed whole.
     """
     n = sharding.num_shards(mesh)
     if isinstance(batches, HostBatches):

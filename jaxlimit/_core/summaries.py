@@ -1,4 +1,4 @@
-"""Short texts of results: their numbers, and of arrays no more than fits on a line."""
+"""Short texts of results: numbers, and arrays as far as they fit on a line."""
 
 from typing import Any
 

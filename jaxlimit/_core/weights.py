@@ -34,19 +34,25 @@ _KERNELS = frozenset(["kernel", "kernels", "embedding", "embeddings"])
 def is_weight(name: str, leaf: Any) -> bool:
     """Select every kernel and bias: all leaves but the scale and shift of normalisation layers.
 
-    Names tell them by whole words, as `_`, digits and capitals part them. A leaf is left out if its
-    own name or that of the layer that holds it has a word for normalisation (norm, bn, ln, gn, rms,
-    batchnorm, layernorm, normalization and the like), as `BatchNorm_0`, `ln_f`, `gn_root`,
-    `query_ln` and `conv_bn1` have and `abnormal` has not; and if it is no `kernel` or `embedding`,
-    has at most one axis or is called scale, gamma, gain, beta, offset, shift or bias, and is not
-    the bias of a layer such as `norm_mlp`. Blocks further up do not count:
-    `ConvNorm_0/Conv_0/bias` is a weight. A place in a list, as in `norms/0/scale`, and the `value`
-    that ends a path of NNX are passed over.
+    The decision is by whole words of the name, which `_`, digits and capitals separate. A leaf is
+    left out if
+
+    - its own name or that of its layer has a word for normalisation (norm, bn, ln, gn, rms,
+      batchnorm, layernorm, normalization and similar), such as `BatchNorm_0`, `ln_f`, `gn_root`,
+      `query_ln` and `conv_bn1`, but not `abnormal`; and
+    - it is no `kernel` or `embedding`, and has at most one axis or is called scale, gamma, gain,
+      beta, offset, shift or bias; and
+    - it is not the bias of a layer with a kernel, such as `norm_mlp`.
+
+    Blocks further up do not count: `ConvNorm_0/Conv_0/bias` is a weight. An index in a list, as in
+    `norms/0/scale`, and the `value` at the end of an NNX path are ignored.
 
     Args:
-        name: the leaf's path, such as `Dense_0/kernel`; the parts of a name may also be joined by
-            dots.
-        leaf: the array itself; None where only the name is known.
+        name: path of the leaf, such as `Dense_0/kernel`, with its parts joined by `/` or dots.
+        leaf: the array itself; None if only the name is known.
+
+    Returns:
+        True if the leaf is a weight under study.
 
     >>> is_weight("Dense_0/kernel", None), is_weight("BatchNorm_0/bias", None)
     (True, False)
@@ -79,7 +85,7 @@ def _words(name: str) -> list[str]:
 
 
 def describe_selection(params: Any, where: Where = is_weight) -> str:
-    """Say in one line which leaves are left out, and which look like a scale but are kept.
+    """Say in one line which leaves are left out, and which look like a scale but are included.
 
     >>> import jax.numpy as jnp
     >>> describe_selection({"ln_1": {"scale": jnp.ones(2)}, "fc": {"kernel": jnp.ones((2, 2))}})
@@ -109,7 +115,14 @@ def describe_selection(params: Any, where: Where = is_weight) -> str:
 
 
 def every_leaf(name: str, leaf: Any) -> bool:
-    """Select all leaves, the scale and shift of normalisation layers among them.
+    """Select all leaves, including the scale and shift of normalisation layers.
+
+    Args:
+        name: path of the leaf.
+        leaf: the array itself.
+
+    Returns:
+        True.
 
     >>> every_leaf("BatchNorm_0/bias", None)
     True
@@ -127,7 +140,7 @@ def selected(params: Any, where: Where) -> list[bool]:
 
 
 def flat_vectors(**vectors: Any) -> list[Float[Array, "D"]]:
-    """Return vectors of one size as arrays of float32 at least; errors call them by their keywords.
+    """Return vectors of one size as arrays of float32 at least; errors use their keywords as names.
 
     Raises:
         TypeError: if one is no array of real numbers.
@@ -163,7 +176,7 @@ def check_kept(name: str, kept: Any, dim: int) -> Bool[Array, "D"]:
 
 
 def check_places(name: str, places: Any, dim: int) -> Int[Array, "D"]:
-    """Return places in an order, or raise where they are known not to be 0 to `dim` - 1 once each.
+    """Return places in an order, or raise if they are known not to be 0 to `dim` - 1 once each.
 
     Raises:
         TypeError: if they are no integers.
@@ -182,7 +195,7 @@ def check_places(name: str, places: Any, dim: int) -> Int[Array, "D"]:
 
 @dataclass(frozen=True)
 class _Unflatten:
-    """Put a flat vector back in its pytree, the leaves not under study as they were."""
+    """Put a flat vector back into its pytree, with the other leaves unchanged."""
 
     treedef: Any
     shapes: tuple[tuple[int, ...] | None, ...]
@@ -204,18 +217,18 @@ class _Unflatten:
 def flatten_weights(
     params: Any, where: Where = is_weight, *, name: str = "params"
 ) -> tuple[Float[Array, "D"], Partial]:
-    """Flatten the weights under study to one vector of float32 at least, and return the way back.
+    """Flatten the weights under study into one vector, and return the inverse function.
 
-    The way back gives every leaf its own type, which is what a loss is made for.
+    The vector is float32 at least; the inverse gives every leaf its own type.
 
     Args:
         params: pytree of arrays, real floating where they are under study.
         where: `where(name, leaf)` says whether a leaf is under study.
-        name: what errors call `params`.
+        name: name of `params` in errors.
 
     Returns:
-        The vector [D], and a `Partial` that maps such a vector to a pytree like `params`; it
-        carries the leaves not under study as operands.
+        The vector [D], and a `Partial` that maps such a vector to a pytree like `params`, with the
+        leaves not under study as operands.
 
     Raises:
         TypeError: if a leaf is no real array, or is under study and not floating.

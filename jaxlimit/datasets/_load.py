@@ -29,7 +29,7 @@ class Dataset(NamedTuple):
     Attributes:
         images: pixels in 0..255, RGB or grey; read-only where they are mapped from a file.
         labels: the class of each image, in 0..num_classes-1.
-        num_classes: how many classes there are, whether this split shows them all or not.
+        num_classes: number of classes, also of those that this split lacks.
     """
 
     images: UInt8[np.ndarray, "N H W C"]
@@ -39,6 +39,13 @@ class Dataset(NamedTuple):
 
 def to_batches(dataset: Dataset, batch_size: int = 1000) -> list[tuple[np.ndarray, np.ndarray]]:
     """Cut a data set into batches (images, labels); the last may be smaller.
+
+    Args:
+        dataset: the data set.
+        batch_size: examples of a batch.
+
+    Returns:
+        The batches.
 
     Raises:
         TypeError: if `batch_size` is no integer.
@@ -57,35 +64,36 @@ def load(name: str, split: str, data_dir: str | os.PathLike | None = None) -> Da
     """Load one split of an image classification set into arrays.
 
     `digits` comes with scikit-learn: 8x8 grey images, the first 1,437 for training and the other
-    360 for testing, in the published order. The order has whole blocks of writers, so the test
-    digits are mostly by other hands than the training ones, and every class has 33 to 37 of them;
-    a stratified shuffle would only make the test easier. Ink 0..16 is stretched to 0..255 and
-    rounded, so every set here has the same range.
+    360 for testing, in the published order. The order has whole blocks of writers, so most test
+    digits are by other writers than the training ones; every class has 33 to 37 of them. A
+    stratified shuffle would only make the test easier. Values 0..16 are scaled to 0..255 and
+    rounded, the range of all sets here.
 
     Every other set is read from a TFDS data directory of ArrayRecord files, without TensorFlow.
-    The directories looked in are `data_dir`, the environment's `TFDS_DATA_DIR` and
-    `~/tensorflow_datasets`; the first that has the set is taken. A split is decoded once, by
-    threads, into an array file that later calls map into memory, after checking its SHA-256 and
-    that the record files have not changed. The array files are kept in `JAXLIMIT_CACHE_DIR`, else
-    `$XDG_CACHE_HOME/jaxlimit`, else `~/.cache/jaxlimit`; the data directory is never written to.
-
-    Cost: N·H·W·C bytes of disk, and that much memory while decoding.
+    The directories searched are `data_dir`, the environment's `TFDS_DATA_DIR` and
+    `~/tensorflow_datasets`; the first that has the set is used. A split is decoded once, by
+    threads, into an array file, which later calls map into memory after checking its SHA-256 and
+    that the record files have not changed. The array files are in `JAXLIMIT_CACHE_DIR`, or
+    `$XDG_CACHE_HOME/jaxlimit`, or `~/.cache/jaxlimit`; the data directory is never written to.
+    Costs N·H·W·C bytes of disk, and as much memory while decoding.
 
     Args:
         name: `digits`, `cifar10`, `cifar100`, `tiny_imagenet`, or the TFDS name of another set of
             8-bit images of one size, as `name` or `name/config`. `tiny_imagenet/half` has half of
             the training images.
-        split: as the set calls it: `train` and `test`, or `validation` for `tiny_imagenet`.
-        data_dir: a TFDS data directory to look in first.
+        split: `train` or `test`; `train` or `validation` for `tiny_imagenet`.
+        data_dir: a TFDS data directory to search first.
 
     Returns:
-        Images, labels and the number of classes, in the order of the record files.
+        A `Dataset`, in the order of the record files.
 
     Raises:
-        FileNotFoundError: `data_dir` does not exist, or the set is in none of the directories; the
-            message names them all and the commands that get it.
-        ValueError: the name or split is unknown, the set is no image classification set, or its
+        TypeError: if `name` is no string.
+        FileNotFoundError: if `data_dir` does not exist, or the set is in none of the directories;
+            names them all, and the commands that get it.
+        ValueError: if `name` or `split` is unknown, the set is no image classification set, or its
             files are damaged.
+        MemoryError: if the split is announced to be larger than the memory of the machine.
 
     >>> images, labels, num_classes = load("digits", "train")
     >>> images.shape, images.dtype, labels.dtype, num_classes

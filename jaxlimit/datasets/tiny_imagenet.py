@@ -38,9 +38,9 @@ _Read = Callable[[str], bytes]
 class TinyImagenet(tfds.core.GeneratorBasedBuilder):
     """Tiny ImageNet: 200 classes, 64x64 images, 500 for training and 50 for validation of each.
 
-    Classes are numbered by the sorted WordNet ids. The JPEG bytes are kept as distributed, the
-    grey ones too; whoever reads them makes RGB of it. The distributed test images have no labels
-    and are left out.
+    Classes are numbered by the sorted WordNet ids. The JPEG bytes are kept as distributed, also of
+    grey images, which become RGB when read. The distributed test images have no labels and are left
+    out.
     """
 
     name = "tiny_imagenet"
@@ -201,7 +201,7 @@ def _read_image(read: _Read, name: str) -> bytes:
 def prepare(source: str | os.PathLike, data_dir: str | os.PathLike, config: str = "full") -> Path:
     """Write Tiny ImageNet as ArrayRecord files that `jaxlimit.datasets.load` reads.
 
-    Cost: about as much disk as the archive, and one pass over it.
+    Costs about as much disk as the archive, and one pass over it.
 
     Args:
         source: `tiny-imagenet-200.zip`, or the folder it unpacks to.
@@ -209,10 +209,10 @@ def prepare(source: str | os.PathLike, data_dir: str | os.PathLike, config: str 
         config: `full`, or `half` for the first 250 training images of each class.
 
     Returns:
-        The folder written; one that was there already is left as it is.
+        The folder written; an existing one is left unchanged.
 
     Raises:
-        ValueError: `source` is no whole Tiny ImageNet, or `config` is unknown.
+        ValueError: if `source` is no complete Tiny ImageNet, or `config` is unknown.
 
     >>> prepare("tiny-imagenet-200.zip", "data", config="quarter")
     Traceback (most recent call last):

@@ -1,7 +1,7 @@
 """Checkpoints in and out: orbax, safetensors, msgpack (Flax), npz and Equinox's own.
 
-`load` reads one, `save` writes parameters back in the form and the types that it had, `save_pruned`
-and `save_mask` do so for what pruning leaves. Nothing is ever unpickled.
+`load` reads a checkpoint, and `save` writes parameters back in its form and types; `save_pruned`
+and `save_mask` do the same for a mask. Nothing is ever unpickled.
 """
 
 from jaxlimit.formats._kinds import CheckpointError

@@ -1,4 +1,4 @@
-"""The forms of a checkpoint on disk: told apart, read and written."""
+"""The forms of a checkpoint on disk: recognised, read and written."""
 
 import io
 import os
@@ -25,13 +25,13 @@ class CheckpointError(ValueError):
 
 
 class Content(NamedTuple):
-    """All that a checkpoint holds.
+    """The whole content of a checkpoint.
 
     Attributes:
         kind: one of `KINDS`.
-        tree: nested dicts and lists of NumPy arrays and of what else was there.
+        tree: nested dicts and lists of NumPy arrays and other values.
         metadata: text beside it (safetensors).
-        place: where in an Orbax folder the tree lies: step and item, or nothing.
+        place: step and item of the tree in an Orbax folder, if it has them.
     """
 
     kind: str
@@ -41,7 +41,7 @@ class Content(NamedTuple):
 
 
 def kind_of(path: Path) -> str:
-    """Tell the form of the checkpoint at `path` by its name, or else by what it begins with.
+    """Recognise the form of the checkpoint at `path` by its name or its first bytes.
 
     Raises:
         FileNotFoundError: if there is nothing.
@@ -97,7 +97,7 @@ def read(path: Path, step: int | None = None) -> Content:
 
 
 def write(path: Path, content: Content) -> None:
-    """Write a checkpoint whole or not at all; what was at `path` stays until the new one is whole.
+    """Write a checkpoint whole or not at all; an older one at `path` stays until then.
 
     Raises:
         OSError: if it cannot be written.
@@ -118,7 +118,7 @@ def write(path: Path, content: Content) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Give a new name beside a folder, and put what is written there in its place at the end."""
+    """Yield a temporary folder that takes the place of `path` when the body ends well."""
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     own = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

@@ -16,15 +16,15 @@ Name = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Checkpoint:
-    """Parameters, and all that is needed to write them back in the same form.
+    """Parameters with everything needed to write them back in the same form.
 
     Attributes:
         params: the parameters as NumPy arrays with the bits on disk, in the structure of `like` or
             as nested dictionaries.
         kind: orbax, safetensors, msgpack, npz or eqx.
-        path: where they came from.
+        path: path of the checkpoint.
         places: for each leaf of `params`, its place among the leaves of `content`.
-        content: everything that the checkpoint holds, also what are no parameters.
+        content: the whole content of the checkpoint.
     """
 
     params: Any
@@ -34,7 +34,7 @@ class Checkpoint:
     content: Content
 
     def __repr__(self) -> str:
-        """Tell the kind, the numbers and the path in one line."""
+        """Show kind, size and path in one line."""
         leaves = [np.asarray(leaf) for leaf in self._stored()]
         types = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
         size = sum(leaf.size for leaf in leaves)
@@ -48,21 +48,21 @@ class Checkpoint:
 def load(
     path: str | os.PathLike, like: Any = None, *, at: str | None = None, step: int | None = None
 ) -> Checkpoint:
-    """Read parameters from a checkpoint of any of the forms.
+    """Read parameters from a checkpoint in any of the forms.
 
-    A folder is Orbax's (the newest step where there are steps); a file is told by its name or its
-    first bytes. Nothing is unpickled. Leaves are matched to those of `like` by name: `value`, at
-    which NNX ends a path, is passed over, and in flat files `/` or `.` separates the parts of a
-    name. An eqx file has no names; its arrays go to the leaves of `like` in order.
+    A folder is Orbax's (the newest step if there are steps); a file is recognised by its name or
+    its first bytes. Nothing is unpickled. Leaves are matched to those of `like` by name. The
+    `value` at the end of an NNX path is ignored, and in flat files `/` or `.` separates the parts
+    of a name. An eqx file has no names; its arrays go to the leaves of `like` in order.
 
     Args:
         path: of the checkpoint.
-        like: a pytree of the parameters' structure, such as `variables["params"]`, an NNX state,
-            an Equinox model, or one of `jax.ShapeDtypeStruct`; leaves that are no arrays stay. If
-            not given, the parameters come as nested dictionaries.
-        at: the path of the parameters in the checkpoint, such as "params" or "ema/params"; found if
-            not given, at the top or below `params` first.
-        step: of an Orbax folder with steps, if not the newest.
+        like: a pytree with the structure of the parameters, such as `variables["params"]`, an NNX
+            state, an Equinox model, or one of `jax.ShapeDtypeStruct`; leaves that are no arrays are
+            kept. If None, the parameters are nested dictionaries.
+        at: path of the parameters in the checkpoint, such as "params" or "ema/params"; if None it
+            is searched for, first at the top and below `params`.
+        step: step in an Orbax folder; by default the newest.
 
     Returns:
         A `Checkpoint`.
@@ -102,10 +102,10 @@ def load(
 
 
 def save(path: str | os.PathLike, params: Any, *, like: Checkpoint) -> Path:
-    """Write parameters in the form and the types of a checkpoint; the rest of it is kept.
+    """Write parameters in the form and types of a checkpoint, with the rest of its content.
 
     Args:
-        path: where to; what is there already is replaced once the new one is whole.
+        path: of the new checkpoint; an older one is replaced when the new one is whole.
         params: pytree of the structure and shapes of `like.params`.
         like: the checkpoint that they came from.
 
@@ -113,9 +113,9 @@ def save(path: str | os.PathLike, params: Any, *, like: Checkpoint) -> Path:
         `path`.
 
     Raises:
-        CheckpointError: if structure or shapes differ, or a value has no place in the checkpoint's
-            type (cast it first).
-        OSError: if it cannot be written; what was at `path` stays whole.
+        CheckpointError: if structure or shapes differ, or the checkpoint's type cannot hold a value
+            exactly (cast it first).
+        OSError: if it cannot be written; an older checkpoint at `path` stays whole.
     """
     leaves = _arrays(params)
     stored = like._stored()
@@ -131,9 +131,9 @@ def save(path: str | os.PathLike, params: Any, *, like: Checkpoint) -> Path:
 
 
 def save_pruned(path: str | os.PathLike, mask: Any, *, like: Checkpoint) -> Path:
-    """Write a checkpoint's own parameters with those outside of the mask set to 0.
+    """Write the parameters of a checkpoint with those outside a mask set to 0.
 
-    The others keep every bit that they have on disk, whatever type JAX works in.
+    The others keep every bit that they have on disk, also types that JAX does not use.
 
     Args:
         path: as `save`.
@@ -154,7 +154,7 @@ def save_pruned(path: str | os.PathLike, mask: Any, *, like: Checkpoint) -> Path
 
 
 def save_mask(path: str | os.PathLike, mask: Any, *, like: Checkpoint) -> Path:
-    """Write a mask as a checkpoint of Booleans, in the form and by the names of the parameters.
+    """Write a mask as a checkpoint of Booleans, in the form and with the names of the parameters.
 
     Args:
         path: as `save`.

@@ -11,12 +11,12 @@ class Size(NamedTuple):
     """Bytes of pruned parameters in three forms.
 
     Attributes:
-        num_weights: numbers in all.
-        num_kept: those that are not zero.
-        dense: bytes of all numbers.
-        bitmap: bytes of the nonzero numbers and one bit for each number.
-        indexed: bytes of the nonzero numbers and a 32-bit place for each of them, 64 in a leaf of
-            more than 2³² numbers.
+        num_weights: number of weights.
+        num_kept: number of nonzero weights.
+        dense: bytes of all weights.
+        bitmap: bytes of the nonzero weights and one bit for each weight.
+        indexed: bytes of the nonzero weights and a 32-bit index for each, or 64 bits in a leaf of
+            more than 2³² weights.
     """
 
     num_weights: int
@@ -41,7 +41,7 @@ def stored_size(params: Any) -> Size:
     """Count the bytes of pruned parameters, dense and in two sparse forms.
 
     Args:
-        params: pytree of arrays, the pruned weights 0.
+        params: pytree of arrays, with pruned weights 0.
 
     Returns:
         A `Size`.

@@ -1,6 +1,6 @@
-"""The Flax Linen zoo by name: those of the paper's tables, a small transformer, a small CNN.
+"""The Flax Linen zoo by name: networks of the paper's tables, a small transformer, a small CNN.
 
-`create` gives a module; the rest of the package wants a `loss(params, batch, *operands)`, the mean
+`create` makes a module; the rest of the package takes a `loss(params, batch, *operands)`, the mean
 over the examples of the batch. Model state, such as BatchNorm's running statistics, is an operand:
 
 >>> import jax, jax.numpy as jnp, optax
@@ -14,9 +14,9 @@ over the examples of the batch. Model state, such as BatchNorm's running statist
 >>> loss(variables["params"], batch, variables["batch_stats"]).shape
 ()
 
-`jaxlimit.curvature.hessian_matvec(loss, params, batches, batch_stats)` then is its Hessian. Without
+`jaxlimit.curvature.hessian_matvec(loss, params, batches, batch_stats)` is then its Hessian. Without
 `train=True` a net is deterministic and BatchNorm uses the running statistics. A net without
-BatchNorm has `params` only, so its loss is `loss(params, batch)`.
+BatchNorm has only `params`, so its loss is `loss(params, batch)`.
 """
 
 import difflib
@@ -64,21 +64,20 @@ def names() -> tuple[str, ...]:
 def create(
     name: str, *, num_classes: int, dtype: DTypeLike = jnp.float32, **fields: Any
 ) -> nn.Module:
-    """Make a net of the zoo; its parameters are made by its own `init`.
+    """Make a net of the zoo; its own `init` makes the parameters.
 
     Args:
         name: one of `names()`.
         num_classes: number of logits.
-        dtype: precision of the arithmetic. Parameters are float32 and logits are returned in
-            float32 with `jnp.bfloat16` too.
-        **fields: replacements for other fields of the module, such as `widths`.
+        dtype: precision of the arithmetic; parameters stay float32, logits are at least float32.
+        **fields: other fields of the module, such as `widths`.
 
     Returns:
-        a module with `__call__(images [N, H, W, C], *, train=False) -> logits [N, num_classes]`.
+        A module with `__call__(images [N, H, W, C], *, train=False) -> logits [N, num_classes]`.
 
     Raises:
-        ValueError: unknown name (the nearest known one is given) or `num_classes` below 1.
-        TypeError: `num_classes` no integer, `dtype` not floating, or an unknown field.
+        ValueError: if `name` is unknown (names the nearest) or `num_classes` is below 1.
+        TypeError: if `num_classes` is no integer, `dtype` is not floating, or a field is unknown.
 
     >>> import jax, jax.numpy as jnp
     >>> net = create("fc5", num_classes=10)
@@ -89,7 +88,7 @@ def create(
     if name not in _REGISTRY:
         nearest = difflib.get_close_matches(str(name), _REGISTRY, n=1, cutoff=0.0)[0]
         known = ", ".join(_REGISTRY)
-        raise ValueError(f"unknown model {name!r}: did you mean {nearest!r}? Known are {known}")
+        raise ValueError(f"name must be one of {known}, got {name!r}: did you mean {nearest!r}?")
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be a floating dtype, got {dtype!r}")
     num_classes = check_count("num_classes", num_classes)

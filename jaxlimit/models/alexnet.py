@@ -13,9 +13,9 @@ from jaxlimit.models._layers import Head, check_images, he_init
 class AlexNet(nn.Module):
     """Five convolutions, three overlapping pools, two dense layers, a linear head.
 
-    Dropout is off by default, though AlexNet is usually trained with rate 0.5: the limits speak
-    of a minimum of the loss in evaluation mode, which training with dropout does not seek. A
-    positive rate acts with `train=True` only and needs `rngs={"dropout": key}`.
+    Dropout is off by default, though AlexNet is usually trained with rate 0.5: the limits hold at a
+    minimum of the loss in evaluation mode, which training with dropout does not seek. A positive
+    rate acts only with `train=True`, and needs `rngs={"dropout": key}`.
 
     Attributes:
         num_classes: number of logits.

@@ -1,4 +1,4 @@
-"""A small convolutional net without normalisation, such as people train first."""
+"""A small convolutional net without normalisation."""
 
 import flax.linen as nn
 import jax.numpy as jnp

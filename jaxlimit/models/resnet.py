@@ -10,7 +10,7 @@ from jaxlimit.models._layers import ConvNorm, Head, check_images
 
 
 class ResNet(nn.Module):
-    """A 3x3 stem, four or so stages of residual blocks, a global average, a linear head.
+    """A 3x3 stem, stages of residual blocks, a global average, a linear head.
 
     Every stage after the first halves the image and doubles the channels.
 
@@ -19,9 +19,10 @@ class ResNet(nn.Module):
         stage_sizes: number of blocks in each stage.
         bottleneck: 1x1, 3x3, 1x1 blocks with 4 times wider outputs, in place of 3x3, 3x3.
         width: channels of the stem and of the first stage.
-        streams: channels of the residual stream of each stage, in place of what `width` says; of a
-            bottleneck net also those of the stem, before them.
-        inner: channels of the convolutions inside each block, but for its last, in its place.
+        streams: channels of the residual stream of each stage, in place of those by `width`; for a
+            bottleneck net, those of the stem come first.
+        inner: channels of the convolutions inside each block but its last, in place of those by
+            `width`.
         dtype: precision of the arithmetic; parameters stay float32.
 
     He, Zhang, Ren, Sun (2016).

@@ -11,9 +11,9 @@ VGG16_STAGES = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
 
 
 class VGG(nn.Module):
-    """Stages of 3x3 convolutions with BatchNorm and ReLU, each ended by a 2x2 pool; a linear head.
+    """Stages of 3x3 convolutions with BatchNorm and ReLU, a 2x2 pool after each; a linear head.
 
-    What is left of the image after the last pool (one pixel of 32x32) is averaged.
+    The pixels after the last pool (one for an image of 32x32) are averaged.
 
     Attributes:
         num_classes: number of logits.

@@ -22,9 +22,9 @@ class ViT(nn.Module):
         patch: side of a patch, in pixels.
         width: features of a token, a multiple of `num_heads`.
         num_blocks: attention and MLP blocks.
-        num_heads: heads of each attention, or of each block its own.
+        num_heads: heads of each attention; one number, or one for each block.
         head_width: features of a head; `width` over the heads if None.
-        hidden: units of each block's MLP, or of each its own; 4 `width` if None.
+        hidden: units of each block's MLP; one number, or one for each block; 4 `width` if None.
         dtype: precision of the arithmetic; parameters stay float32.
     """
 
@@ -84,7 +84,7 @@ class ViT(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and an MLP with GELU, each behind LayerNorm and added to what came in.
+    """Attention and an MLP with GELU, each after a LayerNorm and added to its input.
 
     Attributes:
         num_heads: heads of the attention.
@@ -100,7 +100,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n t d"]) -> Float[Array, "n t d"]:
-        """Return the tokens, changed."""
+        """Return the tokens after the block."""
         attention = nn.MultiHeadDotProductAttention(
             self.num_heads,
             qkv_features=self.num_heads * self.head_width,

@@ -1,7 +1,8 @@
-"""What a run will take, before it runs.
+"""What a run will cost, before it runs.
 
-`measure` looks at a loss, its parameters and its data and runs nothing; `plan` says what of it fits
-and where the Lanczos basis goes. Everything is plain arithmetic on counts of bytes and operations.
+`measure` counts the sizes of a loss, its parameters and its data without running anything; `plan`
+decides what fits and where the Lanczos basis goes. Everything is arithmetic on counts of bytes and
+operations.
 """
 
 import importlib
@@ -49,7 +50,7 @@ __all__ = [
     "usable_memory",
 ]
 
-# Of version 0.1; the model of networks that are nowhere at hand is the benchmarks' own.
+# Names of version 0.1; the cost model of large networks now belongs to the benchmarks.
 _MOVED = ("COST_MODES", "Cost", "Network", "product_cost", "product_flops", "transformer")
 
 

@@ -10,7 +10,7 @@ from jaxlimit._core.memory import device_memory
 
 
 class Machine(NamedTuple):
-    """What one device of a kind can do, and how devices are joined.
+    """The speed and memory of one kind of device, and of the links between devices.
 
     Attributes:
         flops: operations a second of large matrix products, at the precision in use.
@@ -35,14 +35,14 @@ INFINIBAND = 50e9  # bytes a second between nodes, 400 Gb/s a device
 
 
 def data_sheet_flops(precision: str, device: Any = None) -> float | None:
-    """Return the operations a second that the data sheet of a device has; None if it is unknown.
+    """Return the operations a second on the data sheet of a device; None if it is unknown.
 
     Args:
         precision: of the operands of matrix products, a key of `H100_FLOPS`.
-        device: the first of this process by default.
+        device: by default the first one of this process.
 
     Raises:
-        ValueError: for another precision.
+        ValueError: if `precision` is unknown.
 
     >>> data_sheet_flops("bfloat16", jax.devices("cpu")[0]) is None
     True
@@ -53,12 +53,19 @@ def data_sheet_flops(precision: str, device: Any = None) -> float | None:
 
 
 def usable_memory(device: Any = None) -> int:
-    """Return the bytes that a device has for arrays: half of the host's memory if it is a CPU.
+    """Return the bytes that a device has for arrays; for a CPU half of the host's memory.
 
-    A device refuses what is too much; a host ends the process, and its memory has other users.
+    A device refuses an allocation that is too large, but a host may kill the process, and other
+    processes use its memory too.
+
+    Args:
+        device: by default the first one of this process.
+
+    Returns:
+        The bytes.
 
     Raises:
-        ValueError: if the device does not tell.
+        ValueError: if the device does not report its memory.
 
     >>> usable_memory() > 0
     True
@@ -66,5 +73,5 @@ def usable_memory(device: Any = None) -> int:
     device = device or jax.local_devices()[0]
     memory = device_memory(device)
     if memory is None:
-        raise ValueError(f"memory must be given, for {device} does not tell how much it has")
+        raise ValueError(f"memory must be given, since {device} does not report how much it has")
     return memory // 2 if device.platform == "cpu" else memory

@@ -12,19 +12,22 @@ from jax.interpreters.partial_eval import dce_jaxpr
 def count_flops(function: Callable, *args: Any) -> int:
     """Count the operations of all matrix products and convolutions in a traced function.
 
-    Loops count as often as they run (a `while` without a known length once), and branches by their
-    dearest; nothing runs.
+    A loop counts as often as it runs (a `while` of unknown length once), a branch by its most
+    expensive side. Nothing runs.
 
     Args:
         function: anything that traces.
         *args: its arguments, or `jax.ShapeDtypeStruct` in their place.
+
+    Returns:
+        The operations; a multiply-add counts as two.
 
     >>> import jax.numpy as jnp
     >>> count_flops(lambda a, b: a @ b, jnp.ones((2, 3)), jnp.ones((3, 5)))
     60
     """
     jaxpr = jax.make_jaxpr(function)(*args).jaxpr
-    # What nothing reads, the compiler leaves out: the primal gradient beside its tangent.
+    # The compiler leaves out what nothing reads, such as the primal gradient next to its tangent.
     return _flops(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 
@@ -51,6 +54,6 @@ def _product_flops(equation: core.JaxprEqn) -> int:
         return 2 * out * math.prod(left[axis] for axis in contracted)
     kernel = equation.params["dimension_numbers"].rhs_spec
     taps = math.prod(right[axis] for axis in kernel[2:]) * right[kernel[1]]
-    # What a transposed convolution spreads by zeros between the pixels is not worked on.
+    # The zeros that a transposed convolution puts between pixels cost nothing.
     spread = math.prod(equation.params["lhs_dilation"]) * math.prod(equation.params["rhs_dilation"])
     return 2 * out * taps // spread

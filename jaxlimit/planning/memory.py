@@ -1,4 +1,4 @@
-"""What fits on a device: the linearisation or one batch at a time, and where the basis goes."""
+"""What fits on a device: a linearisation or one batch at a time, and the place of the basis."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -38,18 +38,18 @@ STORE_COSTS = {
 
 
 class Plan(NamedTuple):
-    """How a run will be done, decided beforehand.
+    """The plan of a run.
 
     Attributes:
-        fits: whether it fits into `limit`; if not, this is the lightest of all that can be done.
-        mode: that of the product, "linearized" or "forward-over-reverse".
-        pieces: into how many each batch is cut; 1 leaves them as they are.
+        fits: whether it fits into `limit`; if not, this is the lightest plan.
+        mode: mode of the product, "linearized" or "forward-over-reverse".
+        pieces: number of pieces that each batch is cut into; 1 leaves batches as they are.
         reorthogonalize: "selective", "full" or "none".
-        store: where the basis goes, "device", "bfloat16" or "pinned_host".
-        parts: bytes on the device, by what they are for.
+        store: place of the basis, "device", "bfloat16" or "pinned_host".
+        parts: bytes on the device, by purpose.
         host_bytes: bytes in pinned host memory.
-        limit: bytes that were to be had on the device.
-        reasons: why it is so, and what it costs, in words.
+        limit: bytes available on the device.
+        reasons: sentences on why this plan was chosen, and its drawbacks.
     """
 
     fits: bool
@@ -78,24 +78,24 @@ def plan(
     modes: tuple[str, ...] = MODES,
     stores: tuple[str, ...] = (*lanczos.STORES, "none"),
 ) -> Plan:
-    """Choose how a spectrum is measured so that it fits, the fastest and most exact way first.
+    """Choose the fastest and most exact way to measure a spectrum that fits in memory.
 
-    Tried in turn: linearised, with the basis on the device, in bfloat16, in pinned host memory; the
-    same batch by batch, the batches halved as often as it takes; last of all, no basis. Where
-    "auto" means "full", "selective" too is tried, before the basis goes to the host.
+    Tries in turn: linearised, with the basis on the device, in bfloat16, in pinned host memory;
+    then the same batch by batch, with batches halved as often as necessary; finally without a
+    basis. If "auto" means "full", "selective" is also tried, before the basis goes to the host.
 
     Args:
-        workload: from `measure`, or filled in by hand.
+        workload: from `measure`, or your own.
         num_steps: Lanczos steps.
-        num_probes: probes, whose bases are all there at once.
+        num_probes: probes, whose bases exist at the same time.
         reorthogonalize: see `spectrum.spectral_measure`.
-        memory: bytes of the device; asked of the device if not given. Nine tenths are planned with.
-            A basis in pinned host memory takes of it too where the device asked is a CPU.
+        memory: bytes of the device, of which nine tenths are used; by default those that the device
+            reports. On a CPU, a basis in pinned host memory counts too.
         modes: modes of the product to choose from.
-        stores: places for the basis to choose from, "none" that it may be left out.
+        stores: places for the basis to choose from; "none" allows a run without a basis.
 
     Returns:
-        A `Plan`; `fits` is False where nothing does, and then its reasons say what would help.
+        A `Plan`; if nothing fits, `fits` is False and the reasons say what would help.
 
     Raises:
         ValueError: if a count is below 1, or a name is unknown.
@@ -126,7 +126,7 @@ def plan(
 def lanczos_bytes(
     dim: int, itemsize: int, num_steps: int, store: str = "device", reorthogonalize: str = "auto"
 ) -> int:
-    """Count the device memory of one Lanczos run: vectors, basis and work on it.
+    """Count the device memory of one Lanczos run: vectors, basis and work space.
 
     Args:
         dim: D, the entries of a vector.
@@ -134,6 +134,9 @@ def lanczos_bytes(
         num_steps: Lanczos steps.
         store: where the basis is kept, one of `lanczos.STORES`.
         reorthogonalize: see `spectrum.spectral_measure`.
+
+    Returns:
+        The bytes.
 
     Raises:
         ValueError: if `num_steps` is below 1, or a name is unknown.
@@ -149,13 +152,16 @@ def lanczos_bytes(
 
 
 def lighter(failed: Plan, workload: Workload, *, num_steps: int, **settings: Any) -> Plan:
-    """Plan again after a device refused what `failed` had planned for: with 0.7 of its total.
+    """Plan again after a device ran out of memory, with 0.7 of the total of the failed plan.
 
     Args:
-        failed: the plan that did not fit after all.
+        failed: the plan that did not fit.
         workload: see `plan`.
         num_steps: see `plan`.
         **settings: further settings of `plan`.
+
+    Returns:
+        The lighter `Plan`.
 
     >>> workload = Workload(10**6, 4, 10**8, 10**9, 1000, 100)
     >>> first = plan(workload, num_steps=64, memory=8e9)
@@ -167,7 +173,13 @@ def lighter(failed: Plan, workload: Workload, *, num_steps: int, **settings: Any
 
 
 def describe(plan: Plan) -> str:
-    """Set a plan out in lines: what goes where, the sum, and why.
+    """Describe a plan in lines: where everything goes, the total, and the reasons.
+
+    Args:
+        plan: the plan.
+
+    Returns:
+        The text.
 
     >>> workload = Workload(10**6, 4, 10**8, 10**9, 1000, 100)
     >>> print(describe(plan(workload, num_steps=64, memory=8e9)).splitlines()[0])
@@ -231,10 +243,10 @@ def _product_bytes(workload: Workload, mode: str, pieces: int) -> dict[str, int]
 def _basis_bytes(
     workload: Workload, num_steps: int, reorthogonalize: str, store: str
 ) -> tuple[int, int, int]:
-    """Count bytes of a basis kept, of the work on it during a chunk of steps, and on the host.
+    """Count the bytes of a basis, of the work on it during a chunk of steps, and on the host.
 
-    A chunk of steps leaves the state that it starts from in place, so what ends half-way is
-    not lost: the basis is there twice.
+    A chunk of steps keeps the state that it starts from, so nothing is lost if it fails: the basis
+    exists twice.
     """
     if reorthogonalize == "none":
         return 0, 0, 0

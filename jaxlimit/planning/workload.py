@@ -1,4 +1,4 @@
-"""What a run works on: the size of its weights, its examples and its linearisation."""
+"""The size of a run: its weights, its examples and its linearisation."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,15 +17,15 @@ MODES = ("linearized", "forward-over-reverse")
 
 
 class Workload(NamedTuple):
-    """What a product works on, in counts and bytes.
+    """The size of a product, in counts and bytes.
 
     Attributes:
         dim: D, the weights under study.
         itemsize: bytes of one entry of a vector.
-        held: bytes of parameters, operands and data, which are there throughout.
+        held: bytes of parameters, operands and data, which are needed throughout.
         linearization: bytes that a linearisation over all examples keeps.
-        num_examples: examples.
-        batch_size: examples in the largest batch.
+        num_examples: number of examples.
+        batch_size: size of the largest batch.
     """
 
     dim: int
@@ -44,7 +44,7 @@ def measure(
     where: Where = is_weight,
     product_dtype: Any = None,
 ) -> Workload:
-    """Count what the Hessian's product of a loss works on; nothing runs.
+    """Count the size of the Hessian product of a loss; nothing runs.
 
     Args:
         loss: see `curvature.hessian_matvec`.
@@ -53,6 +53,9 @@ def measure(
         *operands: see `curvature.hessian_matvec`.
         where: leaves under study.
         product_dtype: as in `curvature.MatvecSettings`.
+
+    Returns:
+        The `Workload`.
 
     >>> import jax.numpy as jnp
     >>> loss = lambda w, batch: jnp.mean(jnp.tanh(batch @ w) ** 2)
@@ -88,7 +91,7 @@ def prepare(
     mesh: Mesh | None = None,
     **settings: Any,
 ) -> tuple[Workload, dict[str, Any]]:
-    """Measure what a run works on, on each device, and name the ways that its plan may choose from.
+    """Measure the size of a run on each device, and the modes that its plan may use.
 
     Args:
         loss: see `curvature.hessian_matvec`.
@@ -97,10 +100,10 @@ def prepare(
         *operands: see `curvature.hessian_matvec`.
         where: leaves under study.
         mesh: devices that share examples and vectors; each keeps its part of the basis.
-        **settings: further settings of `curvature.hessian_matvec`, which leave some modes only.
+        **settings: further settings of `curvature.hessian_matvec`, which may rule out modes.
 
     Returns:
-        The `Workload` of a device, and `modes` as `plan` takes them.
+        The `Workload` of a device, and `modes` as an argument of `plan`.
 
     >>> import jax.numpy as jnp
     >>> loss = lambda w, batch: jnp.mean(jnp.tanh(batch @ w) ** 2)
@@ -126,7 +129,7 @@ def _modes(
 ) -> tuple[str, ...]:
     del others
     if mode != "auto":
-        # However it is differentiated, a product either keeps its primal pass or repeats it.
+        # In every mode of differentiation, a product either keeps its primal pass or repeats it.
         return MODES[:1] if mode == "linearized" else MODES[1:]
     if product_dtype is not None:
         return ("linearized",)
@@ -138,7 +141,14 @@ def _modes(
 def share(workload: Workload, num_devices: int) -> Workload:
     """Return the part of a workload that each device of a mesh has.
 
-    Parameters and data count whole, which is more than the data take.
+    Parameters and data count whole, although the data are divided too.
+
+    Args:
+        workload: that of one device.
+        num_devices: number of devices.
+
+    Returns:
+        The `Workload` of each device.
 
     >>> share(Workload(10, 4, 100, 64, 8, 4), 2)
     Workload(dim=5, itemsize=4, held=100, linearization=32, num_examples=4, batch_size=2)

@@ -1,7 +1,7 @@
 """Figures of the library's own results.
 
 Every function makes a new figure and returns it; a notebook shows it inline, `save` writes it as
-PNG or SVG. No backend is chosen, and nothing of pyplot is touched.
+PNG or SVG. No backend is chosen, and pyplot is not used.
 """
 
 import importlib

@@ -39,7 +39,16 @@ def new_panels(
 
 
 def new_axes(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """Make a figure with one pair of axes in the look that all figures share."""
+    """Make a figure with one pair of axes in the look that all figures share.
+
+    Args:
+        title: of the figure.
+        xlabel: of the x axis.
+        ylabel: of the y axis.
+
+    Returns:
+        The figure and its axes.
+    """
     figure, axes = new_panels(1, 1, width=7, height=4.3)
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.25)
@@ -58,7 +67,14 @@ def percent_axis(axes: Axes) -> None:
 
 
 def png(figure: Figure) -> bytes:
-    """Draw a figure as PNG at 150 dpi, with at most 256 colours to keep it small."""
+    """Draw a figure as PNG at 150 dpi, with at most 256 colours to keep it small.
+
+    Args:
+        figure: the figure.
+
+    Returns:
+        The bytes of the file.
+    """
     whole, small = io.BytesIO(), io.BytesIO()
     figure.savefig(whole, format="png", dpi=DPI)
     image = Image.open(whole).convert("RGB")
@@ -67,14 +83,30 @@ def png(figure: Figure) -> bytes:
 
 
 def svg(figure: Figure) -> str:
-    """Draw a figure as the text of an SVG."""
+    """Draw a figure as SVG.
+
+    Args:
+        figure: the figure.
+
+    Returns:
+        The text of the file.
+    """
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
 
 
 def save(figure: Figure, path: Any) -> None:
-    """Write a figure as PNG or SVG, whichever the name of `path` ends in, whole or not at all."""
+    """Write a figure as PNG or SVG, whole or not at all.
+
+    Args:
+        figure: the figure.
+        path: of the file; its ending decides the format.
+
+    Raises:
+        ValueError: if `path` ends neither in .png nor in .svg.
+        OSError: if the file cannot be written.
+    """
     path = Path(path)
     if path.suffix not in (".png", ".svg"):
         raise ValueError(f"path must end in .png or .svg, got {path}")

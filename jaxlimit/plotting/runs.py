@@ -22,7 +22,7 @@ from jaxlimit.spectrum import SpectralMeasure
 
 
 class Predicted(Protocol):
-    """What a figure takes of a `LimitEstimate`."""
+    """The part of a `LimitEstimate` that a figure needs."""
 
     @property
     def prediction(self) -> Any:
@@ -41,9 +41,9 @@ class Predicted(Protocol):
 
 
 def plot_density(measure: SpectralMeasure, *, threshold: float, title: str) -> Figure:
-    """Draw what share of the spectrum lies beyond λ, negative and positive side by side.
+    """Draw the share of the spectrum beyond λ, negative and positive side by side.
 
-    The cumulative share needs no bins, so a gap in the figure is a gap in the spectrum.
+    A cumulative share needs no bins, so a gap in the figure is a gap in the spectrum.
 
     Args:
         measure: the spectrum.
@@ -93,7 +93,7 @@ def plot_theory_and_practice(
     """Draw the bound ρ_L(R) and the network's own curve (R(ρ), ρ), which cross at the prediction.
 
     Args:
-        estimate: from `estimate_limit`; of it the prediction, the measure and ε are drawn.
+        estimate: from `estimate_limit`; its prediction, measure and ε are drawn.
         sweep: from `magnitude_sweep`, for R(ρ).
         measured: the empirical limit by loss.
         title: of the figure.

@@ -1,4 +1,4 @@
-"""Figures of the limit from both sides, and of how it is shared by the layers."""
+"""Figures of the limit from both sides, and of what is kept of each layer."""
 
 from collections.abc import Mapping, Sequence
 
@@ -23,12 +23,12 @@ def plot_two_sides(rows: Mapping[str, Mapping[str, float | None]], *, title: str
 
     Args:
         rows: by the name of the network, the kept fractions in (0, 1] under `certificate` (no
-            mask keeps less), `found` (a mask that keeps so few), `magnitude`, `predicted` and
-            `corrected`. One that is missing or None is left out.
+            mask keeps less), `found` (a mask that was found), `magnitude`, `predicted` and
+            `corrected`. Missing ones and None are left out.
         title: of the figure.
 
     Raises:
-        ValueError: if there is no row, or one has a name that is none of these.
+        ValueError: if there is no row, or a row has another name.
     """
     if not rows:
         raise ValueError("rows must hold at least one network, got none")
@@ -71,7 +71,7 @@ def plot_two_sides(rows: Mapping[str, Mapping[str, float | None]], *, title: str
 def plot_layers(
     names: Sequence[str], shares: Mapping[str, Sequence[float]], *, title: str = ""
 ) -> Figure:
-    """Draw what fraction of each layer is kept, a bar for each way of choosing.
+    """Draw the fraction of each layer that is kept, a bar for each way of choosing.
 
     Args:
         names: of the layers, from the input on.
@@ -79,10 +79,10 @@ def plot_layers(
         title: of the figure.
 
     Raises:
-        ValueError: if there is no way, or one has not one share a layer.
+        ValueError: if there is no way, or a way lacks the share of a layer.
     """
     if not shares or not names:
-        raise ValueError("names and shares must each hold at least one entry")
+        raise ValueError("names and shares must each hold at least one entry, got none")
     for way, values in shares.items():
         if np.shape(values) != (len(names),):
             raise ValueError(

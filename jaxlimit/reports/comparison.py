@@ -23,10 +23,10 @@ class Comparison(NamedTuple):
     """Two studies side by side; print it, or draw both sweeps with `plot`.
 
     Attributes:
-        names: of the two.
-        settings: by name, what differs.
-        limits: by name, the two as texts with their intervals.
-        results: the two contents, as `reports.content` has them.
+        names: names of the two studies.
+        settings: by name, the settings that differ.
+        limits: by name, both limits as texts with their intervals.
+        results: both contents, from `reports.content`.
     """
 
     names: tuple[str, str]
@@ -54,11 +54,11 @@ class Comparison(NamedTuple):
 
 
 def compare(a: Any, b: Any) -> Comparison:
-    """Put two studies side by side: what was set otherwise, and the limits with their intervals.
+    """Compare two studies: settings that differ, and the limits with their intervals.
 
     Args:
         a: a `Study`, or the folder of a saved one.
-        b: the other.
+        b: the other one.
 
     Returns:
         A `Comparison`.

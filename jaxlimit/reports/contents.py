@@ -1,4 +1,4 @@
-"""What result.json holds, and its schema."""
+"""The content of result.json, and its schema."""
 
 import json
 import math
@@ -21,9 +21,15 @@ SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 
 
 def content(study: Study) -> dict[str, Any]:
-    """Return everything that a study found as what JSON holds; None stands for what is not known.
+    """Return everything that a study found in a form for JSON; None stands for unknown.
 
     Ratios are fractions of weights kept. The keys are those of the schema, `read_schema()`.
+
+    Args:
+        study: the study.
+
+    Returns:
+        Nested dictionaries of what JSON holds.
     """
     check_type("study", study, Study)
     measured, found = study.measured, study.found
@@ -91,7 +97,7 @@ def _bytes(study: Study) -> dict[str, Any]:
 
 
 def stored_of(study: Study) -> Stored:
-    """Return what the network pruned by the mask found takes to store."""
+    """Return the storage that the network pruned by the mask found takes."""
     params, mask = study.task.params, study.mask
     return stored(study.task, pruning.apply_mask(params, mask))
 
@@ -117,9 +123,9 @@ def _prediction(study: Study) -> dict[str, Any]:
 
 
 def layer_rows(study: Study) -> list[tuple]:
-    """Return of each layer its name, its size, and what magnitude, mask and theory keep of it.
+    """Return name and size of each layer, and what magnitude, mask and theory keep of it.
 
-    None stands for what is not known.
+    None stands for unknown.
     """
     if study.layers is None:
         return []
@@ -133,7 +139,7 @@ def layer_rows(study: Study) -> list[tuple]:
 
 
 def plain(tree: Any) -> Any:
-    """Return results as what JSON holds; a number that is not finite becomes None."""
+    """Return results in a form for JSON; a number that is not finite becomes None."""
     if hasattr(tree, "_asdict"):
         return plain(tree._asdict())
     if hasattr(tree, "__dataclass_fields__"):
@@ -153,7 +159,10 @@ def read(folder: Any) -> dict[str, Any]:
     """Read the result.json of a saved study.
 
     Args:
-        folder: that it was saved to, or the file itself.
+        folder: the folder that it was saved to, or the file itself.
+
+    Returns:
+        The content, see `content`.
 
     Raises:
         FileNotFoundError: if it is no folder of a study.

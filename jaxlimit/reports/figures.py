@@ -18,7 +18,7 @@ class Picture(NamedTuple):
     Attributes:
         name: of its file.
         title: its heading.
-        words: what to see in it.
+        words: its caption.
         figure: of matplotlib.
     """
 
@@ -71,7 +71,7 @@ def pictures(study: Study) -> list[Picture]:
 
 
 def two_sides(study: Study) -> dict[str, float | None]:
-    """Return the kept fractions that stand on the bar."""
+    """Return the kept fractions for the bar."""
     dim, estimate = study.measured.dim, study.estimate
     return {
         "certificate": _positive(study.certified and study.certified.num_kept / dim),
@@ -86,7 +86,7 @@ def _positive(ratio: float | None) -> float | None:
 
 
 def sweep_of(measured: Any) -> SweepResult:
-    """Return the magnitude sweep as `pruning` gives it."""
+    """Return the magnitude sweep as a `SweepResult`."""
     kept = np.floor(measured.ratios * measured.dim + 0.5)
     return SweepResult(
         measured.ratios, measured.losses, kept, measured.radii, np.zeros_like(measured.radii)

@@ -18,18 +18,18 @@ from jaxlimit.studies import Study, Task
 def write(study: Study, folder: str | os.PathLike) -> Path:
     """Write report.html, report.md, result.json, the masks, the spectrum and the figures.
 
-    Each file takes its place once it is whole; result.json, which the others are read with, comes
+    Each file is written whole or not at all; result.json, which is needed to read the others, comes
     last.
 
     Args:
-        study: what to write.
-        folder: where to; made if it is not there.
+        study: the study.
+        folder: the folder to write to; created if necessary.
 
     Returns:
         The path of report.html.
 
     Raises:
-        OSError: if a file cannot be written; what was there stays whole.
+        OSError: if a file cannot be written; an earlier one stays whole.
     """
     folder, result, drawn = Path(folder), contents.content(study), pictures(study)
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def write(study: Study, folder: str | os.PathLike) -> Path:
 
 
 def _write_tensors(study: Study, folder: Path, result: dict[str, Any]) -> None:
-    """Write the masks, and the spectrum with what it is of, as safetensors."""
+    """Write the masks and the spectrum as safetensors."""
     about = {name: str(value) for name, value in study.about.items()}
     masks = {"magnitude": _magnitude(study)}
     if study.found is not None:
@@ -105,14 +105,14 @@ def write_pruned(task: Task, path: str | os.PathLike, mask: Any) -> Stored:
 
     Args:
         task: the network.
-        path: where to.
+        path: of the file.
         mask: pytree of Booleans like the parameters.
 
     Returns:
-        What the pruned parameters take, dense, sparse and compressed.
+        The storage that the pruned parameters take, dense, sparse and compressed.
 
     Raises:
-        CheckpointError: if the mask does not fit.
+        CheckpointError: if the mask has another structure or other shapes than the parameters.
         OSError: if a file cannot be written.
     """
     path = Path(path)
@@ -135,11 +135,11 @@ def _pruned(leaf: Any, keep: np.ndarray) -> np.ndarray:
 
 
 def read_mask(folder: str | os.PathLike, name: str, params: Any) -> Any:
-    """Read a mask that a study was saved with.
+    """Read a mask of a saved study.
 
     Args:
-        folder: that the study was saved to.
-        name: found, safe or magnitude.
+        folder: the folder that the study was saved to.
+        name: "found", "safe" or "magnitude".
         params: the parameters, for the structure.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The report as a page, as text, and as what a notebook shows."""
+"""The report as a page, as Markdown, and as shown in a notebook."""
 
 import base64
 import functools
@@ -42,20 +42,43 @@ def _environment() -> Any:
 
 
 def html(study: Study, drawn: list[figures.Picture] | None = None) -> str:
-    """Return the report as one page that needs nothing else: no script, no request."""
+    """Return the report as one HTML page without scripts or external files.
+
+    Args:
+        study: the study.
+        drawn: its figures, drawn already; None draws them.
+
+    Returns:
+        The text of the page.
+    """
     drawn = figures.pictures(study) if drawn is None else drawn
     images = [(picture, _inline(picture)) for picture in drawn]
     return _render("report.html.jinja", study, images=images)
 
 
 def markdown(study: Study, drawn: list[figures.Picture] | None = None) -> str:
-    """Return the report as Markdown, with its figures as files beside it."""
+    """Return the report as Markdown that refers to its figures as files.
+
+    Args:
+        study: the study.
+        drawn: its figures, drawn already; None draws them.
+
+    Returns:
+        The text.
+    """
     drawn = figures.pictures(study) if drawn is None else drawn
     return _render("report.md.jinja", study, images=[(picture, None) for picture in drawn])
 
 
 def fragment(study: Study) -> str:
-    """Return the table and the figure that a notebook shows."""
+    """Return the table and the figure that a notebook shows.
+
+    Args:
+        study: the study.
+
+    Returns:
+        The text as HTML.
+    """
     drawn = figures.pictures(study)[:1]
     images = [(picture, _inline(picture)) for picture in drawn]
     return _render("fragment.html.jinja", study, images=images)

@@ -1,4 +1,4 @@
-"""What a pruned network takes to store: dense, sparse, and as a smaller dense one."""
+"""The storage that a pruned network takes: dense, sparse, and as a smaller dense network."""
 
 import itertools
 import re
@@ -16,9 +16,9 @@ class Stored(NamedTuple):
     """Bytes of a pruned network in its forms.
 
     Attributes:
-        size: dense and sparse.
-        compressed: bytes of the smaller dense network with the same outputs; None if there is none.
-        how: the widths that are left of it, or why there is none.
+        size: bytes dense and sparse.
+        compressed: bytes of the smaller dense network with the same outputs; None without one.
+        how: its widths, or why there is none.
     """
 
     size: formats.Size
@@ -26,7 +26,7 @@ class Stored(NamedTuple):
     how: str
 
     def __str__(self) -> str:
-        """Say what each form takes, one line each."""
+        """Show the bytes of each form, one a line."""
         if self.compressed is None:
             return f"{self.size}\ncompressed: {self.how}"
         share = self.compressed / self.size.dense
@@ -40,13 +40,12 @@ def stored(task: Task, params: Any) -> Stored:
     """Count the bytes of a task's pruned parameters in each form.
 
     The compressed form is that of `pruning.compress` for a network of the zoo, which the task or
-    its loss names, and that of `pruning.compress_dense` for the chain of dense layers that the
-    parameters make, or end with: its layers are taken to follow each other by the numbers in their
-    names.
+    its loss names. Otherwise it is that of `pruning.compress_dense` for the chain of dense layers
+    that the parameters form, or end with, in the order of the numbers in their names.
 
     Args:
         task: the network.
-        params: its parameters, the pruned weights 0.
+        params: its parameters, with pruned weights 0.
 
     Returns:
         A `Stored`.

@@ -1,7 +1,6 @@
 """The whole chain on one trained network.
 
-Names are loaded when they are first asked for, so that the command line reads its settings without
-the numerics.
+Names are loaded on first use: the command line reads its settings without the numerics.
 """
 
 import importlib

@@ -13,7 +13,7 @@ from jaxlimit.spectrum import SpectralMeasure
 
 
 class PlannedRuns:
-    """Lanczos on one Hessian as planned, and planned again once the device runs out of memory."""
+    """Lanczos on one Hessian as planned; planned again if the device runs out of memory."""
 
     def __init__(
         self, operator: tuple, plan_settings: dict[str, Any], *, cuttable: bool = True
@@ -23,7 +23,7 @@ class PlannedRuns:
         Args:
             operator: loss, parameters, batches, operands, selector and settings of the product.
             plan_settings: of `planning.plan`.
-            cuttable: whether the loss is a mean over examples, the same for any cut of a batch.
+            cuttable: whether the loss is a mean over examples, so that batches may be cut.
         """
         loss, params, batches, operands, where, settings = operator
         self._cuttable = cuttable
@@ -64,17 +64,17 @@ class PlannedRuns:
         return spectrum.run_probes(matvec, key, states=states, **kept, **how)
 
     def _way(self, asked: str) -> dict[str, Any]:
-        """Return the settings that make the product as planned, in a mode that the loss can."""
+        """Return the settings of the product as planned, in a mode that the loss supports."""
         if self._plan.mode == "linearized":
             return {"mode": "linearized"}
         return {"mode": asked, "memory_budget": 0}
 
     def _plan_again(self, refusal: str, states: tuple) -> None:
-        # The old product has to be gone before a lighter one is made, out of cycles too.
+        # The old product must be freed before a lighter one is made, also from reference cycles.
         self._matvec = None
         gc.collect()
         if self.notes:
-            raise MemoryError(f"{refusal}; it was planned for twice: {self.notes[0]}")
+            raise MemoryError(f"{refusal}, also with the second, lighter plan: {self.notes[0]}")
         settings: dict[str, Any] = self._plan_settings
         if any(int(state.step) for state in states):
             kind, store = self._plan.reorthogonalize, self._plan.store

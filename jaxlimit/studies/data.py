@@ -1,4 +1,4 @@
-"""Data as a user has it: arrays, lists, or anything that can be gone through again."""
+"""Data as a user has them: arrays, lists, or anything that can be iterated over repeatedly."""
 
 import os
 import tempfile
@@ -140,7 +140,7 @@ def _is_data(batches: Any) -> bool:
 
 
 def _as_numpy(leaf: Any) -> np.ndarray:
-    # Tensors of other libraries give themselves as NumPy's by either of these.
+    # Tensors of other libraries become NumPy arrays by one of these.
     if hasattr(leaf, "detach"):
         leaf = leaf.detach().cpu()
     array = np.asarray(leaf)

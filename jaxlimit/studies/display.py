@@ -7,9 +7,9 @@ from typing import Any
 
 
 class Display:
-    """A line for each number as soon as it is known, and a bar for what is under way.
+    """A line for each number as soon as it is known, and a bar for the running step.
 
-    It goes to standard error, so that standard output holds the summary alone.
+    Printed to standard error: standard output has the summary alone.
 
     Args:
         quiet: show nothing.
@@ -39,7 +39,7 @@ class Display:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Tell that a stage began and, if it took long, what it took."""
+        """Say that a stage began and, if it was long, how long it took."""
         began = time.monotonic()
         if self._progress is not None:
             self._tasks[name] = self._progress.add_task(name, total=None)

@@ -1,4 +1,4 @@
-"""The whole chain in one call: loss, trained weights and data in, pruning limit and reasons out."""
+"""The prediction in one call: loss, trained weights and data in, pruning limit and doubts out."""
 
 import os
 from collections.abc import Callable
@@ -30,7 +30,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class LimitEstimate(NamedTuple):
-    """Everything that the theory says of one trained network.
+    """Everything that the theory says about one trained network.
 
     Attributes:
         dim: D, the number of weights under study.
@@ -40,20 +40,20 @@ class LimitEstimate(NamedTuple):
         clipped: the same with max(λ, 0).
         corrected: the threshold of random subspaces perpendicular to their offset, with |λ|.
         upper_bound: ρ_U at the prediction, from the Hessian of the removed weights.
-        gap: Δ = ρ_U - ρ_L there. Its interval and that of ρ_U are those of the run on the removed
-            weights alone, at ρ* and ε as they are.
-        trace_bound: the bound of ρ_L by tr|H| at the prediction.
-        sensitivity: what the prediction makes of a change of ε or of the weights.
+        gap: Δ = ρ_U - ρ_L there. Its interval, and that of ρ_U, only include the errors of the run
+            on the removed weights; ρ* and ε count as exact.
+        trace_bound: upper bound of ρ_L by tr|H| at the prediction.
+        sensitivity: how the prediction changes with ε and with the weights.
         factors: weight magnitude and flatness at the prediction.
         largest: the largest eigenvalue (Ritz value) of H.
         smallest: the smallest, negative where H is indefinite.
-        near_zero: greatest share of the spectrum that can have |λ| < c = 2ε/R², flat at the scale
-            that matters, by the rule with a node at 0.
+        near_zero: greatest possible share of the spectrum with |λ| < c = 2ε/R², by the rule with a
+            node at 0; these directions count as flat.
         measure: spectrum of H.
-        removed_measure: spectrum of H on the removed weights; None if all are
-            removed, or only zeros.
-        studied: which parameters are under study, and which are left out, in one line.
-        reasons: what makes the interval wide or the theory doubtful here, in words.
+        removed_measure: spectrum of H on the removed weights; None if all are removed, or only
+            zeros.
+        studied: which parameters are under study and which are not, in one line.
+        reasons: sentences on what makes the interval wide or the theory doubtful here.
     """
 
     dim: int
@@ -76,7 +76,7 @@ class LimitEstimate(NamedTuple):
     reasons: tuple[str, ...]
 
     def __repr__(self) -> str:
-        """Write the numbers, a line each, and the reasons to doubt them."""
+        """Show the numbers, one a line, and the reasons to doubt them."""
         error = f" ± {float(self.epsilon_error):.2g}" if float(self.epsilon_error) else ""
         p = self.prediction
         return "\n".join(
@@ -100,17 +100,17 @@ def _percent(ratio: Any) -> str:
 
 
 class LimitSettings(TypedDict, total=False):
-    """Keyword settings of `estimate_limit`: of its runs, and of the product.
+    """Keyword settings of `estimate_limit`, for its runs and for the product.
 
     Attributes:
         num_steps: Lanczos steps a probe, at most (default 256).
         num_probes: probes (default 1).
         num_gap_steps: Lanczos steps a probe on the removed weights, at most (default 128).
-        tolerance: stop at 128, 256, 512, … steps where the interval is at most this share of ρ*
+        tolerance: stop at 128, 256, 512, … steps if the interval is at most this share of ρ*
             (default 0.1); 0 takes all steps.
-        memory: bytes of the device, if not all that it has; how the product is made and where the
-            Lanczos basis goes is planned for it (`planning.plan`), and planned again, once, where
-            the device runs out of memory all the same: the steps done by then are kept.
+        memory: bytes of the device to use; by default all of it. The form of the product and the
+            place of the Lanczos basis are planned for it (`planning.plan`), and planned again,
+            once, if the device runs out of memory all the same; the steps done until then are kept.
         on_progress: called as `on_progress(stage, steps_done, steps)`.
         checkpoint_dir: folder for the checkpoints of the two runs; see `spectrum.run_probes`.
         checkpoint_every: steps a probe between checkpoints (default 64).
@@ -163,8 +163,8 @@ def estimate_limit(
     """Predict how sparse a trained network can be pruned.
 
     Measures ε, runs Lanczos on the Hessian of the mean loss, solves for the published and the
-    corrected limit, and runs Lanczos again on the removed weights for the gap. Costs the two runs'
-    products, num_probes · (num_steps + num_gap_steps), each about two gradients over the data.
+    corrected limit, and runs Lanczos again on the removed weights for the gap. Costs
+    num_probes · (num_steps + num_gap_steps) products, each about two gradients over the data.
 
     Args:
         loss: `loss(params, batch, *operands)`, the mean data loss over the batch's examples in
@@ -175,26 +175,26 @@ def estimate_limit(
         batches: a pytree with leaves [num_batches, batch, ...], or a list of batches.
         *operands: passed on to `loss`, such as BatchNorm statistics.
         key: random key of the probes.
-        epsilon: ε, a number or an `Estimate`; measured by `limits.loss_tolerance` on `batches` if
-            not given.
+        epsilon: ε, a number or an `Estimate`; by default measured by `limits.loss_tolerance` on
+            `batches`.
         where: which leaves are weights under study.
-        measure: the spectrum of H, if it is known already; saves the first run.
-        removed_measure: that of H on the removed weights; taken if its dimension fits.
+        measure: the spectrum of H, if known; saves the first run.
+        removed_measure: that of H on the removed weights; used if its dimension is right.
         mesh: devices that share examples and vectors, a `jax.sharding.Mesh`; see
             `curvature.MatvecSettings` and `lanczos.tridiagonalize`.
         **settings: see `LimitSettings`.
 
     Returns:
-        A `LimitEstimate`. Its reasons say so where the loss is no mean over independent examples;
-        ε and H are then those of the batches as they come.
+        A `LimitEstimate`. Where the loss is no mean over independent examples, its reasons say so,
+        and ε and H are those of the batches as given.
 
     Raises:
         TypeError: if a setting is unknown, `loss` returns none of the three, a leaf of `params` is
-            not real floating, or a `mask` is given: a limit is one of whole leaves, which `where`
-            selects.
+            not real floating, or a `mask` is given: the limit is that of whole leaves, selected by
+            `where`.
         ValueError: for empty data, non-finite parameters, negative ε, a count below 1, a measure of
-            another dimension, or a loss that gives another value the second time (dropout left on),
-            is a sum over a batch's examples, or is no mean over them where a mesh cuts batches.
+            another dimension, or a loss that is not deterministic (dropout left on), is a sum over
+            a batch's examples, or is no mean over them where a mesh cuts batches.
         FloatingPointError: if a loss or a product is not finite.
         MemoryError: if nothing fits, by the plan or twice on the device; says what would help.
 
@@ -259,7 +259,7 @@ def _monitor(chosen: dict[str, Any], stage: str, stop: Any = None) -> spectrum.M
 
 
 def _split_settings(settings: LimitSettings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the settings of the runs, checked, and those of the product."""
+    """Return the checked settings of the runs, and those of the product."""
     chosen = {**_DEFAULTS, **{k: v for k, v in settings.items() if k in _DEFAULTS}}
     product = {k: v for k, v in settings.items() if k not in _DEFAULTS}
     for name in ("num_steps", "num_probes", "num_gap_steps", "checkpoint_every"):
@@ -274,7 +274,7 @@ def _split_settings(settings: LimitSettings) -> tuple[dict[str, Any], dict[str, 
 
 
 def _check_known(dim: int, epsilon: Any, measure: Any, removed_measure: Any) -> None:
-    """Raise unless what is given in place of a measurement is one."""
+    """Check what is given in place of a measurement."""
     if epsilon is not None:
         split_epsilon(epsilon)
     if removed_measure is not None:
@@ -289,7 +289,7 @@ def _check_known(dim: int, epsilon: Any, measure: Any, removed_measure: Any) -> 
 
 
 def check_deterministic(loss: Callable, params: Any, batches: Any, *operands: Any) -> None:
-    """Raise unless the loss of the first batch is finite and the same when asked for twice."""
+    """Raise unless the loss of the first batch is finite and the same in two evaluations."""
     batch = first_batch(batches)
     mean_loss(loss, params, batches, operands)
     first, second = (jax.tree.leaves(loss(params, batch, *operands)) for _ in range(2))

@@ -1,4 +1,4 @@
-"""What the stages of a study give, as they are kept and reported."""
+"""The results of the stages of a study, as they are kept and reported."""
 
 from typing import NamedTuple
 
@@ -6,20 +6,21 @@ import numpy as np
 
 
 class Measured(NamedTuple):
-    """What magnitude pruning does to this network.
+    """The effect of magnitude pruning on this network.
 
     Attributes:
         dim: D, weights under study.
         epsilon: ε, the tolerated rise of the loss.
         epsilon_error: its standard error.
         dense_loss: L(w*).
-        dense_accuracy: on held-out data, or on the training data if there are none; NaN without.
+        dense_accuracy: on held-out data, or on training data if there are none; NaN without an
+            accuracy.
         ratios: of the sweep, ascending.
         losses: at each.
         radii: R at each.
         accuracies: at each; NaN without an accuracy.
         by_loss: smallest ratio within ε, at it and at all larger ones of the sweep.
-        by_accuracy: the same within the tolerance of accuracy; NaN without.
+        by_accuracy: the same with the accuracy within its tolerance; NaN without an accuracy.
         edge: whether the sweep's smallest ratio still passes.
     """
 
@@ -41,14 +42,14 @@ class Found(NamedTuple):
     """The sparsest mask within ε that was found.
 
     Attributes:
-        mask: True where a weight stays [D].
-        num_kept: how many those are.
-        loss: of the network so pruned.
-        accuracy: of the network so pruned; NaN without one.
-        method: which candidate won.
-        names: of the candidates.
-        kept: weights that each keeps.
-        losses: of each.
+        mask: True where a weight is kept [D].
+        num_kept: number of weights kept.
+        loss: loss of the pruned network.
+        accuracy: accuracy of the pruned network; NaN without one.
+        method: the candidate that won.
+        names: names of the candidates.
+        kept: weights kept by each candidate.
+        losses: loss of each candidate.
         notes: candidates that were left out and why, and doubts about the loss.
     """
 
@@ -68,11 +69,10 @@ class Certified(NamedTuple):
 
     Attributes:
         num_kept: that number.
-        slack: bound of the rounding that is included.
-        num_products: spent.
-        shift: μ that the Hessian was made convex by; NaN where it is the Gauss-Newton matrix.
-        shares: of ε that are linear, quadratic and beyond the model at the mask found [3]; NaN
-            where there is none.
+        slack: allowance for rounding that is included.
+        num_products: products used.
+        shift: μ that was added to the Hessian to make it convex; NaN for the Gauss-Newton matrix.
+        shares: linear, quadratic and remaining shares of ε at the mask found [3]; NaN without one.
     """
 
     num_kept: int
@@ -83,7 +83,7 @@ class Certified(NamedTuple):
 
 
 class AtPrediction(NamedTuple):
-    """What magnitude pruning at ρ* does."""
+    """The effect of magnitude pruning at ρ*."""
 
     ratio: float
     loss: float
@@ -97,7 +97,7 @@ class Layers(NamedTuple):
         names: of the layers, in the order of the flat vector.
         sizes: weights of each.
         magnitude: kept by magnitude at its measured limit.
-        found: kept by the mask that was found; -1 if there is none.
+        found: kept by the mask that was found; -1 without one.
     """
 
     names: np.ndarray
@@ -107,7 +107,7 @@ class Layers(NamedTuple):
 
 
 class LayerLimits(NamedTuple):
-    """How many weights of each layer the theory asks for, the tolerance shared out among them.
+    """How many weights of each layer the theory asks for, with ε divided among the layers.
 
     Attributes:
         names: of the layers, as in `Layers`.
@@ -122,12 +122,12 @@ class Guaranteed(NamedTuple):
     """The sparsest ratio that is safe on unseen data, with high probability.
 
     Attributes:
-        ratio: that ratio; 1, the dense network, where even the first step is not shown to be safe.
-        tolerance: share of examples that may turn from right to wrong.
+        ratio: the ratio; 1, the dense network, if even the first step is not shown to be safe.
+        tolerance: tolerated share of examples that turn from right to wrong.
         delta: probability that the promise fails.
-        num_examples: held-out examples.
-        accuracy: on them at the ratio.
-        dense_accuracy: that of the dense network on them.
+        num_examples: number of held-out examples.
+        accuracy: accuracy on them at the ratio.
+        dense_accuracy: accuracy of the dense network on them.
     """
 
     ratio: float

@@ -1,4 +1,4 @@
-"""Layer by layer: the spectrum of each layer's block, and the tolerance shared out among them."""
+"""Layer by layer: the spectrum of each layer's block, and the tolerance divided among them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from jaxlimit.spectrum import SpectralMeasure
 
 
 class LayerStudy(NamedTuple):
-    """What the layers of a network ask for.
+    """The limits of the layers of a network.
 
     Attributes:
         limits: each layer's limit at its share of ε.
@@ -46,10 +46,10 @@ def layer_limits(
     mesh: Mesh | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> LayerStudy:
-    """Predict how far each layer can be pruned, the tolerance shared out so that the fewest stay.
+    """Predict how far each layer can be pruned, with ε divided to keep the fewest weights.
 
-    One operator and one compiled program serve all layers, see `spectrum.block_measures`; the
-    shares are those of `limits.by_layer`. Costs num_steps · num_probes products a layer.
+    One operator and one compiled program serve all layers (`spectrum.block_measures`);
+    `limits.by_layer` divides ε. Costs num_steps · num_probes products a layer.
 
     Args:
         loss: see `curvature.hessian_matvec`.
@@ -61,9 +61,9 @@ def layer_limits(
         where: which leaves are weights under study.
         num_steps: Lanczos steps a probe.
         num_probes: probes a layer.
-        mesh: devices that share examples and vectors; then each layer's block is an operator of
-            its own.
-        on_progress: called with the layers done and their number.
+        mesh: devices that share examples and vectors; each layer's block is then an operator of its
+            own.
+        on_progress: called as `on_progress(layers_done, layers)`.
 
     Returns:
         A `LayerStudy`.

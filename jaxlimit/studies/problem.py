@@ -1,4 +1,4 @@
-"""A task with all that its stages need beside it."""
+"""A task with everything else that its stages need."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A task with all that its stages need beside it."""
+    """A task with everything else that its stages need."""
 
     task: Task
     key: PRNGKeyArray
@@ -35,7 +35,7 @@ class Problem:
         return flatten_weights(self.task.params, self.task.where)[0]
 
     def masked(self, keep: Any) -> Any:
-        """Return the parameters with the weights outside of a flat mask set to 0."""
+        """Return the parameters with the weights outside a flat mask set to 0."""
         weights, unflatten = flatten_weights(self.task.params, self.task.where)
         return unflatten(jnp.where(jnp.asarray(keep), weights, 0))
 

@@ -17,7 +17,7 @@ from jaxlimit.pruning import MaskSearch
 from jaxlimit.pruning.masked import loss_at, masked_loss
 
 _NUM_PROBES = 32
-# What a round may spend by the quadratic, of what is left, after one whose true loss was too high.
+# The factor of what a round may spend after one whose true loss was too high.
 _CAUTION = 0.25
 
 
@@ -27,12 +27,12 @@ class PrunedTo(NamedTuple):
     Attributes:
         mask: pytree like the parameters, True = kept.
         params: the parameters, 0 where the mask is False; refitted if that was asked for.
-        certificate: the bound below all masks of the network that the search was made on, of its
-            quadratic model, nothing refitted; None where there is none.
-        search: what the mask was chosen from, with the counts and losses; with refitting the last,
+        certificate: how few weights any mask keeps in the quadratic model of the network that the
+            last search started from, without further refitting; None without one.
+        search: the last search, with its candidates, counts and losses; with refitting it is that
             on the refitted network.
-        rounds: with refitting, how many weights were left after each round, the first without.
-        num_products: of the curvature, made in the rounds; those of the searches do not count.
+        rounds: with refitting, the weights left after each round; the first number is without.
+        num_products: products of the curvature in the rounds, without those of the searches.
     """
 
     mask: Any
@@ -43,7 +43,7 @@ class PrunedTo(NamedTuple):
     num_products: int = 0
 
     def __repr__(self) -> str:
-        """Show the search's table, and what the rounds kept."""
+        """Show the table of the search, and what the rounds kept."""
         said = repr(self.search).replace("MaskSearch", "PrunedTo", 1)
         if not self.rounds:
             return said
@@ -51,7 +51,7 @@ class PrunedTo(NamedTuple):
 
 
 class _Data(NamedTuple):
-    """What every round is told."""
+    """The arguments that all rounds share."""
 
     loss: Callable
     batches: Any
@@ -74,28 +74,27 @@ def prune_to(
     where: Where = is_weight,
     **settings: Any,
 ) -> PrunedTo:
-    """Prune a trained network as far as its loss stays within ε of what it was.
+    """Prune a trained network as far as its loss rises by at most ε.
 
-    No ratio is asked for: `pruning.smallest_mask` searches for the smallest mask. With `refit` the
-    kept weights are refitted, and rounds go on from there: what the loss has fallen by is spent on
-    the quadratic of the refitted network (`limits.refitted_rounds`), what that keeps is refitted on
-    the true loss, and the round counts if the loss is within ε; where not, the next spends a
-    quarter. A last search on the refitted network gives both sides there. The loss is at most
-    L(w) + ε at the end too. Costs and memory are those of the search twice, and of
-    `limits.refitted_rounds` and `pruning.refit` a round.
+    No ratio is needed: `pruning.smallest_mask` searches for the smallest mask. With `refit`, the
+    kept weights are refitted and rounds follow. Each spends the fall of the loss on the quadratic
+    of the refitted network (`limits.refitted_rounds`) and refits what is kept on the true loss. It
+    counts if the loss is then within ε; otherwise the next round spends a quarter. A last search on
+    the refitted network gives both sides there. The loss at the end is at most L(w) + ε. Costs the
+    search twice, and `limits.refitted_rounds` and `pruning.refit` in each round; memory as these.
 
     Args:
         loss: `loss(params, batch, *operands)`, the mean over the batch's examples, in evaluation
             mode; split (`curvature.split_loss`, `training.make_loss`) for a certificate.
         params: w, pytree of real floating arrays.
-        batches: see `curvature.hessian_matvec`; what the loss is to hold on.
+        batches: the data of the loss; see `curvature.hessian_matvec`.
         *operands: passed on to `loss`.
         epsilon: ε, the tolerated rise, at least 0, as from `limits.loss_tolerance`.
-        key: random key of probes.
-        refit: True for `pruning.refit`; or a function of parameters and mask that returns
-            parameters, such as a training of your own. What it gives is taken if its loss is
-            lower; what it does to removed weights is not.
-        num_rounds: rounds with refitting, at most.
+        key: random key of the probes.
+        refit: True for `pruning.refit`; or a function `refit(params, mask)` that returns
+            parameters, such as a training of your own. Its result is used if it lowers the loss;
+            its values of removed weights are ignored.
+        num_rounds: the most rounds with refitting.
         where: which leaves are under study; the others stay.
         **settings: further settings of `pruning.smallest_mask`.
 
@@ -147,7 +146,7 @@ def prune_to(
 
 @dataclass
 class _Progress:
-    """What is left after each round, and what the rounds cost."""
+    """The weights left after each round, and the cost of the rounds."""
 
     counts: list[int]
     num_products: int = 0
@@ -174,7 +173,7 @@ def _in_rounds(
 
 
 def _bite(data: _Data, params: Any, epsilon: float, key: PRNGKeyArray) -> tuple:
-    """Remove what the refitted quadratic can lose within ε; return where it has its least."""
+    """Remove what the refitted quadratic allows within ε; return its minimiser."""
     split = isinstance(data.loss, curvature.Split)
     at = (data.loss, params, data.batches, *data.operands)
     settings = {"where": data.where, "mesh": data.mesh}
@@ -192,7 +191,7 @@ def _bite(data: _Data, params: Any, epsilon: float, key: PRNGKeyArray) -> tuple:
 
 
 def _refitted(data: _Data, params: Any, mask: Any, progress: _Progress) -> tuple[Any, float]:
-    """Refit what is kept, and return it with its loss; what came if that is lower."""
+    """Refit what is kept; return the better of both parameters, with its loss."""
 
     def measured(params: Any) -> tuple[Any, float]:
         problem = masked_loss(data.loss, params, data.batches, data.operands, data.where, data.mesh)

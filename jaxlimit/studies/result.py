@@ -1,4 +1,4 @@
-"""What a study found, and how it shows itself."""
+"""The result of a study, and how it is shown."""
 
 import dataclasses
 import os
@@ -28,22 +28,22 @@ from jaxlimit.studies.task import Task
 class Study:
     """How far one trained network can be pruned, from both sides.
 
-    Stages that a budget left no room for are None and named in `missing`. `print` shows at most 25
-    lines, a notebook a table with the figure; `save` writes the report.
+    Stages that did not fit the budget are None and named in `missing`. `print` shows at most 25
+    lines, a notebook shows a table and a figure, and `save` writes the report.
 
     Attributes:
-        task: what was studied.
-        settings: how.
-        measured: ε, the dense network, and what magnitude pruning does.
+        task: the network, its loss and its data.
+        settings: the settings of the study.
+        measured: ε, the dense network, and the effect of magnitude pruning.
         found: the sparsest mask within ε that was found.
         certified: how few weights any mask within ε of the quadratic keeps.
-        estimate: the published prediction ρ* and what stands beside it.
-        at_prediction: what magnitude pruning at ρ* does.
-        layers: weights that magnitude and the mask keep of each layer.
-        layer_limits: weights of each that the theory asks for.
+        estimate: the published prediction ρ* and the numbers that go with it.
+        at_prediction: the effect of magnitude pruning at ρ*.
+        layers: weights of each layer kept by magnitude and by the mask.
+        layer_limits: weights of each layer that the theory asks for.
         guaranteed: the ratio that is safe on unseen data.
         missing: stages that did not run, each with the reason.
-        seconds: by stage; those read from the folder count as they were measured then.
+        seconds: time of each stage; for one read from the folder, the time when it ran.
         about: version, commit, date, command and devices.
     """
 
@@ -63,7 +63,7 @@ class Study:
 
     @property
     def mask(self) -> Any:
-        """The mask found, a pytree of Booleans like the parameters; magnitude's if none was."""
+        """The mask found, a pytree of Booleans; magnitude's if none was found."""
         return self.mask_at(None)
 
     @property
@@ -74,15 +74,15 @@ class Study:
 
     @property
     def safe_ratio(self) -> float:
-        """The ratio that is safe on unseen data where that was tested, or else `ratio`."""
+        """The ratio that is safe on unseen data; `ratio` if that was not tested."""
         return self.ratio if self.guaranteed is None else self.guaranteed.ratio
 
     def mask_at(self, ratio: float | None) -> Any:
-        """Return the mask found, joined with the heaviest other weights up to a ratio.
+        """Return the mask found, extended by the largest other weights up to a ratio.
 
         Args:
-            ratio: fraction kept; None for that of the mask found. A smaller one keeps the heaviest
-                weights of the mask alone.
+            ratio: fraction kept; None for that of the mask found. A smaller one keeps only the
+                largest weights of the mask.
 
         Raises:
             ValueError: if `ratio` lies outside [0, 1].
@@ -99,7 +99,7 @@ class Study:
         return pruning.mask_tree(joined, self.task.params, self.task.where)
 
     def __str__(self) -> str:
-        """Tell the two sides, the safe ratio, what not to do and why."""
+        """Show the two sides, the safe ratio, and the verdict."""
         return summary.text(self)
 
     __repr__ = __str__
@@ -118,7 +118,7 @@ class Study:
             The path of report.html.
 
         Raises:
-            OSError: if a file cannot be written; what was there stays whole.
+            OSError: if a file cannot be written; an earlier file stays whole.
         """
         from jaxlimit import reports
 

@@ -1,4 +1,4 @@
-"""The whole study in one call: cheap stages first, each kept as soon as it is done."""
+"""The whole study in one call: cheap stages first, each saved as soon as it is done."""
 
 import contextlib
 import dataclasses
@@ -34,19 +34,19 @@ from jaxlimit.studies.task import Task, check_task
 
 
 class _SpentError(Exception):
-    """The budget of seconds is spent in the middle of a stage."""
+    """The budget of seconds ran out in the middle of a stage."""
 
 
 class StudyOptions(TypedDict, total=False):
     """Keyword options of `study`: how far it goes, where it is kept, and on which devices.
 
     Attributes:
-        budget: seconds, or a `Budget` of seconds and products; what does not fit is left out and
-            named in `missing`.
-        folder: where every finished stage and the spectrum's checkpoints are kept; the same study
-            asked for again goes on from there.
+        budget: seconds, or a `Budget` of seconds and products. Stages that do not fit are left out
+            and named in `missing`.
+        folder: a folder for finished stages and checkpoints of the spectrum, from which the same
+            study continues later.
         mesh: devices that share the training examples and the vectors of the spectrum, a
-            `jax.sharding.Mesh` over devices of this process. A study begun on others goes on here.
+            `jax.sharding.Mesh` over devices of this process. A study may continue on another one.
     """
 
     budget: Any
@@ -68,23 +68,23 @@ def study(
 ) -> Study:
     """Find out from both sides how far a trained network can be pruned.
 
-    Runs, the cheap first: ε and the magnitude sweep, the smallest mask, the certificate below which
-    no mask can go, the Hessian's spectrum with the published prediction ρ*, the shares of the
-    layers, and a guarantee on held-out data. Costs some 100 evaluations of the data for the sweep
-    and, by default, up to 584 Hessian products for the rest.
+    Runs, the cheap stages first: ε and the magnitude sweep, the smallest mask with its certificate,
+    the spectrum of the Hessian with the published prediction ρ*, the layers, and a guarantee on
+    held-out data. Costs about 100 evaluations of the data for the sweep and, by default, up to 584
+    Hessian products for the rest.
 
     Args:
         loss: `loss(params, batch, *operands)`, the mean data loss over the batch's examples in
             evaluation mode, without penalties.
-        params: the trained parameters, a pytree of real floating arrays; or a checkpoint's
-            `params`.
-        batches: leaves [num_batches, batch, ...], a list of batches, or a loader of NumPy or JAX
-            batches that can be gone through again.
+        params: the trained parameters, a pytree of real floating arrays, such as the `params` of
+            a checkpoint.
+        batches: leaves [num_batches, batch, ...], a list of batches, or a loader that can be
+            iterated over repeatedly.
         *operands: passed on to `loss` and `accuracy`, such as BatchNorm statistics.
         key: random key.
-        held_out: examples that training has not seen, in any form of `batches`.
-        accuracy: `accuracy(params, batch, *operands)`, the share of a batch that is right, for the
-            limit by accuracy and the guarantee.
+        held_out: examples not used in training, in any form of `batches`.
+        accuracy: `accuracy(params, batch, *operands)`, the share of a batch that is right; for the
+            limit by accuracy and for the guarantee.
         where: which leaves are weights under study.
         settings: a `StudySettings`.
         **options: see `StudyOptions`.
@@ -93,11 +93,11 @@ def study(
         A `Study`; print it, or `.save(folder)` its report.
 
     Raises:
-        TypeError: for arguments of a wrong kind, such as a generator for `batches`, or an option
-            that there is not; names the nearest.
+        TypeError: for arguments of a wrong type, such as a generator for `batches`, or an unknown
+            option; names the nearest.
         ValueError: for empty data, parameters that are not finite, or a loss that is not
             deterministic.
-        InUseError: if another process works in `folder`.
+        InUseError: if another process is using `folder`.
 
     >>> import jax, jax.numpy as jnp
     >>> x = jax.random.normal(jax.random.key(1), (1, 64, 8)) * jnp.array([9.0, 9.0] + 6 * [0.01])
@@ -130,10 +130,15 @@ def study_task(
         budget: as `study`.
         folder: as `study`.
         settings: as `study`.
-        command: what to write in the report as the command; that of the process if not given.
+        command: the command to name in the report; by default that of this process.
 
     Returns:
         A `Study`.
+
+    Raises:
+        TypeError: as `study`, and if `task` is no `Task`.
+        ValueError: as `study`.
+        InUseError: as `study`.
     """
     check_key("key", key)
     settings = StudySettings() if settings is None else settings
@@ -145,7 +150,7 @@ def study_task(
 
 
 class _Runner:
-    """Runs the stages in turn, as far as the budget goes."""
+    """Runs the stages in turn, as far as the budget allows."""
 
     def __init__(self, task, key, settings, budget: Budget, folder, display) -> None:
         self.began, self.budget, self.display = time.monotonic(), budget, display
@@ -191,7 +196,7 @@ class _Runner:
         )  # fmt: skip
 
     def stage(self, name: str, kind: Any, make: Callable, products: float = 0.0) -> Any:
-        """Return a stage's result: the one kept, a new one, or None if the budget has no room."""
+        """Return a stage's result: the saved one, a new one, or None if the budget is too small."""
         kept = self.store.load(name, kind)
         if kept is None:
             if not self._fits(name, products):
@@ -276,7 +281,7 @@ class _Runner:
             return None
 
     def spectrum(self, done: findings.Measured) -> Any:
-        """Return the estimate, from the spectra in the folder if they are there."""
+        """Return the estimate, from the spectra in the folder if there are any."""
         settings = self.problem.settings
         products = settings.num_probes * (settings.num_steps + settings.num_gap_steps)
         folder = self.store.below("spectrum")
@@ -328,7 +333,7 @@ def _plain(batches: Any) -> Any:
 
 
 def _programs(task: Task) -> list[str]:
-    """Tell what the loss and the accuracy compute, so that others find no stage of theirs."""
+    """Return digests of the programs of loss and accuracy, which identify a study."""
     accuracy_data = task.batches if task.held_out is None else task.held_out
     return [
         repr(program_digest(function, task.params, first_batch(data), *task.operands))
@@ -338,7 +343,7 @@ def _programs(task: Task) -> list[str]:
 
 
 def about(task: Task, command: str | None = None) -> dict[str, Any]:
-    """Return where and with what a study is made."""
+    """Describe the versions, the command and the devices of a study."""
     weights = np.asarray(flatten_weights(task.params, task.where)[0])
     device = jax.devices()[0]
     return {

@@ -1,4 +1,4 @@
-"""What a study is told beside the network and its data."""
+"""The settings of a study."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ from jaxlimit._core.checks import check_count, check_range
 
 @dataclasses.dataclass(frozen=True)
 class StudySettings:
-    """Settings of a study, none of which a first one needs."""
+    """Settings of a study; the defaults suit a first one."""
 
     epsilon: float | None = None
     """Tolerated rise of the loss; measured from the data if not given."""
@@ -38,7 +38,7 @@ class StudySettings:
     """Show no progress."""
 
     def __post_init__(self) -> None:
-        """Raise at once what a stage would raise after minutes."""
+        """Raise now what a stage would raise after minutes."""
         for name in ("num_steps", "num_probes", "num_gap_steps", "certificate_products"):
             check_count(name, getattr(self, name))
         check_count("num_ratios", self.num_ratios, 3)
@@ -54,7 +54,7 @@ class StudySettings:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What a study may spend; the stages that do not fit are named as missing."""
+    """What a study may use; stages that do not fit are named as missing."""
 
     seconds: float = float("inf")
     products: float = float("inf")
@@ -66,7 +66,7 @@ class Budget:
 
 
 def as_budget(budget: Any) -> Budget:
-    """Return a budget given as one, as seconds, or as None for none.
+    """Return a budget that is given as a `Budget`, as seconds, or as None for no limit.
 
     Raises:
         TypeError: if it is something else.

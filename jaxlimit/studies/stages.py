@@ -1,4 +1,4 @@
-"""The stages of a study, each a function of the problem and of what earlier ones found."""
+"""The stages of a study, each a function of the problem and of earlier results."""
 
 from typing import Any
 
@@ -67,7 +67,7 @@ def _check_loss(problem: Problem) -> None:
 
 
 def _counted(ratio: float, dim: int) -> float:
-    """Return the fraction that the whole number of weights is, beside which others are put."""
+    """Return a ratio rounded to a whole number of weights."""
     return int(pruning.num_kept(dim, ratio)) / dim
 
 
@@ -86,7 +86,7 @@ def _sweep(problem, function, batches, ratios, stage) -> pruning.SweepResult:
 
 
 def search(problem: Problem, measured: Measured) -> tuple[Found, Certified | None]:
-    """Look for the sparsest mask whose true loss is within ε; the certificate comes with it."""
+    """Search for the sparsest mask whose true loss is within ε; return its certificate too."""
     task = problem.task
     result = pruning.smallest_mask(
         *problem.args,
@@ -126,12 +126,12 @@ def search(problem: Problem, measured: Measured) -> tuple[Found, Certified | Non
 def certify(
     problem: Problem, measured: Measured, found: Found | None, estimate: LimitEstimate
 ) -> Certified:
-    """Bound all masks by the Hessian's own quadratic, made convex by what its spectrum shows.
+    """Bound all masks by the quadratic of the Hessian, made convex with the help of its spectrum.
 
     For a loss that is not split, which has no Gauss-Newton matrix.
 
     Raises:
-        ValueError: if the spectrum is of too few steps to tell how negative the Hessian is, or a
+        ValueError: if the spectrum has too few steps to tell how negative the Hessian is, or a
             direction of more negative curvature is met.
     """
     task, settings = problem.task, problem.settings
@@ -165,7 +165,7 @@ def _shares(parts: limits.Shares | None) -> np.ndarray:
 
 
 def predict(problem: Problem, measured: Measured, checkpoint_dir: Any, **known: Any):
-    """Run Lanczos and solve for ρ* and what stands beside it."""
+    """Run Lanczos, and solve for ρ* and the other numbers of a `LimitEstimate`."""
     settings, task = problem.settings, problem.task
     error = jnp.asarray(measured.epsilon_error)
     epsilon = positive_interval(jnp.asarray(measured.epsilon), error)
@@ -187,7 +187,7 @@ def predict(problem: Problem, measured: Measured, checkpoint_dir: Any, **known: 
 
 
 def at_prediction(problem: Problem, estimate: LimitEstimate) -> AtPrediction:
-    """Prune by magnitude at ρ*, to see what that does."""
+    """Measure the effect of magnitude pruning at ρ*."""
     task, weights = problem.task, problem.weights
     keep = pruning.flat_magnitude_mask(weights, estimate.prediction.num_kept)
     loss = problem.mean(task.loss, problem.masked(keep), task.batches)
@@ -210,7 +210,7 @@ def kept_by_layer(problem: Problem, measured: Measured, found: Found | None) -> 
 
 
 def limits_by_layer(problem: Problem, measured: Measured) -> LayerLimits:
-    """Run Lanczos on the block of each layer, and share ε out among them."""
+    """Run Lanczos on the block of each layer, and divide ε among them."""
     task = problem.task
     result = layer_limits(
         *problem.args,

@@ -1,4 +1,4 @@
-"""The folder of a study: one file a stage, written whole and read by the same study alone."""
+"""The folder of a study: one file a stage, written whole, and read only by the same study."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +13,11 @@ _VERSION = 2
 
 
 class Store:
-    """The stages of one study in one folder; without a folder it keeps nothing.
+    """The saved stages of one study in one folder; without a folder nothing is saved.
 
     Args:
         folder: where, or None.
-        fingerprint: what tells this study from another, as text.
+        fingerprint: a digest that identifies the study.
     """
 
     def __init__(self, folder: Any, fingerprint: str) -> None:
@@ -25,7 +25,7 @@ class Store:
         self.identity = {"study": fingerprint}
 
     def load(self, stage: str, kind: Any) -> tuple[Any, float] | None:
-        """Return what a stage gave and the seconds it took; None if it has not run for this study.
+        """Return the result of a stage and its seconds; None if it has not run for this study.
 
         Raises:
             ValueError: if the file is damaged; says which.
@@ -42,14 +42,14 @@ class Store:
         return result, float(fields["seconds"])
 
     def save(self, stage: str, result: NamedTuple, seconds: float) -> None:
-        """Keep what a stage gave."""
+        """Save the result of a stage."""
         path = self._path(stage)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             files.save(path, _VERSION, identity=self.identity, seconds=seconds, **result._asdict())
 
     def below(self, name: str) -> Path | None:
-        """Return a folder for a stage's own checkpoints, of this study alone."""
+        """Return a folder for the checkpoints of a stage of this study."""
         return None if self.folder is None else self.folder / f"{name}-{self.identity['study'][:8]}"
 
     def _path(self, stage: str) -> Path | None:
@@ -58,7 +58,7 @@ class Store:
 
 @contextmanager
 def held(folder: Any) -> Iterator[None]:
-    """Be the only writer to a folder, which is made if it is not there, and gone if left empty.
+    """Be the only writer to a folder; make it if necessary, and remove it if it stays empty.
 
     Raises:
         InUseError: if another process holds it.

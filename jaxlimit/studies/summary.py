@@ -16,10 +16,10 @@ class Side(NamedTuple):
     Attributes:
         key: a short name for programs.
         label: what it is, in words.
-        ratio: fraction of weights kept; None where it is not known.
-        low: of its interval, None without.
-        high: of its interval, None without.
-        note: a sentence on where it comes from.
+        ratio: fraction of weights kept; None if unknown.
+        low: lower end of its interval; None without one.
+        high: upper end of its interval; None without one.
+        note: a sentence on its origin.
     """
 
     key: str
@@ -49,7 +49,7 @@ def points(count: float) -> str:
 
 
 def sides(study: Any) -> list[Side]:
-    """Return the limits of a study, from what no mask can beat to what is safe."""
+    """Return the limits of a study, from the bound that no mask beats to the safe ratio."""
     measured, found, estimate = study.measured, study.found, study.estimate
     dim, epsilon = measured.dim, measured.epsilon
     rows = []

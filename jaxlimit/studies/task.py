@@ -1,4 +1,4 @@
-"""What a user hands over to be studied, checked once."""
+"""The network, loss and data that a user passes to a study, checked once."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,19 +23,19 @@ class Task:
             `curvature.hessian_matvec`).
         params: the trained parameters, a pytree of real floating arrays.
         batches: training data: leaves [num_batches, batch, ...], a list of batches, or a loader
-            that can be gone through again.
+            that can be iterated over repeatedly.
         operands: passed on to `loss` and `accuracy`, such as BatchNorm statistics.
-        held_out: data that training has not seen, in any of these forms.
-        accuracy: `accuracy(params, batch, *operands)`, the share of a batch that is right; or for
-            each of its examples whether it is, as a real number; or these and weights in [0, 1].
+        held_out: data not used in training, in any of these forms.
+        accuracy: `accuracy(params, batch, *operands)`, the share of a batch that is right; or one
+            number for each example, 1 if it is right; or these and weights in [0, 1].
         where: which leaves are weights under study.
-        checkpoint: from `formats.load`, so that pruned parameters go back in its form.
+        checkpoint: from `formats.load`; pruned parameters are written back in its form.
         mesh: devices that share the training examples, and the vectors of the spectrum: a
             `jax.sharding.Mesh` over devices of this process.
-        module: the network, if it is one of `jaxlimit.models`, so that the bytes of its compressed
-            form can be told; that of the loss if it has one.
-        memory: bytes that the examples may take, on the host and on the device; what is more is
-            kept in a file and fetched batch by batch (see `studies.held_batches`).
+        module: the network, if it is one of `jaxlimit.models`, to count the bytes of its compressed
+            form; by default that of the loss.
+        memory: bytes that the examples may take, on the host and on the device; what exceeds them
+            is kept in a file and fetched batch by batch (see `studies.held_batches`).
     """
 
     loss: Callable
@@ -52,14 +52,14 @@ class Task:
 
 
 def check_task(task: Any, *, name: str = "task") -> Task:
-    """Return the task with its data held, or say what is wrong with it.
+    """Return a task with its data held, or raise if it is not valid.
 
     Args:
-        task: what a user's function returned.
-        name: what to call it in a message.
+        task: the task.
+        name: its name in error messages.
 
     Raises:
-        TypeError: if it is no `Task`, a function is none, or a loss returns none of the three.
+        TypeError: if it is no `Task`, a field is no function, or a loss returns none of the three.
         ValueError: if there are no data, the parameters are not finite, or the mesh has devices of
             other processes.
     """

@@ -1,4 +1,4 @@
-"""What can be promised of data that training has not seen."""
+"""A guarantee for data not used in training."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ from jaxlimit.studies.problem import Problem
 
 
 def guarantee(problem: Problem, measured: Measured, found: Found | None) -> Guaranteed:
-    """Walk from the dense network to the mask found, as far as held-out examples allow.
+    """Go from the dense network to the mask found, as far as held-out examples allow.
 
-    Between them stands the mask joined with the heaviest weights outside of it. Fixed-sequence
-    testing: at each ratio "more than the tolerated share of unseen examples turns from right to
-    wrong" is tested at level δ, and the first that is not rejected ends the walk. The accuracy lost
-    is at most that share. Exact for examples that are right or wrong (Clopper, Pearson 1934),
-    otherwise by `pruning.hoeffding_bentkus`.
+    Between them lie the mask and the largest weights outside it. Fixed-sequence testing: at each
+    ratio the hypothesis "more than the tolerated share of unseen examples turns from right to
+    wrong" is tested at level δ, until one is not rejected. The accuracy lost is at most that share.
+    The test is exact for examples that are right or wrong (Clopper, Pearson 1934), otherwise it is
+    `pruning.hoeffding_bentkus`.
 
     Raises:
         ValueError: if there are too few examples for even an unchanged network to pass, or their
@@ -58,7 +58,7 @@ def guarantee(problem: Problem, measured: Measured, found: Found | None) -> Guar
 
 
 def _p_value(lost: np.ndarray, weights: np.ndarray, tolerance: float) -> float:
-    """Return how likely so little is lost where more than the tolerance is to be expected."""
+    """Return the p-value of a loss this small if more than the tolerance is expected."""
     lost = np.maximum(lost, 0)
     if np.isin(lost, (0, 1)).all() and (weights == 1).all():
         return float(special.bdtr(lost.sum(), lost.size, tolerance))
@@ -68,7 +68,7 @@ def _p_value(lost: np.ndarray, weights: np.ndarray, tolerance: float) -> float:
 
 
 def _per_example(problem: Problem, keep: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return the accuracy of each held-out example that counts by itself, and its weight."""
+    """Return the accuracy and the weight of each held-out example of weight above 0."""
     task, params = problem.task, problem.masked(keep)
     assert task.accuracy is not None
     accuracy, operands = mean_loss(task.accuracy, params, task.held_out, task.operands)

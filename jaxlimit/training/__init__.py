@@ -1,4 +1,4 @@
-"""Training under an l1 penalty: the loop, evaluation, the losses that the analysis starts from."""
+"""Training under an l1 penalty: the loop, evaluation, and the losses for the analysis."""
 
 from jaxlimit._core.extras import require
 

@@ -1,4 +1,4 @@
-"""What a training run is told: the settings, checked when made, and the rate of every step."""
+"""The settings of a training run, checked when made, and the rate of every step."""
 
 import dataclasses
 from typing import Any
@@ -21,55 +21,55 @@ OPTIMIZERS = ("sgd", "adam")
 class TrainingConfig:
     """Set up SGD with momentum, or Adam, on the mean cross-entropy + l1·‖w‖₁ + ½·l2·‖w‖₂².
 
-    Both penalties act on the leaves that `fit` is told to penalise, by default every parameter
-    outside the scale and bias of normalisation layers (`curvature.is_weight`). With velocity v,
-    rate η, momentum μ and the mean gradient g of a batch, one step is
+    Both penalties act on the leaves that `fit` selects, by default all but the scale and bias of
+    normalisation layers (`curvature.is_weight`). With velocity v, rate η, momentum μ and the mean
+    gradient g of a batch, one step is
 
         subgradient   v ← μv + g + l1·sign(w) + l2·w,   w ← w - ηv
         proximal      v ← μv + g + l2·w,                w ← S(w - ηv, η·l1/(1-μ))
 
-    with the soft threshold S(x, t) = sign(x)·max(|x| - t, 0) *after* the momentum step. Its
-    threshold carries 1/(1-μ) because the velocity of a steady gradient is g/(1-μ): only so do
-    both methods come to rest at the same minimum. The proximal step ends with exact zeros; under
-    the subgradient a weight that should be 0 wanders about it at the scale η·l1/(1-μ), which a
-    cosine schedule takes to 0 and a constant one does not.
+    with the soft threshold S(x, t) = sign(x)·max(|x| - t, 0) *after* the momentum step. The factor
+    1/(1-μ) in the threshold makes both methods converge to the same minimum, since the velocity of
+    a constant gradient is g/(1-μ). The proximal method ends with exact zeros. With the subgradient,
+    a weight that should be 0 fluctuates around it at the scale η·l1/(1-μ), which vanishes under a
+    cosine schedule but not under a constant one.
 
     With `optimizer="adam"` the sum g + l1·sign(w) + l2·w goes through Adam (Kingma, Ba 2015,
     β₁ = μ, β₂ = 0.999) in place of the velocity. It has no proximal form here.
 
     Args:
-        epochs: passes over the training images; an epoch is `num_images // batch_size` steps of
-            a fresh permutation, and the images left over (others each epoch) sit that epoch out.
+        epochs: passes over the training images. An epoch has `num_images // batch_size` steps in a
+            new random order; the images left over (others each epoch) are skipped.
         batch_size: images a step.
         learning_rate: η after the warm-up.
         schedule: "constant"; "cosine", η·½(1 + cos πs) with s the share done of the steps after
-            the warm-up, to 0 at the end; "multi-step", η times `decay` at each of `milestones`.
+            the warm-up; "multi-step", multiplied by `decay` at each of `milestones`.
         milestones: epochs, counted from the start of training, at which "multi-step" decays.
-        decay: what "multi-step" multiplies the rate by.
-        warmup_epochs: epochs over which the rate climbs linearly, from η/steps to η.
+        decay: the factor of "multi-step".
+        warmup_epochs: epochs in which the rate rises linearly, from η/steps to η.
         momentum: μ in [0, 1).
         optimizer: "sgd" or "adam".
         l1: strength of the l1 penalty.
         l1_method: "subgradient" (as in the paper) or "proximal".
-        l1_delta: δ of a reweighted l1: every weight's penalty is l1·|w|/(|v| + δ), v its value when
-            the epoch began (`l1_weights`; Candès, Wakin, Boyd 2008), in both methods. 0 leaves the
-            l1 penalty as it is.
-        l1_by: what tells a reweighted l1 how small a weight is: its "magnitude"; or its "saliency",
-            with r·|w| in place of |w|, r = √(h/h̄) from one probe of the curvature's diagonal h at
-            the begin of every epoch, on its first batch (`sensitivity`): a gradient more an epoch.
+        l1_delta: δ of a reweighted l1: the penalty of a weight is l1·|w|/(|v| + δ), v its value
+            when the epoch began (`l1_weights`; Candès, Wakin, Boyd 2008). 0 is plain l1.
+        l1_by: the measure of size in a reweighted l1: "magnitude"; or "saliency", with r·|w| in
+            place of |w|, r = √(h/h̄) from one probe of the curvature's diagonal h on the first batch
+            of each epoch (`sensitivity`), which costs one more gradient an epoch.
         l2: strength of the l2 penalty.
         sam_radius: r of sharpness-aware minimisation (Foret, Kleiner, Mobahi, Neyshabur 2021): g is
             taken not at w but at w + r·g/‖g‖, g/‖g‖ the direction of the batch's gradient at w over
             all parameters. Two gradients a step; 0 leaves it out.
         augment: shift each image by up to 4 pixels (black beyond the edge) and flip it left to
-            right with probability ½, freshly each time.
-        accumulate: process a batch as this many slices of `batch_size // accumulate` images and
-            average their gradients, to save memory; BatchNorm sees the slices one by one.
+            right with probability ½, at random each time.
+        accumulate: number of slices of a batch, whose gradients are computed in turn and averaged,
+            to save memory; BatchNorm sees the slices one by one.
         seed: one integer, or a tuple of them to train several networks at once by `vmap`; every
             array of the result then gains a leading axis.
 
     Raises:
-        TypeError, ValueError: naming the field at fault.
+        TypeError: if a field has the wrong type.
+        ValueError: if a field is out of range or does not suit another.
 
     >>> TrainingConfig(epochs=2, learning_rate=0.1, schedule="cosine").batch_size
     128
@@ -95,7 +95,7 @@ class TrainingConfig:
     seed: int | tuple[int, ...] = 0
 
     def __post_init__(self):
-        # Python's own numbers in place of NumPy's, which a checkpoint's JSON does not take.
+        # Python's own numbers, since the JSON of a checkpoint takes none of NumPy's.
         for name in ("epochs", "batch_size", "accumulate", "warmup_epochs"):
             count = check_count(name, getattr(self, name), 0 if name == "warmup_epochs" else 1)
             object.__setattr__(self, name, count)

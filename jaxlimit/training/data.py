@@ -23,8 +23,8 @@ class Normalization(NamedTuple):
 def channel_statistics(images: Shaped[np.ndarray, "n h w c"]) -> Normalization:
     """Measure the mean and standard deviation of each channel over all pixels.
 
-    Floating images are taken as normalised already: mean 0, deviation 1. A channel that never
-    changes keeps deviation 1, so it becomes 0 and not NaN.
+    Floating images count as normalised: mean 0, deviation 1. A constant channel gets deviation 1,
+    so it becomes 0 and not NaN.
 
     >>> import numpy as np
     >>> channel_statistics(np.array([0, 4], np.uint8).reshape(2, 1, 1, 1))
@@ -34,7 +34,7 @@ def channel_statistics(images: Shaped[np.ndarray, "n h w c"]) -> Normalization:
     if not np.issubdtype(images.dtype, np.integer):
         return Normalization((0.0,) * channels, (1.0,) * channels)
     sums = np.zeros((2, channels))
-    # In pieces: the whole training set in float64 would not fit beside the rest.
+    # In pieces, since the whole training set in float64 might not fit in memory.
     for start in range(0, len(images), 1024):
         piece = np.asarray(images[start : start + 1024], np.float64)
         sums += piece.sum((0, 1, 2)), (piece**2).sum((0, 1, 2))
@@ -46,7 +46,7 @@ def channel_statistics(images: Shaped[np.ndarray, "n h w c"]) -> Normalization:
 def normalize(
     images: Shaped[Array, "n h w c"], normalization: Normalization
 ) -> Float[Array, "n h w c"]:
-    """Map integer images to (x - mean)/std in float32; floating ones pass as they are.
+    """Map integer images to (x - mean)/std in float32; floating ones pass unchanged.
 
     >>> import jax.numpy as jnp
     >>> normalize(jnp.full((1, 1, 1, 1), 6, jnp.uint8), Normalization((2.0,), (2.0,))).item()
@@ -106,7 +106,7 @@ def _first_two(dataset: Any) -> tuple[Any, Any]:
 
 
 def check_dataset(dataset: Any) -> tuple[Any, Any]:
-    """Return images and labels, the first two entries of `dataset`, or say what is wrong."""
+    """Return images and labels, the first two entries of `dataset`, or raise if invalid."""
     images, labels = _first_two(dataset)
     if images.ndim != 4 or not (
         images.dtype == np.uint8 or jnp.issubdtype(images.dtype, jnp.floating)

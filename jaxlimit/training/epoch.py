@@ -21,7 +21,7 @@ from jaxlimit.training.sensitivity import sensitivity
 
 
 class Carry(NamedTuple):
-    """What goes from step to step."""
+    """The state that is carried from step to step."""
 
     params: PyTree
     state: PyTree
@@ -29,13 +29,13 @@ class Carry(NamedTuple):
 
 
 def lay_out(carry: Carry, layout: Layout) -> Carry:
-    """Put it where training wants it."""
+    """Place it on the devices as training needs it."""
     params, state, opt_state = carry
     return Carry(layout.params(params), layout.whole(state), layout.params(opt_state))
 
 
 class Data(NamedTuple):
-    """What is trained on, all of it on the device."""
+    """The training data, all of them on the device."""
 
     images: Shaped[Array, "n h w c"]
     labels: Int[Array, " n"]
@@ -43,7 +43,7 @@ class Data(NamedTuple):
 
 
 class Strengths(NamedTuple):
-    """Numbers of the step, operands of the program; None leaves a part of it out."""
+    """The numbers of a step, operands of the program; None leaves a part of the step out."""
 
     momentum: Any
     l1: Any
@@ -64,7 +64,7 @@ class Strengths(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What the program of an epoch is compiled for."""
+    """The static settings of the program of an epoch."""
 
     module: Any
     where: Where
@@ -168,7 +168,7 @@ def _batch_gradient(
     program: Program,
     carry: Carry,
 ) -> tuple[PyTree, PyTree, Array, Array]:
-    """Average the gradient over the slices of a batch, the state going from slice to slice."""
+    """Average the gradient over the slices of a batch, passing the state from slice to slice."""
 
     def slice_loss(params: PyTree, state: PyTree, rows: Array, key: PRNGKeyArray) -> tuple:
         shift_key, network_key = jax.random.split(key)

@@ -1,4 +1,4 @@
-"""The data loss in evaluation mode: of a batch, of a whole set, and its distance to a minimum."""
+"""The data loss in evaluation mode, of a batch and of a whole set, and distances from a minimum."""
 
 import dataclasses
 import functools
@@ -20,10 +20,10 @@ from jaxlimit.training.optimizer import penalised, soft_threshold, spread, tree_
 
 @dataclasses.dataclass(frozen=True)
 class DataLoss:
-    """Give the mean softmax cross-entropy of a batch in evaluation mode.
+    """The mean softmax cross-entropy of a batch in evaluation mode.
 
-    Equal modules and normalisations make equal losses of equal hash, so a `jit` that takes one
-    as a static argument compiles once.
+    Equal modules and normalisations make equal losses with equal hashes, so a `jit` with one as a
+    static argument compiles once.
     """
 
     module: Any
@@ -44,13 +44,13 @@ class DataLoss:
     def logits(
         self, params: PyTree, batch: tuple[Array, Array], state: PyTree = None
     ) -> Float[Array, "n classes"]:
-        """Return the logits of `batch`: the outputs that a Gauss-Newton matrix is made of."""
+        """Return the logits of `batch`, the outputs that a Gauss-Newton matrix uses."""
         images = batch[0]
         if self.normalization is not None:
             images = normalize(images, self.normalization)
         return forward(self.module, params, state or {}, images, train=False)[0]
 
-    # `curvature` takes a loss with these two apart for a Gauss-Newton matrix.
+    # `curvature` needs these two for a Gauss-Newton matrix.
     apply = logits
 
     def output_loss(self, outputs: Float[Array, "n classes"], batch: Any) -> Float[Array, ""]:
@@ -60,7 +60,7 @@ class DataLoss:
     def accuracy(
         self, params: PyTree, batch: tuple[Array, Array], state: PyTree = None
     ) -> Float[Array, ""]:
-        """Return the share of `batch` whose label has the largest logit, in the form of a loss."""
+        """Return the share of `batch` whose label has the largest logit."""
         scored = score(self.module, params, state or {}, batch, self.normalization, train=False)
         return scored[1].mean()
 
@@ -70,12 +70,12 @@ def make_loss(module: Any, normalization: Normalization | None = None) -> DataLo
 
     Args:
         module: a network as `fit` takes it.
-        normalization: as `fit` returned it; without it, images must come normalised, floating.
+        normalization: that of the result of `fit`; None for images that are normalised already.
 
     Returns:
         The mean data loss of the batch `(images, labels)` in evaluation mode, without the
-        penalties; `state` holds what the network keeps beside its parameters (BatchNorm
-        statistics), nothing by default.
+        penalties; `state` holds the other variables of the network (BatchNorm statistics), none by
+        default.
 
     >>> import flax.linen as nn
     >>> make_loss(nn.Dense(10)) == make_loss(nn.Dense(10))
@@ -107,13 +107,13 @@ def evaluate(
     Args:
         module: a network as `fit` takes it.
         params: its parameters.
-        state: what it keeps beside them, `{}` if nothing.
+        state: its other variables, `{}` if none.
         dataset: images [n, h, w, c] and labels [n].
-        normalization: as `fit` returned it; without it, images must come normalised, floating.
-        batch_size: images at a time, bounds the memory; it need not divide n.
+        normalization: that of the result of `fit`; None for images that are normalised already.
+        batch_size: images at a time, which bounds the memory; need not divide n.
 
     Returns:
-        The `Evaluation`; its `losses` are what `epsilon` is measured on.
+        The `Evaluation`, with the loss of each example.
 
     Raises:
         TypeError: if `batch_size` is no integer.
@@ -163,7 +163,7 @@ def _examples(
 
 
 def _batch_rows(num: int, batch_size: int) -> Int[Array, "batches batch"]:
-    """Number the rows of every batch; the last one is filled up with the last row."""
+    """Return the rows of every batch; the last batch is padded with the last row."""
     num_batches = -(-num // batch_size)
     rows = jnp.minimum(jnp.arange(num_batches * batch_size), num - 1)
     return rows.reshape(num_batches, batch_size)
@@ -175,7 +175,7 @@ class MinimumDistance(NamedTuple):
     Attributes:
         norm: ‖r‖ of the proximal-gradient residual r; 0 exactly at a stationary point.
         relative: ‖r‖/‖w‖ over all parameters.
-        gradient_norm: ‖∇L(w) + l2·w‖, what r would be without l1.
+        gradient_norm: ‖∇L(w) + l2·w‖, the norm of r without l1.
     """
 
     norm: Float[Array, ""]
@@ -201,23 +201,22 @@ def distance_from_minimum(
 
         r = w - S(w - ∇L(w) - l2·w, l1),    S(x, t) = sign(x)·max(|x| - t, 0),
 
-    with L the mean data loss in evaluation mode; leaves without a penalty take l1 = l2 = 0. On a
-    weight far from 0, r is ∇L + l1·sign(w) + l2·w; on one at 0 it is what |∇L| exceeds l1 by; a
-    small weight whose pull towards 0 outweighs its gradient counts with its own size.
-
-    Cost: one gradient over the whole set.
+    with L the mean data loss in evaluation mode; leaves without a penalty have l1 = l2 = 0. For a
+    weight far from 0, r is ∇L + l1·sign(w) + l2·w; for one at 0 it is the excess of |∇L| over l1;
+    for a small weight that the penalty pulls to 0 it is the weight itself. Costs one gradient over
+    the whole set.
 
     Args:
         module: a network as `fit` takes it.
         params: its parameters.
-        state: what it keeps beside them, `{}` if nothing.
+        state: its other variables, `{}` if none.
         dataset: images [n, h, w, c] and labels [n], the training set.
-        l1: strength of the l1 penalty; of a reweighted one, what `l1_weights` makes of the weights
-            as they were when the last epoch began, or as they are now.
+        l1: strength of the l1 penalty; for a reweighted one, `l1_weights` of the weights when the
+            last epoch began, or now.
         l2: strength of the l2 penalty.
         where: which leaves the penalties act on; see `fit`.
-        normalization: as `fit` returned it.
-        batch_size: images at a time, bounds the memory; it need not divide n.
+        normalization: that of the result of `fit`.
+        batch_size: images at a time, which bounds the memory; need not divide n.
 
     Returns:
         The `MinimumDistance`.

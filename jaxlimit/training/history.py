@@ -1,4 +1,4 @@
-"""What training reports: the metrics of each epoch, kept, called back and written to a file."""
+"""The metrics of each epoch: kept, passed to a callback, and written to a file."""
 
 import json
 import os
@@ -10,14 +10,14 @@ import numpy as np
 
 
 class Metrics(NamedTuple):
-    """How an epoch went; in a result, arrays over the epochs.
+    """The metrics of an epoch; in a result, arrays over the epochs.
 
     With several seeds, `loss`, `data_loss` and `accuracy` have the seeds as their first axis.
 
     Attributes:
         epoch: epochs done, from 1.
         loss: `data_loss` plus both penalties of the weights at the epoch's end.
-        data_loss: mean cross-entropy of the images as they were met, augmented, in training mode.
+        data_loss: mean cross-entropy of the images as trained on, augmented, in training mode.
         accuracy: share of those images whose label had the largest logit.
         learning_rate: the rate of the last step.
     """
@@ -41,8 +41,8 @@ class History:
     Args:
         past: the epochs already done, as `stacked` returns them.
         on_epoch: called with the metrics of every epoch that is added.
-        path: a file that gets one JSON object a line and epoch, past ones included.
-        describe: says what is left of the run where the file cannot be written.
+        path: a file for one JSON object a line and epoch, past ones included.
+        describe: says where the run can continue, if the file cannot be written.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class History:
         self._write(self._epochs, "w")
 
     def append(self, metrics: Metrics) -> None:
-        """Keep one more epoch and report it.
+        """Add an epoch and report it.
 
         Raises:
-            OSError: if the file could not be written; says what is left of the run.
+            OSError: if the file could not be written; says where the run can continue.
         """
         metrics = Metrics(np.int32(metrics.epoch), *map(np.float32, metrics[1:]))
         self._epochs.append(metrics)

@@ -1,4 +1,4 @@
-"""The identity of a training run: it never goes on from another run's checkpoint."""
+"""The identity of a training run, which never continues from another run's checkpoint."""
 
 import dataclasses
 import re
@@ -21,7 +21,7 @@ FORMAT = 1
 # Other versions write the same computation in other words.
 PROGRAM = f"program of JAX {jax.__version__} and Flax {flax.__version__}"
 NARROW = "products of bfloat16 are the faster ones here"
-# A checkpoint older than a setting was made with what is now the setting's default.
+# A checkpoint older than a setting was made with its present default.
 DEFAULTS = {"config": {f.name: f.default for f in dataclasses.fields(TrainingConfig)
                        if f.default is not dataclasses.MISSING}}  # fmt: skip
 
@@ -34,18 +34,19 @@ def run_identity(
     penalised: PyTree,
     **arrays: PyTree,
 ) -> dict:
-    """Collect what makes a run itself: settings, network, and checksums of what it starts from.
+    """Collect what identifies a run: settings, network, and checksums of its initial arrays.
 
-    The network is told by its name and by the text of its jaxpr in evaluation mode. What it does
-    in training alone does not show there, nor do the values of arrays that a function captures.
+    A network is identified by its name and by the text of its jaxpr in evaluation mode. This does
+    not include what it does in training alone, nor the values of arrays that a function closes
+    over.
 
     Args:
         module: the network.
         config: the settings.
         params: its parameters, for their shapes.
         example: parameters and state of one network, and images, as `forward` takes them.
-        penalised: a tree like `params`, whether the penalties act on a leaf.
-        **arrays: what the run starts from.
+        penalised: a tree like `params`, True where the penalties act on a leaf.
+        **arrays: the initial arrays.
     """
     jaxpr = jax.make_jaxpr(partial(forward, module, train=False))(*example)
     return {
@@ -61,7 +62,7 @@ def run_identity(
 
 
 def _measured(jaxpr: Any) -> dict[str, bool]:
-    """Tell what a measurement decides about the rounding: a run goes on in the form it began in."""
+    """Return measured choices that affect rounding: a run continues in the form it began in."""
     if jax.default_backend() != "cpu" or not has(jaxpr, CONVOLUTION):
         return {}
     return {NARROW: narrow_is_fast()} if "bfloat16" in product_dtypes(jaxpr) else {}

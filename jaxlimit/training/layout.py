@@ -11,11 +11,11 @@ from jaxlimit._core import sharding
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the arrays of training lie; without a mesh they stay where they are.
+    """Where the arrays of training are placed; without a mesh they stay where they are.
 
     Attributes:
         mesh: devices, the first axis of which shares every batch.
-        sharded: whether parameters and momentum are spread over them, too.
+        sharded: whether parameters and momentum are split over them too.
     """
 
     mesh: Mesh | None

@@ -41,10 +41,10 @@ class TrainingResult(NamedTuple):
 
     Attributes:
         params: its parameters.
-        state: what it keeps beside them, as `{"batch_stats": ...}`; `{}` if nothing.
-        normalization: what its images were normalised by, for evaluation to do the same.
+        state: its other variables, such as `{"batch_stats": ...}`; `{}` if none.
+        normalization: the normalisation of its images, which evaluation must use too.
         history: the metrics of every epoch, [epochs].
-        resumed_from: epochs that a checkpoint had already done, 0 if there was none.
+        resumed_from: epochs done before, by the checkpoint; 0 without one.
     """
 
     params: PyTree
@@ -71,47 +71,47 @@ def fit(
 ) -> TrainingResult:
     """Train a network by SGD or Adam on mean cross-entropy + l1·‖w‖₁ + ½·l2·‖w‖₂².
 
-    `TrainingConfig` states the step. Every epoch is one run of one compiled program. With a
-    `Monitor(checkpoint_dir=...)`, a run that is asked for again goes on from its newest checkpoint
-    and ends, on the same machine, with the same bits as one that was never interrupted.
+    `TrainingConfig` defines the step. Every epoch is one run of one compiled program. With a
+    `Monitor(checkpoint_dir=...)`, the same call later continues from the newest checkpoint, and
+    ends, on the same machine, with the same bits as a run without interruption.
 
-    Cost: three forward passes' worth of arithmetic a step, twice that with a `sam_radius`; memory
-    for three copies of the parameters (four with Adam), the training images as they came, and the
+    Costs the arithmetic of three forward passes a step, twice that with a `sam_radius`; memory of
+    three copies of the parameters (four with Adam), the training images as given, and the
     activations of a slice.
 
     Args:
         module: a Linen module, `__call__(images [n, h, w, c], *, train)` to logits; or a function
-            `(params, state, images, *, train, key) -> (logits, state)`, with parameters to start
-            from. It is called with floating images, and with `key` None in evaluation.
+            `(params, state, images, *, train, key) -> (logits, state)`, together with `start`. It
+            is called with floating images, and in evaluation with `key` None.
         dataset: images uint8 [n, h, w, c] and labels [n], the first two of a sequence; floating
-            images are taken as normalised.
+            images count as normalised.
         config: the settings.
         start: parameters, state and normalization to start from, or the result of another run.
-        mask: pytree of booleans like the parameters; a False entry is set to 0 and stays there.
+        mask: pytree of Booleans like the parameters; False entries are set to 0 and stay 0.
         where: `where(name, leaf)` says which leaves the penalties act on; by default all but the
             scale and bias of layers named as normalisation.
-        between: run only a part of the `epochs` of `config`, those after the first number and up to
-            the second, with the rates and the order of images that they have in the whole; the
-            velocity starts at 0. All by default.
+        between: run only a part of the `epochs` of `config`, after the first number and up to the
+            second, with their rates and order of images in the whole run; the velocity starts at 0.
+            By default all.
         monitor: callbacks, the file of metrics and checkpoints.
-        mesh: devices to share each batch, a `jax.sharding.Mesh`: split over its first axis, the
-            same steps up to the order of summation. Every device has the training images.
+        mesh: devices to share each batch, a `jax.sharding.Mesh`, along its first axis. The steps
+            are the same up to the order of summation. Every device has all training images.
         shard_params: keep only a part of each parameter and its momentum on each device of `mesh`,
-            split along the longest axis that their number divides; they stay so in the result.
+            split along the longest axis that their number divides, also in the result.
 
     Returns:
         The `TrainingResult`.
 
     Raises:
-        TypeError: if `start` is neither of the two.
-        ValueError: for a data set that the network or the batch size does not fit, a checkpoint
+        TypeError: if `start` or `dataset` is of another type.
+        ValueError: for a data set that does not suit the network or the batch size, a checkpoint
             of another run (says what differs) or a damaged one, or `shard_params` without `mesh`.
         FloatingPointError: if the loss or a weight stops being finite; says in which epoch and
-            step, and with several seeds for which of them. The last good checkpoint stays.
+            step, and for which seed. The last good checkpoint stays.
         MemoryError: a `planning.DeviceMemoryError` if the device runs out of memory in an epoch.
             The last checkpoint stays.
         OSError: if a checkpoint or the metrics cannot be written; the checkpoint before it stays
-            whole. If another run is at work in `checkpoint_dir`; says which process and since when.
+            whole. If another run is using `checkpoint_dir`; says which process and since when.
 
     >>> import flax.linen as nn, jax, numpy as np
     >>> def forward(params, state, images, *, train, key):
@@ -191,7 +191,7 @@ def _guarded(
     config: TrainingConfig,
     checkpoints: Checkpoints,
 ) -> tuple[Carry, Metrics]:
-    """Run an epoch, or say in which one it failed and what is left of the run."""
+    """Run an epoch, or raise an error that says where the run can continue."""
     with catching_refusals(
         f"in epoch {epoch} of training ({checkpoints.describe()}): "
         "raise accumulate or lower batch_size"
@@ -237,7 +237,7 @@ def _first_network(
         raise ValueError("params must be given when module is a function, got None")
     else:
         check_floating_tree("params", params)
-        # Copies, since an epoch's program overwrites what it is given; one for each seed.
+        # Copies, one for each seed, since the program of an epoch overwrites its arguments.
         params, state = jax.tree.map(
             lambda leaf: jnp.array(jnp.broadcast_to(leaf, (*key.shape, *jnp.shape(leaf)))),
             (params, state or {}),
@@ -249,7 +249,7 @@ def _first_network(
 
 
 def _first_state(params: PyTree, config: TrainingConfig, key: PRNGKeyArray) -> PyTree:
-    """Return what the optimizer starts from, of each seed its own."""
+    """Return the initial state of the optimizer, one for each seed."""
     optimizer = (
         adam(0.0, config.momentum, 0.0, 0.0)
         if config.optimizer == "adam"
@@ -290,7 +290,7 @@ def _check_finite(
     if isinstance(config.seed, tuple):
         seeds = [str(seed) for seed, fine in zip(config.seed, finite, strict=True) if not fine]
         what += f" of seed {', '.join(seeds)}"
-    # A state need not enter the loss, so it may have gone wrong in any step.
+    # A state need not enter the loss, so any step may have made it infinite.
     step = f"step {bad.any(0).argmax() + 1} of {steps}" if bad.any() else "no loss shows which step"
     raise FloatingPointError(
         f"{what} stopped being finite in epoch {epoch}, {step} (learning rate at most "
@@ -307,7 +307,7 @@ def _bind_epoch(
     where: Where,
     layout: Layout,
 ) -> Callable:
-    """Fix what all epochs share: arrays as operands, what shapes the program as static."""
+    """Bind what all epochs share: arrays as operands, settings of the program as static."""
     images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
     return functools.partial(
         _epoch,

@@ -42,7 +42,7 @@ def score(
     normalization: Normalization | None,
     **mode: Any,
 ) -> tuple[Float[Array, " n"], Bool[Array, " n"], PyTree]:
-    """Return each example's cross-entropy, whether its logit was the largest, and the state."""
+    """Return each example's cross-entropy, whether it is correct, and the state."""
     images, labels = batch
     if normalization is not None:
         images = normalize(images, normalization)

@@ -39,10 +39,10 @@ def sgd(
     Args:
         rate: η of the step.
         momentum: μ.
-        l1: strength of the l1 penalty; or a pytree like the parameters of the strength on each
-            weight, as `l1_weights` makes it.
+        l1: strength of the l1 penalty; or a pytree like the parameters with the strength for each
+            weight, from `l1_weights`.
         l2: strength of the l2 penalty.
-        proximal: whether l1 acts by the soft threshold after the step, else by its subgradient.
+        proximal: whether l1 acts by the soft threshold after the step, or by its subgradient.
         where: which leaves the penalties act on.
 
     Returns:
@@ -115,7 +115,7 @@ def _pull(l1: Any, l2: Any, where: Where) -> optax.GradientTransformation:
 
 
 def spread(l1: Any, params: PyTree) -> PyTree:
-    """Return the strength for each leaf, of one number the same for all."""
+    """Return the strength for each leaf; one number is repeated."""
     if jax.tree.structure(l1) == jax.tree.structure(params):
         return l1
     return jax.tree.map(lambda _: l1, params)
@@ -126,20 +126,24 @@ def l1_weights(
 ) -> PyTree:
     """Weigh the l1 penalty of each weight by how small it is: strength · r / (r·|w| + δ).
 
-    Σ_i r_i|w_i|/(r_i|v_i| + δ) with v the weights before is the linear majorant of
-    Σ_i log(r_i|w_i| + δ), so penalties reweighted round by round descend on that sum, which is
-    nearer to the number of weights that are not 0 than ‖w‖₁ is. With r_i = √(h_i/h̄), h the
-    diagonal of the curvature, r_i|w_i| is the root of the saliency ½ h_i w_i² but for a factor:
-    small is then what can be removed at no cost.
+    With v the weights before, Σ_i r_i|w_i|/(r_i|v_i| + δ) is a linear majorant of
+    Σ_i log(r_i|w_i| + δ) up to a constant. So reweighted penalties descend on that sum, which is
+    closer than ‖w‖₁ to the number of nonzero weights. With r_i = √(h_i/h̄), h the diagonal of the
+    curvature, r_i|w_i| is the root of the saliency ½ h_i w_i² up to a factor: small weights are
+    then those that can be removed cheaply.
 
     Args:
         params: pytree of the weights.
         delta: δ > 0, the magnitude below which a weight counts as small.
-        strength: what to multiply by.
+        strength: a factor.
         sensitivity: r ≥ 0, a pytree like `params`, as from `sensitivity`; 1 by default.
 
     Returns:
-        A pytree like `params`, for `sgd`'s `l1` and for `distance_from_minimum`'s.
+        A pytree like `params`, the `l1` of `sgd` and `distance_from_minimum`.
+
+    Raises:
+        TypeError: if `delta` is no real number.
+        ValueError: if `delta` is not above 0.
 
     >>> import jax.numpy as jnp
     >>> l1_weights({"kernel": jnp.array([0.0, -0.75])}, 0.25)["kernel"].tolist()
@@ -159,7 +163,7 @@ def l1_weights(
 
 
 class ReweightedL1State(NamedTuple):
-    """What `reweighted_l1` keeps: the updates since it was due, and the weights of the penalty."""
+    """The state of `reweighted_l1`: updates since the last reweighting, and penalty weights."""
 
     num_updates: Int[Array, ""]
     weights: PyTree
@@ -170,21 +174,22 @@ def reweighted_l1(
 ) -> optax.GradientTransformation:
     """Add the subgradient of a reweighted l1 penalty, strength·Σ_i |w_i|/(|v_i| + δ).
 
-    v are the weights at the last multiple of `every` updates. For optimisers of one's own; `fit`
-    has the same by `TrainingConfig(l1_delta=...)`, reweighted epoch by epoch. The state is one more
-    copy of the parameters; a run that restores it goes on to the same bits.
+    v are the weights at the last multiple of `every` updates. This is for your own optimiser; `fit`
+    has the same by `TrainingConfig(l1_delta=...)`, reweighted every epoch. The state is one more
+    copy of the parameters; a run that restores it continues with the same bits.
 
     Args:
         strength: of the penalty.
         delta: δ > 0; see `l1_weights`.
-        every: updates between two reweightings, at least 1; the steps of an epoch, say.
+        every: updates between two reweightings, at least 1, such as the steps of an epoch.
         where: which leaves the penalty acts on.
 
     Returns:
         The transformation of a gradient; it needs the parameters.
 
     Raises:
-        TypeError, ValueError: naming the argument at fault.
+        TypeError: if an argument is no real number, or `every` no static int.
+        ValueError: if an argument is out of range; of the update, if parameters are missing.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.array([1.0, -0.25])}
@@ -226,17 +231,21 @@ def reweighted_l1(
 def sam(optimizer: optax.GradientTransformation, radius: float) -> Any:
     """Take the gradient at w + radius·g/‖g‖ in place of w: `optax.contrib.sam`, as in the paper.
 
-    The same steps as `TrainingConfig(sam_radius=radius)`, for loops of one's own, with two
-    differences: where g = 0 optax divides by 0 and gives NaN while `fit` stays at w, and optax
-    climbs along entries that a mask holds at 0 too.
+    For your own loop: the same steps as `TrainingConfig(sam_radius=radius)`, with two differences.
+    Where g = 0, optax divides by 0 and gives NaN, while `fit` stays at w. And optax also climbs
+    along entries that a mask keeps at 0.
 
     Args:
-        optimizer: takes the step from the gradient found there.
-        radius: how far to climb.
+        optimizer: makes the step from the gradient found there.
+        radius: how far to climb, at least 0.
 
     Returns:
-        A transformation whose `update(gradient, state, params, grad_fn=...)` is given
-        `grad_fn(params, i)`, the gradient of the same batch elsewhere.
+        A transformation whose `update(gradient, state, params, grad_fn=...)` takes
+        `grad_fn(params, i)`, the gradient of the same batch at other parameters.
+
+    Raises:
+        TypeError: if `radius` is no real number.
+        ValueError: if `radius` is negative.
 
     >>> import jax, jax.numpy as jnp
     >>> loss = lambda w: jnp.sum(w**2)

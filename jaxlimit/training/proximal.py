@@ -1,4 +1,4 @@
-"""Proximal gradient steps over all examples: from a trained network to the minimum under l1."""
+"""Proximal gradient steps over all examples, from a trained network to the minimum under l1."""
 
 import functools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from jaxlimit.training.optimizer import soft_threshold
 
 
 class ProximalResult(NamedTuple):
-    """Where proximal steps ended.
+    """The end of proximal steps.
 
     Attributes:
         params: the parameters, with exact zeros.
@@ -46,9 +46,9 @@ def proximal_steps(
         w ← S(y - rate ∇L(y), rate·l1),   y ← w + (t₋ - 1)/t (w - w₋)
 
     S is the soft threshold. Without acceleration y = w, and the penalised loss falls in every step
-    if rate < 2/λ_max; with it rate ≤ 1/λ_max is safe, and the momentum starts anew wherever it
-    points uphill. Where the l1 minimum is, |gᵢ| = l1 on the support and nothing moves
-    (`pruning.l1_residual`). Costs a gradient a step; one compiled program.
+    if rate < 2/λ_max. With it rate ≤ 1/λ_max is safe, and the momentum restarts where it points
+    uphill. At the l1 minimum |gᵢ| = l1 on the support and nothing moves (`pruning.l1_residual`).
+    Costs a gradient a step; one compiled program.
 
     Args:
         loss: `loss(params, batch, *operands)`, the mean over the batch's examples.
@@ -56,16 +56,17 @@ def proximal_steps(
         batches: see `curvature.hessian_matvec`.
         *operands: passed on to `loss`.
         l1: strength of the penalty, at least 0.
-        rate: of the steps, above 0.
-        num_steps: how many.
+        rate: rate of the steps, above 0.
+        num_steps: number of steps.
         accelerate: whether to use momentum.
-        where: leaves on which the penalty acts and which move; the others stay.
+        where: leaves that are penalised and moved; the others stay.
 
     Returns:
         A `ProximalResult`.
 
     Raises:
-        TypeError, ValueError: naming the argument at fault.
+        TypeError: as `curvature.mean_gradient`, or if `num_steps` is no static int.
+        ValueError: as `curvature.mean_gradient`, or if `l1`, `rate` or `num_steps` is out of range.
 
     >>> import jax.numpy as jnp
     >>> loss = lambda w, target: 0.5 * jnp.mean(jnp.sum((w - target) ** 2, -1))

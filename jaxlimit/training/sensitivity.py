@@ -1,4 +1,4 @@
-"""How much the loss curves along every weight, from one probe: what leads a penalty by theory."""
+"""The curvature along every weight from few probes, for a penalty led by the saliency."""
 
 from typing import Any
 
@@ -21,20 +21,21 @@ def sensitivity(
     num_probes: int = 1,
     where: Where = is_weight,
 ) -> PyTree:
-    """Estimate the root of every weight's curvature, r = √(h/h̄), from one batch.
+    """Estimate the square root of the curvature along every weight from one batch, r = √(h/h̄).
 
-    h is the diagonal of the Gauss-Newton matrix of the mean cross-entropy in evaluation mode, by
-    probes (`curvature.diagonal`), h̄ its mean over the weights under study: so r²w²/2 is the
-    saliency, but for one factor for all weights. Each costs a backward pass. E r² is exact; from
-    one probe E r is some √(2/π) of it, the same for all. Works under `jit` and `vmap`.
+    h is the diagonal of the Gauss-Newton matrix of the mean cross-entropy in evaluation mode,
+    estimated by probes (`curvature.diagonal`), and h̄ its mean over the weights under study. So
+    r²w²/2 is the saliency up to a common factor. A probe costs a backward pass. E r² is exact; with
+    one probe, E r is about √(2/π) of √(h/h̄), the same for all weights. Works under `jit` and
+    `vmap`.
 
     Args:
         module: the network, as `fit` takes it.
         params: its parameters.
-        state: what it keeps beside them, `{}` if nothing.
+        state: its other variables, `{}` if none.
         batch: images, normalised, and labels.
         key: random key of the probes.
-        num_probes: how many to average.
+        num_probes: number of probes to average.
         where: which leaves are under study.
 
     Returns:
@@ -55,7 +56,7 @@ def sensitivity(
     found = curvature.diagonal(
         DataLoss(module), params, one, state, num_probes=num_probes, key=key, where=where
     )
-    # In units of the largest, so that the mean neither under- nor overflows.
+    # In units of the largest entry, so the mean neither under- nor overflows.
     peak = found.max(initial=0)
     found = found / jnp.where(peak > 0, peak, 1)
     relative = jnp.where(peak > 0, jnp.sqrt(found / found.mean()), 1)

@@ -1,4 +1,4 @@
-"""What a training run starts from, and how it is watched and kept."""
+"""The start of a training run, and how the run is watched and saved."""
 
 import os
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from jaxlimit.training.history import Metrics
 
 
 class Start(NamedTuple):
-    """A network to go on from.
+    """A network to start from.
 
     Attributes:
-        params: its parameters; a Linen module is initialised from the seed where None.
-        state: what it keeps beside them, as `{"batch_stats": ...}`; `{}` where None.
-        normalization: what its images are normalised by; measured on them where None.
+        params: its parameters; if None, a Linen module is initialised from the seed.
+        state: its other variables, such as `{"batch_stats": ...}`; `{}` if None.
+        normalization: the normalisation of its images; measured on them if None.
     """
 
     params: PyTree = None
@@ -33,9 +33,9 @@ class Monitor:
     Attributes:
         on_epoch: called with the `Metrics` of each epoch when it is done.
         on_resume: called with the `Metrics` of the epochs found in a checkpoint, if there is one.
-        metrics_path: a file that gets the metrics, one JSON object a line and epoch.
-        checkpoint_dir: where this run, and no other, keeps its newest checkpoint. A function is
-            told from another of its name by its jaxpr in evaluation mode, not by arrays in it.
+        metrics_path: a file for the metrics, one JSON object a line and epoch.
+        checkpoint_dir: a folder for the newest checkpoint of this run alone. A function is
+            identified by its name and its jaxpr in evaluation mode, not by arrays that it holds.
         checkpoint_every: epochs between checkpoints; the last epoch always makes one.
 
     Raises:
@@ -50,12 +50,12 @@ class Monitor:
     checkpoint_every: int = 10
 
     def __post_init__(self) -> None:
-        """Raise at once what would raise after an epoch."""
+        """Raise now what would raise after an epoch."""
         check_count("checkpoint_every", self.checkpoint_every)
 
 
 def as_start(start: Any) -> Start:
-    """Return the start that was given as one, as a `TrainingResult`, or as None.
+    """Return a start that is given as a `Start`, as a `TrainingResult`, or as None.
 
     Raises:
         TypeError: if it is something else, such as bare parameters.

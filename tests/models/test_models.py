@@ -281,7 +281,7 @@ def test_forward_and_hessian_product_agree_with_torch(name):
 
 
 def test_unknown_name_gives_the_nearest():
-    with pytest.raises(ValueError, match=r"unknown model 'resnet81': did you mean 'resnet18'"):
+    with pytest.raises(ValueError, match=r"got 'resnet81': did you mean 'resnet18'"):
         models.create("resnet81", num_classes=10)
 
 

@@ -395,7 +395,7 @@ def test_linearisation_out_of_memory_is_made_batch_by_batch(monkeypatch):
 
 def test_second_refusal_is_explained(monkeypatch):
     monkeypatch.setattr(lanczos, "extend", Refusing(0, 1))
-    with pytest.raises(MemoryError, match=r"out of memory at step 0 .* planned for twice"):
+    with pytest.raises(MemoryError, match=r"out of memory at step 0 .* second, lighter plan"):
         ESTIMATE()
 
 

@@ -11,6 +11,8 @@ import pytest
 from jaxlimit import Task, limits, reports
 from jaxlimit.cli import actions, main
 from jaxlimit.cli.main import _terminate
+from jaxlimit.lab import report as lab_report
+from jaxlimit.lab.console import Stages
 from jaxlimit.studies import stages
 from jaxlimit.studies.display import Display
 
@@ -131,6 +133,58 @@ def test_a_study_goes_on_after_either_signal_in_every_stage(here, capsys, monkey
     assert main(STUDY) == 0
     assert outcome(here / "runs" / "small-task") == outcome(here / "whole")
     assert not list(here.rglob(".*.tmp"))
+
+
+RUN = ["run", "--model", "fc3", "--epochs", "3", "--max-images", "128", "--num-steps", "4",
+       "--num-gap-steps", "2", "--num-ratios", "4", "--checkpoint-every", "2"]  # fmt: skip
+IN_A_RUN = (
+    "training", "epsilon", "spectrum", "removed weights", "taylor", "sweep, loss",
+    "sweep, accuracy", "smallest mask", "layers", "report",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_either_signal_in_every_stage(here, capsys, monkeypatch):
+    pytest.importorskip("sklearn")
+    sender = Sender(monkeypatch)
+    sender.watch_bars(Stages)
+    sender.watch(lab_report, "draw", "report")
+    time = Stages.time
+
+    @contextlib.contextmanager
+    def timed(stages, name):
+        with time(stages, name):
+            yield
+            sender.pass_by(name)
+
+    monkeypatch.setattr(Stages, "time", timed)
+    assert main([*RUN, "--output", "whole"]) == 0
+    assert set(IN_A_RUN) - set(sender.places) == set()
+    for place in IN_A_RUN:
+        for number in SIGNALS:
+            sender.interrupts([*RUN, "--output", "halting"], place, number, capsys)
+    assert main([*RUN, "--output", "halting"]) == 0
+    assert run_outcome(here / "halting" / "seed-0") == run_outcome(here / "whole" / "seed-0")
+    assert not list(here.rglob(".*.tmp"))
+
+
+def run_outcome(folder):
+    """Return all numbers of a run but those of time."""
+    passed = ("seconds", "speed", "digest", "environment", "command")
+
+    def kept(value):
+        if isinstance(value, dict):
+            return {name: kept(part) for name, part in value.items() if name not in passed}
+        return [kept(part) for part in value] if isinstance(value, list) else value
+
+    spectra = {file.name: np.load(file) for file in folder.glob("*.npz")}
+    arrays = {
+        (name, key): array[key].tobytes()
+        for name, array in spectra.items()
+        for key in array.files
+        if array[key].dtype.kind == "f"
+    }
+    return kept(json.loads((folder / "result.json").read_text())), arrays
 
 
 def test_a_second_signal_while_the_first_is_told_is_ignored(here, monkeypatch):

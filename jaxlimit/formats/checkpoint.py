@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlimit._core.digests import without_keys
 from jaxlimit.formats import _kinds
 from jaxlimit.formats._kinds import CheckpointError, Content
 
@@ -117,6 +118,7 @@ def save(path: str | os.PathLike, params: Any, *, like: Checkpoint) -> Path:
             exactly (cast it first).
         OSError: if it cannot be written; an older checkpoint at `path` stays whole.
     """
+    params = without_keys(params)
     leaves = _arrays(params)
     stored = like._stored()
     if len(leaves) != len(stored):
@@ -328,10 +330,15 @@ def _fill(path: Path, like: Any, arrays: list[Any]) -> Any:
             continue
         new = np.asarray(next(rest))
         name = jax.tree_util.keystr(key)
-        if new.shape != tuple(old.shape):
+        of_keys = jax.dtypes.issubdtype(old.dtype, jax.dtypes.prng_key)
+        shape = jax.eval_shape(jax.random.key_data, old).shape if of_keys else tuple(old.shape)
+        if new.shape != shape:
             raise CheckpointError(
-                f"{path}: {name} must have shape {tuple(old.shape)}, that of like, got {new.shape}"
+                f"{path}: {name} must have shape {shape}, that of like, got {new.shape}"
             )
+        if of_keys:  # such as those of dropout, which are stored as their integers
+            filled.append(jax.random.wrap_key_data(new, impl=jax.random.key_impl(old)))
+            continue
         if new.dtype.kind == "V" and new.dtype.itemsize == np.dtype(old.dtype).itemsize:
             new = new.view(old.dtype)  # NumPy writes bfloat16 as bytes without a type
         filled.append(new)

@@ -26,14 +26,14 @@ TEMPORARIES = 1.0
 # In accuracy, against full reorthogonalisation in float32, measured on FC5 on digits at depth 128
 # (benchmarks/results/basis_storage_digits.json).
 REORTHOGONALIZATION_COSTS = {
-    "full": "nothing",
+    "full": "",
     "selective": "ρ* moves by 4e-4 of itself, its interval is a fifth wider at the same depth",
     "none": "ρ* moves by 3e-3 of itself, its interval is twice as wide at the same depth",
 }
 STORE_COSTS = {
     "device": "",
-    "bfloat16": ", λ_max to 4e-7 of itself",
-    "pinned_host": ", but the basis crosses to the device at every step",
+    "bfloat16": "λ_max moves by 4e-7 of itself",
+    "pinned_host": "the basis crosses to the device at every step",
 }
 
 
@@ -276,8 +276,10 @@ def _reasons(chosen: Plan, first: Plan, num_probes: int) -> tuple[str, ...]:
             f"{_gib(chosen.limit)}, most of it for {largest} ({_gib(chosen.parts[largest])}): "
             f"{advice}",
         )
-    store_cost = "" if chosen.reorthogonalize == "none" else STORE_COSTS[chosen.store]
-    reasons = [f"accuracy: {REORTHOGONALIZATION_COSTS[chosen.reorthogonalize]}{store_cost}"]
+    costs = [REORTHOGONALIZATION_COSTS[chosen.reorthogonalize]]
+    costs += [] if chosen.reorthogonalize == "none" else [STORE_COSTS[chosen.store]]
+    costs = list(filter(None, costs))
+    reasons = [f"what that costs: {', '.join(costs)}"] if costs else []
     if chosen[1:5] != first[1:5]:
         reasons.insert(
             0,

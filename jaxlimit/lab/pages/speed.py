@@ -170,12 +170,38 @@ def networks(root: Path) -> str:
     return markdown_table(columns)
 
 
+def first_answer(root: Path) -> str:
+    """Tell what the way from `pip install` to a pruned network took, step by step."""
+    result = read(root, "first_answer")
+    if result is None:
+        return ""
+    before, seconds = result["before"], result["seconds"]
+    steps = {
+        "environment": "an environment of its own",
+        "install": "`pip install` of the wheel with its extras",
+        "new": f"`jaxlimit new {result['library']}`",
+        "study": "`jaxlimit study my_model.py:task`, which trains the network too",
+        "prune": "`jaxlimit prune my_model.py:task`",
+        "load": "loading what came out, in Python",
+    }
+    rows = {"step": list(steps.values()), "seconds": [f"{seconds[name]:.1f}" for name in steps]}
+    where = result["environment"]
+    return (
+        f"{markdown_table(rows)}\n\n"
+        f"In all {result['minutes']:.2f} minutes and {result['lines']} lines of one's own, on "
+        f"{where['cores']} {where['platform'].upper()} cores with Python {where['python']} and "
+        f"JAX {where['jax']}. It was {before['minutes']:g} minutes and {before['lines']} lines "
+        f"with {before['of']}."
+    )
+
+
 def blocks(root: Path) -> dict[str, dict[str, str]]:
     """Return what is written between the markers of the pages, by page and marker."""
     bullets = "\n".join(f"- {remark}" for remark in remarks(root))
     pages = {
         "docs/speed.md": {"speeds": f"{speeds(root)}\n\n{bullets}"},
         "docs/convolutions.md": {"networks": networks(root)},
+        "docs/command.md": {"first_answer": first_answer(root)},
     }
     if kink := read(root, "kink_at_zero"):
         pages["docs/kink_at_zero.md"] = {

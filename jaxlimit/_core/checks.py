@@ -119,13 +119,22 @@ def check_range(
         # A Python number is checked without JAX, which would initialise its devices.
         if isinstance(value, int | float):
             array = np.asarray(value).astype(dtype if isinstance(value, float) else int)
+            inside = _is_inside(array, low, high, open_low=open_low)
         else:
-            array = jnp.asarray(value)
-        above = array > low if open_low else array >= low
-        inside = bool((above & (array <= high)).all())
+            inside = _all_inside(jnp.asarray(value), low, high, open_low=open_low)
     if not inside:
         left = "(" if open_low else "["
         raise ValueError(f"{name} must lie in {left}{low}, {high}], got {value}")
+
+
+def _is_inside(array: Any, low: float, high: float, *, open_low: bool) -> Any:
+    above = array > low if open_low else array >= low
+    return (above & (array <= high)).all()
+
+
+# One program each, where operations one by one would be four.
+_all_inside = jax.jit(_is_inside, static_argnames="open_low")
+_all_finite = jax.jit(lambda array: jnp.isfinite(array).all())
 
 
 def is_finite(array: Any) -> bool:
@@ -134,7 +143,7 @@ def is_finite(array: Any) -> bool:
         return True
     # Inside a caller's `jit`, operations on known values would be traced too.
     with jax.ensure_compile_time_eval():
-        return bool(jnp.all(jnp.isfinite(array)))
+        return bool(_all_finite(array))
 
 
 def check_floating_tree(name: str, tree: Any, floating: list[bool] | None = None) -> None:

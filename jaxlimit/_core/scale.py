@@ -5,6 +5,7 @@ changes no bit of the result unless squares leave the range of the type. Sums ar
 least, whatever the type of their terms.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ def wide_type(dtype: Any) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+@partial(jax.jit, static_argnames="axis", inline=True)
 def magnitude(array: Float[Array, "..."], axis: Axis = None) -> Float[Array, "..."]:
     """Return a power of two near the largest magnitude along `axis`, for dividing by.
 
@@ -40,6 +42,7 @@ def magnitude(array: Float[Array, "..."], axis: Axis = None) -> Float[Array, "..
     return jax.lax.reduce_precision(largest, exponent_bits=info.nexp, mantissa_bits=0)
 
 
+@partial(jax.jit, static_argnames=("axis", "keepdims"), inline=True)
 def norm(
     array: Float[Array, "..."], axis: Axis = None, *, keepdims: bool = False
 ) -> Float[Array, "..."]:

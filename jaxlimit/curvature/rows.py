@@ -76,14 +76,14 @@ def factor_rows(
     kind, operands = kind_of(matrix, loss, params, batches, operands)
     check_range("memory_budget", float(memory_budget), 0)
     params = jax.tree.map(jnp.asarray, params)
-    index = _index_of_leaves(flat_mask(mask, params, where), params, where)
+    index, wanted = _index_of_leaves(flat_mask(mask, params, where), params, where)
     stacks = _stacks(kind, params, batches, operands, max_rows)
     total = sum(map(leading_size, stacks))
     for stack in stacks:
         size = _num_at_once(kind, params, stack, operands, index, memory_budget)
         for start in range(0, leading_size(stack), size):
             piece = jax.tree.map(lambda x, s=start, n=size: x[s : s + n], stack)
-            rows = np.asarray(_rows(kind, params, piece, operands, index))
+            rows = np.asarray(_rows(kind, params, piece, operands, index))[:, wanted]
             if not np.isfinite(rows).all():
                 raise FloatingPointError(
                     "rows of the factor have NaN or infinity: loss must be finite, and "
@@ -107,16 +107,25 @@ def _stacks(kind: Any, params: Any, batches: Any, operands: tuple, max_rows: int
     return [thin(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stack)) for stack in groups]
 
 
-def _index_of_leaves(mask: Bool[np.ndarray, "D"], params: Any, where: Where) -> list:
-    """Split a flat mask into the flat indices of each leaf, None where it is not under study."""
-    found, start = [], 0
+def _index_of_leaves(
+    mask: Bool[np.ndarray, "D"], params: Any, where: Where
+) -> tuple[list, Bool[np.ndarray, "columns"]]:
+    """Split a flat mask into the flat indices of each leaf, None where it is not under study.
+
+    Each is filled up to a power of two, or the whole leaf, and the columns to drop are marked: so
+    masks that shrink step by step share a compiled program.
+    """
+    found, wanted, start = [], [], 0
     for leaf, studied in zip(jax.tree.leaves(params), selected(params, where), strict=True):
-        if studied:
-            found.append(jnp.asarray(np.flatnonzero(mask[start : start + leaf.size]), jnp.int32))
-            start += leaf.size
-        else:
+        if not studied:
             found.append(None)
-    return found
+            continue
+        at = np.flatnonzero(mask[start : start + leaf.size])
+        length = min(1 << max(at.size - 1, 0).bit_length(), leaf.size)
+        found.append(jnp.asarray(np.pad(at, (0, length - at.size)), jnp.int32))
+        wanted.append(np.arange(length) < at.size)
+        start += leaf.size
+    return found, np.concatenate(wanted)
 
 
 def _num_at_once(

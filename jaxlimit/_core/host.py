@@ -93,7 +93,7 @@ def fetched(batch: Any) -> Any:
     def fetch(number, place):
         held = _LIVING.get(int(number))
         if held is None:
-            raise RuntimeError("batches on the host were let go of before the last use of them")
+            raise RuntimeError("batches on the host were freed before their last use")
         kinds = zip(jax.tree.leaves(held[int(place)]), batch.like.leaves, strict=True)
         leaves = [np.asarray(leaf, dtype) for leaf, (_, dtype) in kinds]
         return jax.tree.unflatten(batch.like.structure, leaves)

@@ -1,4 +1,4 @@
-"""What the commands do: they compose what the library has, and say what came out."""
+"""The commands: each calls the library and prints the result."""
 
 import dataclasses
 import shlex
@@ -53,7 +53,7 @@ def _mesh(count: int) -> Any:
 
 
 def prune(options: commands.PruneOptions) -> int:
-    """Write the pruned parameters and their mask, and say what they do."""
+    """Write the pruned parameters and their mask, and print their loss and accuracy."""
     task = find_task(options.task)
     folder = options.study or run_folder(options.task)
     result = _studied(folder, task, options)
@@ -110,7 +110,7 @@ def compare(options: commands.CompareOptions) -> int:
 
 
 def plan(options: commands.PlanOptions) -> int:
-    """Print what a study will take."""
+    """Print the memory and time that a study will take."""
     return _print_plan(find_task(options.task), options.settings)
 
 
@@ -141,7 +141,7 @@ def new(options: commands.NewOptions) -> int:
 
 
 def run(options: commands.RunOptions) -> int:
-    """Never reached: `run` parses its own options."""
+    """Never called: `run` parses its own options."""
     raise AssertionError("jaxlimit run parses its own options")
 
 

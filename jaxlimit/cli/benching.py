@@ -25,11 +25,11 @@ class Case(NamedTuple):
     """A trained network with its data.
 
     Attributes:
-        loss: of a batch.
-        params: trained for a while.
-        batches: of digits.
-        dim: weights.
-        name: of the case.
+        loss: loss of a batch.
+        params: parameters after some training.
+        batches: batches of digits.
+        dim: number of weights.
+        name: name of the case.
     """
 
     loss: Callable
@@ -43,10 +43,10 @@ class Row(NamedTuple):
     """One estimator.
 
     Attributes:
-        name: of it.
-        call: gives the estimate.
-        products: Hessian products that it takes.
-        error: relative, of what `call` gives.
+        name: its name.
+        call: computes the estimate.
+        products: Hessian products that it uses.
+        error: relative error of the result of `call`.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Row(NamedTuple):
 
 
 def table(options: BenchOptions) -> str:
-    """Time the estimators of one kind in turns, and hold each against a reference."""
+    """Time the estimators of one kind in turns, and compare each with a reference."""
     case = make_case(options.case, options.seed)
     own = None if options.add is None else find_function(options.add)
     rows, reference = _ROWS[options.kind](case, own, jax.random.key(options.seed))

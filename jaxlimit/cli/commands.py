@@ -1,4 +1,4 @@
-"""What each command is told, and where it is done; nothing heavy is imported for `--help`."""
+"""The options of each command, and their parser; `--help` imports nothing heavy."""
 
 import dataclasses
 import functools

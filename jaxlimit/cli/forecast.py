@@ -1,4 +1,4 @@
-"""What a study will take: memory by the planner, time by one evaluation."""
+"""The cost of a study: memory by the planner, time by one evaluation."""
 
 import time
 from typing import Any

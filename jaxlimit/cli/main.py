@@ -1,4 +1,4 @@
-"""The command: what it is asked, its exit codes, and how it ends when it is interrupted."""
+"""The command: dispatch, exit codes, and its end after an interruption."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ def entry() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     code = main(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # whoever read it may have gone
+        with contextlib.suppress(OSError):  # the reader of a pipe may have ended
             stream.flush()
     if code >= 128:
         # Threads of a library may be in the middle of something; every file is whole at any time.
@@ -28,10 +28,13 @@ def entry() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Do what the arguments ask for.
+    """Run the command that the arguments ask for.
+
+    Args:
+        arguments: those of the command line, without the program.
 
     Returns:
-        The exit code: 0; 1 for what went wrong, told in a line; 2 for a wrong name or argument; 130
+        The exit code: 0; 1 for an error, with one line on it; 2 for a wrong name or argument; 130
         after Ctrl-C and 143 after SIGTERM.
     """
     arguments = list(arguments)
@@ -82,7 +85,7 @@ def _say(text: str, code: int) -> int:
 
 
 def _interrupted(arguments: list[str], what: str, code: int) -> int:
-    # Another signal while this is said must not end in a traceback.
+    # Another signal during this message must not end in a traceback.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     again = shlex.join(["jaxlimit", *arguments])
@@ -98,5 +101,5 @@ def _terminate(number: int, frame: Any) -> None:
 
 
 def _is_users(error: BaseException) -> bool:
-    """Whether an error comes from code of the user's own, which wants to be seen where it is."""
+    """Return whether an error comes from the user's own code, so its traceback is shown."""
     return getattr(error, "in_users_code", False)

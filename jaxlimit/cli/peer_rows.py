@@ -1,4 +1,4 @@
-"""Estimators of other libraries for `jaxlimit bench`, each only where it is installed."""
+"""Estimators of other libraries for `jaxlimit bench`, each only if it is installed."""
 
 import importlib
 import importlib.util
@@ -15,7 +15,7 @@ from jaxlimit.lab.torch_layout import restored
 
 
 def products(case: Any, vector: Any) -> dict[str, tuple[Callable, Callable]]:
-    """Return PyTorch's products of FC5 by name, each with what makes its result a flat vector."""
+    """Return PyTorch's products of FC5 by name, each with a function that flattens its result."""
     if case.name != "fc5-digits" or not _has("torch"):
         return {}
     torch = importlib.import_module("torch")

@@ -13,7 +13,7 @@ def find_function(where: str, *, default: str | None = None) -> Any:
     """Return the function that `file.py:name` or `package.module:name` names.
 
     Raises:
-        UsageError: if there is no such file, module or name; tells the near ones.
+        UsageError: if there is no such file, module or name; names the nearest.
     """
     place, _, name = where.partition(":")
     name = name or default or ""
@@ -30,11 +30,11 @@ def find_function(where: str, *, default: str | None = None) -> Any:
 
 
 def find_task(where: str) -> Any:
-    """Return the checked task that a user's function gives.
+    """Return the checked task that a user's function returns.
 
     Raises:
         UsageError: if there is no such function.
-        TypeError: if it gives no task.
+        TypeError: if it returns no task.
     """
     from jaxlimit.studies import check_task
 

@@ -208,8 +208,8 @@ def _mode_of_sharded(mode: str, mesh: Mesh | None) -> str:
         return mode
     if mode == "linearized":
         raise ValueError(
-            "shard_params keeps no device's weights whole, as a linearisation would: leave mode "
-            "'auto' and product_dtype None"
+            "mode must be 'auto' or 'reverse-over-reverse', and product_dtype None, with "
+            "shard_params: a linearisation would keep all weights on every device"
         )
     return "forward-over-reverse"
 

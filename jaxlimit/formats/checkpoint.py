@@ -117,6 +117,13 @@ def save(path: str | os.PathLike, params: Any, *, like: Checkpoint) -> Path:
         CheckpointError: if structure or shapes differ, or the checkpoint's type cannot hold a value
             exactly (cast it first).
         OSError: if it cannot be written; an older checkpoint at `path` stays whole.
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> np.savez(folder + "/w.npz", w=np.ones(2, np.float32))
+    >>> checkpoint = load(folder + "/w.npz")
+    >>> load(save(folder + "/new.npz", {"w": 2 * checkpoint.params["w"]}, like=checkpoint)).params
+    {'w': array([2., 2.], dtype=float32)}
     """
     params = without_keys(params)
     leaves = _arrays(params)
@@ -139,7 +146,7 @@ def save_pruned(path: str | os.PathLike, mask: Any, *, like: Checkpoint) -> Path
 
     Args:
         path: as `save`.
-        mask: pytree of Booleans of the structure of `like.params`, True where a weight stays.
+        mask: pytree of Booleans of the structure of `like.params`, True where a weight is kept.
         like: as `save`.
 
     Returns:
@@ -148,6 +155,13 @@ def save_pruned(path: str | os.PathLike, mask: Any, *, like: Checkpoint) -> Path
     Raises:
         CheckpointError: as `save`.
         OSError: as `save`.
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> np.savez(folder + "/w.npz", w=np.ones(2, np.float32))
+    >>> mask = {"w": np.array([True, False])}
+    >>> load(save_pruned(folder + "/new.npz", mask, like=load(folder + "/w.npz"))).params
+    {'w': array([1., 0.], dtype=float32)}
     """
     kept = _check_mask(mask, like)
     leaves = zip(kept, like._stored(), strict=True)
@@ -169,6 +183,13 @@ def save_mask(path: str | os.PathLike, mask: Any, *, like: Checkpoint) -> Path:
     Raises:
         CheckpointError: as `save`.
         OSError: as `save`.
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> np.savez(folder + "/w.npz", w=np.ones(2, np.float32))
+    >>> mask = {"w": np.array([True, False])}
+    >>> load(save_mask(folder + "/mask.npz", mask, like=load(folder + "/w.npz"))).params
+    {'w': array([ True, False])}
     """
     return _replace(path, like, _check_mask(mask, like), rest=False)
 

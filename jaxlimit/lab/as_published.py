@@ -64,7 +64,7 @@ def predicted_ratio(
         num_ratios: ratios tried without a grid, evenly spaced in the logarithm from 1e-5 to 1.
 
     Returns:
-        ρ*, 1 if no smaller ratio is enough.
+        ρ*; 1 if no smaller ratio is enough.
 
     Raises:
         ValueError: if ε is negative, or the depth is more than the measure has.
@@ -114,7 +114,7 @@ def demand(
 
 
 def one_by_one(theirs: Reading = THEIRS) -> dict[str, Reading]:
-    """Name the readings from ours to theirs, each taking one more of their choices."""
+    """Name the readings from ours to theirs, each with one more of their choices."""
     steps = {"ours": OURS, f"{theirs.depth} steps": replace(OURS, depth=theirs.depth)}
     names = {
         "plain Gauss quadrature": "bracketed",
@@ -186,10 +186,10 @@ def batch_tolerance(
     Args:
         loss: `loss(params, batch, state)`, as from `training.make_loss` with its normalisation.
         params: w*.
-        state: what the network keeps beside them.
+        state: its other variables.
         data: images uint8 and labels.
         key: random key of the orders, shifts and flips.
-        batch_size: images a batch; what is left over of an epoch is left out.
+        batch_size: images of a batch; those left over in an epoch are skipped.
         num_epochs: passes over the data.
 
     Returns:
@@ -220,7 +220,7 @@ def batch_tolerance(
 
 
 def other_gap(predicted: float, gap: float) -> float:
-    """Turn Δ as stated, at the predicted ratio, into what each density's own sum would make of it.
+    """Turn Δ as stated, at the predicted ratio, into Δ with each density normalised by its own sum.
 
     ρ_L - (D/(D-k)) Δ, with ρ_L = k/D there.
 

@@ -1,4 +1,4 @@
-"""What a run says while it goes: the console, and a bar for each stage."""
+"""Progress of a run: the console, and a bar for each stage."""
 
 import time
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ class Stages:
 
     @contextmanager
     def time(self, name: str):
-        """Add the time of the body to the stage `name`; tell it where no bar can be seen."""
+        """Add the time of the body to the stage `name`; print it if there are no bars."""
         started = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
@@ -50,10 +50,9 @@ class Stages:
         self._reports[name] = [*self._reports.get(name, [])[:1], now]
 
     def rate(self, name: str) -> float | None:
-        """Return what bar `name` went on by a second, from its first report to its last.
+        """Return the speed of bar `name`, in steps a second from its first report to its last.
 
-        What came before the first, compilation and an earlier run among it, does not count; None
-        where there are not two.
+        Time before the first report, such as compilation, does not count. None without two reports.
         """
         if len(reports := self._reports.get(name, [])) < 2:
             return None

@@ -1,4 +1,4 @@
-"""Settings and results as what TOML and JSON hold, and back."""
+"""Settings and results in a form for TOML and JSON, and back."""
 
 import dataclasses
 import difflib
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def plain(tree: Any) -> Any:
-    """Turn results into what JSON holds; a number that is not finite becomes its name."""
+    """Turn results into a form for JSON; a number that is not finite becomes its name."""
     if hasattr(tree, "_asdict"):
         return plain(tree._asdict())
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
@@ -36,7 +36,7 @@ def plain(tree: Any) -> Any:
 
 
 def without_paths(config: Any) -> dict[str, Any]:
-    """Return what of a script's config bears on its result: all but the paths of one machine."""
+    """Return a script's settings without its paths, which belong to one machine."""
     fields = [field.name for field in dataclasses.fields(config)]
     values = {name: getattr(config, name) for name in fields}
     return {name: plain(value) for name, value in values.items() if not isinstance(value, Path)}
@@ -49,17 +49,17 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def build(cls: type[T], values: dict[str, Any], where: str, *, strict: bool = True) -> T:
-    """Make a dataclass from what TOML or JSON hold, `plain` backwards.
+    """Make a dataclass from the content of TOML or JSON, the inverse of `plain`.
 
     Args:
         cls: the dataclass; its fields may be dataclasses again.
         values: its fields by name.
-        where: where they stand, for the messages.
+        where: their place, for the messages.
         strict: refuse unknown names, and numbers that are written as text ("nan").
 
     Raises:
         TypeError: if a value is not of its field's type.
-        ValueError: if a name is no field (tells the nearest), one is missing, or the dataclass
+        ValueError: if a name is no field (names the nearest), a field is missing, or the dataclass
             itself refuses a value.
     """
     if strict:
@@ -87,14 +87,14 @@ def _names(cls: Any) -> list[str]:
 
 
 def _path(hint: type, value: Any) -> Any:
-    """Read what msgspec has no type for."""
+    """Convert values of types that msgspec lacks."""
     if hint is Path and isinstance(value, str | Path):
         return Path(value)
     raise TypeError(f"Expected `{hint.__name__}`, got `{type(value).__name__}`")
 
 
 def _explain(error: Exception, cls: Any, values: Any, where: str) -> Exception:
-    """Say what a field must be and what came in its place."""
+    """Say what a field must be, and what was given."""
     found = re.search(r" - at `\$((?:\.\w+)+)", str(error))
     missing = "missing required field" in str(error)
     if isinstance(error.__cause__, ValueError) or missing or found is None:

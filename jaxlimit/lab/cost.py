@@ -1,4 +1,4 @@
-"""What a product and a Lanczos step cost: operations, bytes, collectives, and so time."""
+"""The cost of a product and of a Lanczos step: operations, bytes, collectives and time."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ ACTIVATION_PASSES: dict[str, int] = dict(zip(COST_MODES, (6, 10, 14), strict=Tru
 
 
 class Network(NamedTuple):
-    """A network as the cost of a product sees it.
+    """The numbers of a network that decide the cost of a product.
 
     Attributes:
         parameters: numbers of them, all under study.
@@ -108,7 +108,7 @@ def product_flops(network: Network, num_examples: int, mode: str = "linearized")
 
 
 def derated(machine: Machine, efficiency: float) -> Machine:
-    """Return a machine that reaches this share of its arithmetic and of its memory's bandwidth.
+    """Return a machine at a share of its arithmetic speed and memory bandwidth.
 
     >>> derated(Machine(1e12, 1e11, 1e10, 1e10), 0.5)[:2]
     (500000000000.0, 50000000000.0)

@@ -1,4 +1,4 @@
-"""How long a run will take on this machine, from the operations that it cannot do without."""
+"""How long a run will take on this machine, from its matrix products and convolutions."""
 
 from functools import cache
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ class Shape(NamedTuple):
     classes: int
 
 
-# So that a forecast needs no data; that of any other data set loads it.
+# Known shapes, so that a forecast needs no data; other data sets are loaded.
 SHAPES = {
     "digits": Shape(1437, 360, (8, 8, 1), 10),
     "cifar10": Shape(50_000, 10_000, (32, 32, 3), 10),
@@ -73,7 +73,7 @@ def forecast(config: RunConfig, rate: float) -> Forecast:
 
 
 def matmul_rate() -> float:
-    """Measure the operations a second that a run may count on here, in half a second or so."""
+    """Measure the operations a second that a run can expect here, in about half a second."""
     square = jnp.ones((MATMUL_SIZE, MATMUL_SIZE))
     multiply = jax.jit(jnp.matmul)
     taken = time_in_turns({"": lambda: multiply(square, square)}, repeats=3)[""]["minimum"]
@@ -81,7 +81,7 @@ def matmul_rate() -> float:
 
 
 def in_words(seconds: float) -> str:
-    """Say a time in the unit that suits it.
+    """Write a time in a suitable unit.
 
     >>> in_words(42), in_words(600), in_words(9000), in_words(400_000)
     ('42 s', '10 min', '2.5 h', '4.6 days')

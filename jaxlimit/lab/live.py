@@ -63,10 +63,10 @@ class Live(NamedTuple):
 
 
 def cut(net: Net, key: Any, *, least: int = 20_000) -> Live:
-    """Set dead weights to 0, and remove the units that do nothing then.
+    """Set dead weights to 0, and remove the units that then do nothing.
 
-    A network of fewer than `least` weights stays as it is: it costs little, and networks of one
-    shape share their programs.
+    A network of fewer than `least` weights is not changed: it is cheap, and networks of one shape
+    share their programs.
     """
     batches, state = datasets.to_batches(net.train), net.trained.state
     epsilon = float(limits.loss_tolerance(*net.args, batches, state))
@@ -83,7 +83,7 @@ def cut(net: Net, key: Any, *, least: int = 20_000) -> Live:
 
 
 def sides(live: Live, params: Any, epsilon: float, key: Any, methods: tuple = METHODS) -> dict:
-    """Find the smallest mask from a network on, and certify how few no mask can go below."""
+    """Find the smallest mask of a network, and certify how few weights any mask keeps."""
     found = pruning.smallest_mask(*live.at(params), epsilon=epsilon, key=key, methods=methods)
     certificate = found.certificate
     return {

@@ -53,5 +53,5 @@ def main(config: Config) -> None:
 
 
 def start(config: Config) -> None:
-    """Do it alone, or as one of several processes."""
+    """Run the job alone, or as one of several processes."""
     jobs.start(lambda: main(config), several=config.distributed)

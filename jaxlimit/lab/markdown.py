@@ -1,4 +1,4 @@
-"""Tables in Markdown, and the blocks of a page that are written from results."""
+"""Tables in Markdown, and blocks of pages that are generated from results."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +25,8 @@ def comparison_table(columns: dict[str, Any], rows: dict[str, Callable[[Any], st
     """Lay results out side by side, each a column.
 
     Args:
-        columns: what each column shows, by its heading.
-        rows: for each label how a cell is made of what its column shows.
+        columns: the results by their headings.
+        rows: for each label, a function that makes a cell from a result.
     """
     cells = {name: [show(result) for show in rows.values()] for name, result in columns.items()}
     return markdown_table({"": list(rows)} | cells)

@@ -1,8 +1,8 @@
-"""Scores that a user would prune by instead, for chains of dense layers with ReLU between them.
+"""Common scores for pruning, for chains of dense layers with ReLU between them.
 
-They stand beside `pruning.smallest_mask` in the benchmark, written small and by their papers'
-formulas, not by anyone's code. A layer's weights come as [in + 1, out], the bias as the weight of
-one more input that is always 1, so all weights under study get a score.
+The benchmark compares them with `pruning.smallest_mask`. They follow the formulas of their papers,
+not anyone's code. A layer's weights are [in + 1, out]: the bias is the weight of one more input
+that is always 1, so all weights under study get a score.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from jaxlimit import flatten_weights
 
 
 class Layer(NamedTuple):
-    """A dense layer: its weights with the bias below, and what comes in over all examples."""
+    """A dense layer: its weights with the bias as the last row, and its inputs on all examples."""
 
     path: tuple[str, ...]
     weights: Float[np.ndarray, "in out"]
@@ -25,7 +25,7 @@ class Layer(NamedTuple):
 
 
 def layers_of(params: Any, images: Float[np.ndarray, "n ..."]) -> list[Layer]:
-    """Walk through the layers of a `models.MLP`, and note what comes into each."""
+    """Return the layers of a `models.MLP` with their inputs."""
     dense = sorted((name for name in params if name.startswith("Dense_")), key=_number)
     paths: list[tuple[str, ...]] = [*((name,) for name in dense), ("Head_0", "Dense_0")]
     x = np.asarray(images, np.float32).reshape(len(images), -1)
@@ -72,9 +72,9 @@ def wanda(layer: Layer) -> Float[np.ndarray, "in out"]:
 
 
 def evenly(scores: Float[np.ndarray, "in out"]) -> Float[np.ndarray, "in out"]:
-    """Turn scores into the share of the same output's weights that are worth no more.
+    """Turn scores into ranks among the weights of the same output, as fractions.
 
-    Ordered by these, every output of every layer keeps the same fraction, as Wanda compares them.
+    Ordered by these, every output of every layer keeps the same fraction, as Wanda does.
     """
     ranks = np.argsort(np.argsort(scores, axis=0, kind="stable"), axis=0, kind="stable")
     return ((ranks + 1) / len(scores)).astype(np.float32)
@@ -88,7 +88,7 @@ def damped_inverse(inputs: Float[np.ndarray, "n in"], damping: float) -> np.ndar
 
 
 def layer_obs(layer: Layer, damping: float = 0.01) -> Float[np.ndarray, "in out"]:
-    """Score by ½ wᵢⱼ²/(H⁻¹)ᵢᵢ, H = XᵀX/n: what its output's error rises by if the others adapt.
+    """Score by ½ wᵢⱼ²/(H⁻¹)ᵢᵢ, H = XᵀX/n: the rise of the output's error if the others adapt.
 
     Hassibi, Stork (1993), equation 5.
     """
@@ -99,11 +99,11 @@ def layer_obs(layer: Layer, damping: float = 0.01) -> Float[np.ndarray, "in out"
 def sparse_gpt(
     layer: Layer, threshold: float, *, block_size: int = 128, damping: float = 0.01
 ) -> Float[np.ndarray, "in out"]:
-    """Prune one input after the other and let the inputs behind it make up for what went.
+    """Prune one input after the other, and let the following inputs compensate.
 
-    At the start of each block of inputs the weights with a score of at most the threshold are
-    chosen, the score being ½ wᵢⱼ² over the i-th diagonal entry of the inverse of H on the inputs
-    from i on. The published choice is a share of each block; a threshold lets layers differ.
+    At the start of each block of inputs, weights with a score of at most the threshold are chosen.
+    The score is ½ wᵢⱼ² over the i-th diagonal entry of the inverse of H on the inputs from i on.
+    The paper chooses a share of each block; a threshold lets layers differ.
 
     Frantar, Alistarh (2023), algorithm 1.
     """

@@ -1,10 +1,10 @@
 """One Hessian for all contenders: the same weights, images and vector in JAX and in PyTorch.
 
-The peers run as their users run them: float32, one batch that holds all images, which is the
-fastest way that PyHessian has (it then keeps the graph of the gradient) and saves curvlinops its
-loop over batches. BatchNorm's scale and shift are constants on both sides.
+The peers run as their users run them: in float32, with one batch of all images, which is the
+fastest way of PyHessian (it then keeps the graph of the gradient) and saves curvlinops its loop
+over batches. BatchNorm's scale and shift are constants on both sides.
 
-The peers are imported where they are used, so that scripts can be asked for help without them.
+The peers are imported where they are used, so `--help` of the scripts works without them.
 """
 
 import importlib
@@ -26,7 +26,7 @@ MATMUL_SIZE = 3072
 
 
 def peer(name: str) -> Any:
-    """Import a module of a peer, or say what installs it."""
+    """Import a module of a peer, or say how to install it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What a run tells: its result, its figures and its table."""
+"""The output of a run: its result, its figures and its table."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ from jaxlimit.spectrum import SpectralMeasure
 
 
 class Findings(NamedTuple):
-    """What a run predicted and what it measured.
+    """The predictions and measurements of a run.
 
     Attributes:
         estimate: the theory.
@@ -119,7 +119,7 @@ def curve(sweep: SweepResult, *, with_radii: bool = False) -> Curve:
 
 
 def limits_found(findings: Findings, config: RunConfig) -> Measured:
-    """Read the measured limits off the sweeps."""
+    """Find the measured limits in the sweeps."""
     loss, accuracy = findings.loss, findings.accuracy
     epsilon = findings.estimate.epsilon
     # Of a reweighted penalty the sweep knows no value: the limit with it is that without.
@@ -175,11 +175,10 @@ def reasons(
 
 
 def speed(net: Any, config: RunConfig, stages: Stages) -> dict[str, float]:
-    """Tell how fast training and the Hessian's products went once compiled, in this run alone.
+    """Return the speed of training and of Hessian products after compilation, in this run alone.
 
-    Beside each stands the share of the peak on the devices' data sheet, where `planning` has it.
-    It counts what no way of computing goes without, a gradient's and a linearised product's matrix
-    products and convolutions.
+    With each goes the share of the peak on the devices' data sheet, if `planning` knows it. It
+    counts the matrix products and convolutions of a gradient and of a linearised product.
     """
     epochs, products = stages.rate("training"), stages.rate("spectrum")
     batch_size = config.training.batch_size
@@ -220,7 +219,7 @@ def num_devices(net: Any) -> int:
 
 
 def sampled(num_images: int, num_in_all: int) -> tuple[str, ...]:
-    """Say where the Hessian is not that of the loss which pruning is measured by."""
+    """Say if the Hessian is not that of the loss by which pruning is measured."""
     if num_images >= num_in_all:
         return ()
     return (
@@ -230,7 +229,7 @@ def sampled(num_images: int, num_in_all: int) -> tuple[str, ...]:
 
 
 def repeated(prediction: float, baseline: Baseline) -> tuple[str, ...]:
-    """Say where the prediction tells no more than a baseline does."""
+    """Say if the prediction adds nothing to a baseline."""
     reasons = []
     if abs(prediction - baseline.taylor) < 0.1 * prediction:
         reasons.append("the second-order Taylor baseline gives the same within 10 %")
@@ -243,7 +242,7 @@ def repeated(prediction: float, baseline: Baseline) -> tuple[str, ...]:
 
 
 def at_edge(name: str, limit, sweep) -> tuple[str, ...]:
-    """Say where a limit is no more than an end of its sweep."""
+    """Say if a limit is only an end of its sweep."""
     if limit == 1:
         return (f"the least pruned network of the sweep fails {name}: the measured limit is 1",)
     if limit == sweep.ratios[0]:
@@ -253,7 +252,7 @@ def at_edge(name: str, limit, sweep) -> tuple[str, ...]:
 
 
 class Drawn(NamedTuple):
-    """What a figure of theory and practice takes of a run."""
+    """The part of a run that a figure of theory and practice needs."""
 
     prediction: Limit
     measure: SpectralMeasure
@@ -304,7 +303,7 @@ def swept(curve: Curve) -> SweepResult:
 
 
 def two_sides_rows(result: RunResult) -> list[tuple[str, str]]:
-    """Lay out both sides of the limit, nothing where they were not looked for."""
+    """Lay out both sides of the limit; nothing if there was no search."""
     if (sides := result.two_sides) is None:
         return []
     certified = "none: the loss has no Gauss-Newton matrix"
@@ -329,7 +328,7 @@ def sides_of(result: RunResult) -> dict[str, float | None]:
 
 
 def show(result: RunResult, folder: Path) -> None:
-    """Print a table that is read without the paper at hand."""
+    """Print a table that can be read without the paper."""
     r, e, away = result, result.eigenvalues, result.distance_from_minimum
     table = Table(title=f"Pruning limit of {r.config.model} on {r.config.dataset}, seed {r.seed}",
                   show_header=False)  # fmt: skip

@@ -1,4 +1,4 @@
-"""The result of a run: what its `result.json` holds, typed, and the one reader of run folders."""
+"""The result of a run as a typed object, and the only reader of run folders."""
 
 import dataclasses
 from pathlib import Path
@@ -16,7 +16,7 @@ SPECTRA = {"measure": "spectrum.npz", "removed_measure": "removed_spectrum.npz"}
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """A predicted limit, as `limits.PruningLimit` has it."""
+    """A predicted limit; see `limits.PruningLimit`."""
 
     ratio: float
     lower: float
@@ -48,7 +48,7 @@ class Eigenvalues:
 
 @dataclasses.dataclass(frozen=True)
 class Sensitivity:
-    """What the prediction makes of changes, as `limits.Sensitivity` has it."""
+    """How the prediction changes; see `limits.Sensitivity`."""
 
     epsilon: float
     radius: float
@@ -57,7 +57,7 @@ class Sensitivity:
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-    """Weight magnitude and flatness, as `limits.KeyFactors` has them."""
+    """Weight magnitude and flatness; see `limits.KeyFactors`."""
 
     radius: float
     norm: float
@@ -70,7 +70,7 @@ class Factors:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What pruning found: the limit by training loss, with the l1 term, and by test accuracy."""
+    """The measured limits: by training loss, with the l1 term, and by test accuracy."""
 
     by_loss: float
     by_loss_with_l1: float
@@ -114,7 +114,7 @@ class TwoSides:
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """What simpler means say: the support of the weights, and a second-order Taylor expansion."""
+    """The baselines: the support of the weights, and a second-order Taylor expansion."""
 
     support: float
     taylor: float
@@ -122,7 +122,7 @@ class Baseline:
 
 @dataclasses.dataclass(frozen=True)
 class Distance:
-    """How far the network is from its minimum, as `training.MinimumDistance` has it."""
+    """The distance of the network from its minimum; see `training.MinimumDistance`."""
 
     norm: float
     relative: float
@@ -158,7 +158,7 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """Everything that one seed of a run found, and what made it.
+    """Everything that one seed of a run found, with its settings.
 
     Attributes:
         schema: version of this form; 1 had the settings of the training beside the others.
@@ -197,7 +197,7 @@ class RunResult:
     speed: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def thinned(self, num_points: int = 40) -> "RunResult":
-        """Keep at most so many points of each curve, both ends among them."""
+        """Keep at most `num_points` of each curve, including both ends."""
 
         def thin(values: list[float] | None) -> list[float] | None:
             if values is None or len(values) <= num_points:
@@ -213,7 +213,7 @@ class RunResult:
 
 
 def write_result(folder: Path, result: RunResult) -> RunResult:
-    """Write a result, which may hold JAX arrays, into its folder; return it as it will be read."""
+    """Write a result, which may hold JAX arrays, to its folder; return it as it will be read."""
     write_json(folder / FILE, result)
     return parse(plain(result), str(folder / FILE))
 
@@ -230,7 +230,7 @@ def read_result(path: Path) -> RunResult:
 
 
 def parse(content: dict[str, Any], where: str) -> RunResult:
-    """Make a result of what its file holds."""
+    """Make a result from the content of its file."""
     schema = content.get("schema", 1)
     if schema not in (1, SCHEMA):
         raise ValueError(f"{where}: schema must be 1 or {SCHEMA}, got {schema!r}")
@@ -254,8 +254,8 @@ def parse(content: dict[str, Any], where: str) -> RunResult:
 def known_result(folder: Path, config: RunConfig) -> RunResult | None:
     """Read the result in a seed's folder; None if it is not there or was made with other settings.
 
-    One older than a setting was made with what is now its default; one that lacks what is measured
-    today is none. Where the data are does not matter.
+    A result older than a setting was made with its present default; a result that lacks a present
+    measurement does not count. The place of the data does not matter.
 
     Raises:
         ValueError: if the file is damaged or was changed since.
@@ -275,7 +275,7 @@ def known_result(folder: Path, config: RunConfig) -> RunResult | None:
 
 
 def read_spectrum(folder: Path, result: RunResult) -> spectrum.SpectralMeasure:
-    """Read the spectrum that a run's result was read off, not that of a later run in its folder.
+    """Read the spectrum of a run's result, not that of a later run in the same folder.
 
     Raises:
         ValueError: if the file in the folder is of another run, or damaged.

@@ -33,7 +33,7 @@ class Row(NamedTuple):
     settings: dict[str, dict[str, Any]]
 
     def config(self, setting: str, seed: int, **more: Any) -> RunConfig:
-        """Build what a run of one seed is told."""
+        """Build the settings of a run of one seed."""
         values = dict(self.settings[setting])
         of_seed = {k: values.pop(k) for k in list(values) if re.fullmatch(r"seed-\d+", k)}
         values = self.common | values | of_seed.get(f"seed-{seed}", {}) | more

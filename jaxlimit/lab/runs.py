@@ -1,4 +1,4 @@
-"""A run of the main job: train, predict, prune, compare; from its folder where it can go on."""
+"""A run of the main job: train, predict, prune, compare; continued from its folder if possible."""
 
 import shutil
 from functools import partial
@@ -173,7 +173,7 @@ def predict(net: Net, config: RunConfig, seed: int, folder: Path, stages: Stages
 
 
 def spectra_identity(net: Net, config: RunConfig, seed: int) -> dict[str, Any]:
-    """Collect what a run's spectra are made from; each of their files holds it."""
+    """Collect what identifies the spectra of a run; each of their files holds it."""
     names = ("num_steps", "num_probes", "num_gap_steps", "tolerance", "hessian_images",
              "product_dtype", "dataset", "max_images")  # fmt: skip
     settings = {name: getattr(config, name) for name in names}
@@ -244,7 +244,7 @@ def training_images(config: RunConfig) -> datasets.Dataset:
 
 
 def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
-    """Find the first `count` examples of each class, or all that it has; their indices ascend.
+    """Return the indices of the first `count` examples of each class, in ascending order.
 
     >>> first_of_each_class(np.array([1, 0, 1, 1, 0]), 2).tolist()
     [0, 1, 2, 4]

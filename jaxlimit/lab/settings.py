@@ -1,4 +1,4 @@
-"""What a run of the main job is told."""
+"""The settings of a run of the main job."""
 
 import dataclasses
 from pathlib import Path
@@ -75,7 +75,7 @@ class RunConfig:
     """Lanczos steps of each layer's own limit, beside what masks keep of it; 0 leaves it out."""
 
     def __post_init__(self) -> None:
-        """Raise now what a run would raise only after its training."""
+        """Raise now what a run would raise after its training."""
         models.create(self.model, num_classes=2)
         least = dict.fromkeys(("num_steps", "num_probes", "num_gap_steps", "images_at_once",
                                "hessian_images", "checkpoint_every"), 1)  # fmt: skip
@@ -95,11 +95,11 @@ class RunConfig:
         return dataclasses.replace(self, training=trained, **changes)
 
     def train(self, seed: int) -> TrainingConfig:
-        """Return what the training of one seed is told."""
+        """Return the settings of the training of one seed."""
         return dataclasses.replace(self.training, seed=seed)
 
     def network(self) -> dict[str, Any]:
-        """Select what decides which network comes out, of any one seed."""
+        """Select the settings that decide the trained network, of any one seed."""
         names = ("model", "dataset", "training", "training_dtype", "max_images")
         # Left out where it is not given, so that folders keep the names that they had before it.
         names += ("images_per_class",) * (self.images_per_class is not None)

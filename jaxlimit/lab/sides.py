@@ -1,4 +1,4 @@
-"""Both sides of the limit of a trained network: the search of a run, and what many runs say."""
+"""Both sides of the limit of a trained network: the search of a run."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from jaxlimit.lab.settings import RunConfig
 
 
 def find(net: Any, epsilon: Any, config: RunConfig, seed: int, stages: Stages) -> TwoSides:
-    """Search for the smallest mask within ε, and certify how few no mask can go below.
+    """Search for the smallest mask within ε, and certify how few weights any mask keeps.
 
     Args:
         net: the trained network, a `runs.Net`.

@@ -15,9 +15,9 @@ from jax.profiler import ProfileData
 def time_in_turns(
     calls: dict[str, Callable[[], Any]], *, repeats: int, warm_up: bool = True
 ) -> dict[str, dict[str, Any]]:
-    """Time several calls in turns, so that whatever else the machine does falls on all of them.
+    """Time several calls in turns, so that other work on the machine affects all of them.
 
-    A result may hold JAX arrays, which are waited for.
+    JAX arrays in a result are waited for.
 
     Args:
         calls: by name.

@@ -1,6 +1,6 @@
 """The convolutional nets of the zoo in PyTorch, their submodules named as Flax names them.
 
-So one rule carries weights, and anything shaped like them, over: `to_torch`.
+So one rule converts weights, and anything of their shapes: `to_torch`.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""PyTorch's side of `benchmarks/convolutional_networks.py`: one call for each line that comes in.
+"""PyTorch's side of `benchmarks/convolutional_networks.py`: one call for each line of input.
 
 It needs torch and NumPy, and no JAX. Started by the benchmark, with the python of the peers.
 """

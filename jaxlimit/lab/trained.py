@@ -37,7 +37,7 @@ class Trained(NamedTuple):
 
 
 def trained_fc5(dataset: str, num_images: int, folder: Path, *, seed: int = 0) -> Trained:
-    """Train FC5 to its l1 minimum, or go on from the checkpoint in `folder`."""
+    """Train FC5 to its l1 minimum, or continue from the checkpoint in `folder`."""
     train = datasets.load(dataset, "train")
     module = models.create("fc5", num_classes=train.num_classes)
     told = dataclasses.replace(CONFIGS[dataset], seed=seed)
@@ -59,7 +59,7 @@ def trained_fc5(dataset: str, num_images: int, folder: Path, *, seed: int = 0) -
 
 
 def reading(measure: Any, weights: Any, epsilon: Any) -> dict[str, float]:
-    """Read the three figures off a spectrum: λ_max, tr H by its probes, ρ*."""
+    """Return three numbers of a spectrum: λ_max, tr H by its probes, ρ*."""
     limit = limits.pruning_limit(measure, jnp.asarray(weights, measure.nodes.dtype), epsilon)
     first = jnp.sum(measure.weights * measure.nodes, axis=1).mean()
     return {

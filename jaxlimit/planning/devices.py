@@ -41,6 +41,9 @@ def data_sheet_flops(precision: str, device: Any = None) -> float | None:
         precision: of the operands of matrix products, a key of `H100_FLOPS`.
         device: by default the first one of this process.
 
+    Returns:
+        The operations a second, without sparsity; None for other devices than H100 and H200.
+
     Raises:
         ValueError: if `precision` is unknown.
 

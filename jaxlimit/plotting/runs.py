@@ -49,6 +49,18 @@ def plot_density(measure: SpectralMeasure, *, threshold: float, title: str) -> F
         measure: the spectrum.
         threshold: c = 2ε/R², the eigenvalue below which a direction counts as flat.
         title: of the figure.
+
+    Returns:
+        The figure.
+
+    Raises:
+        TypeError: if `measure` is no `SpectralMeasure`.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxlimit.spectrum import exact_measure
+    >>> measure = exact_measure(jnp.array([-1.0, 0.0, 3.0]))
+    >>> len(plot_density(measure, threshold=0.1, title="three eigenvalues").axes)
+    2
     """
     check_type("measure", measure, SpectralMeasure)
     figure, panels = new_panels(1, 2, width=8.6, height=4.4, sharey=True)
@@ -97,6 +109,12 @@ def plot_theory_and_practice(
         sweep: from `magnitude_sweep`, for R(ρ).
         measured: the empirical limit by loss.
         title: of the figure.
+
+    Returns:
+        The figure.
+
+    Raises:
+        TypeError: if `sweep` is no `SweepResult`.
     """
     check_type("sweep", sweep, SweepResult)
     figure, axes = new_axes(title, "R, norm of the removed weights", "ρ, weights kept")
@@ -193,6 +211,12 @@ def plot_sweep(
         predicted: ρ*.
         measured: the empirical limit by loss.
         title: of the figure.
+
+    Returns:
+        The figure.
+
+    Raises:
+        TypeError: if a sweep is no `SweepResult`.
     """
     check_type("loss", loss, SweepResult)
     check_type("accuracy", accuracy, SweepResult)

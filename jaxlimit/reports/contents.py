@@ -30,6 +30,9 @@ def content(study: Study) -> dict[str, Any]:
 
     Returns:
         Nested dictionaries of what JSON holds.
+
+    Raises:
+        TypeError: if `study` is no `Study`.
     """
     check_type("study", study, Study)
     measured, found = study.measured, study.found
@@ -182,6 +185,13 @@ def read(folder: Any) -> dict[str, Any]:
 
 
 def read_schema() -> dict[str, Any]:
-    """Return the JSON schema of result.json."""
+    """Return the JSON schema of result.json.
+
+    Returns:
+        The schema.
+
+    >>> read_schema()["type"]
+    'object'
+    """
     text = resources.files("jaxlimit.reports").joinpath("schema.json").read_text()
     return json.loads(text)

@@ -289,7 +289,21 @@ def _check_known(dim: int, epsilon: Any, measure: Any, removed_measure: Any) -> 
 
 
 def check_deterministic(loss: Callable, params: Any, batches: Any, *operands: Any) -> None:
-    """Raise unless the loss of the first batch is finite and the same in two evaluations."""
+    """Raise unless the loss of the first batch is finite and the same in two evaluations.
+
+    Args:
+        loss: see `estimate_limit`.
+        params: see `estimate_limit`.
+        batches: see `estimate_limit`.
+        *operands: passed on to `loss`.
+
+    Raises:
+        FloatingPointError: if the loss is not finite.
+        ValueError: if two evaluations differ.
+
+    >>> import jax.numpy as jnp
+    >>> check_deterministic(lambda w, x: jnp.mean(x @ w), jnp.ones(2), jnp.ones((1, 3, 2)))
+    """
     batch = first_batch(batches)
     mean_loss(loss, params, batches, operands)
     first, second = (jax.tree.leaves(loss(params, batch, *operands)) for _ in range(2))

@@ -58,6 +58,9 @@ def check_task(task: Any, *, name: str = "task") -> Task:
         task: the task.
         name: its name in error messages.
 
+    Returns:
+        The task; its batches are those that the library works on.
+
     Raises:
         TypeError: if it is no `Task`, a field is no function, or a loss returns none of the three.
         ValueError: if there are no data, the parameters are not finite, or the mesh has devices of

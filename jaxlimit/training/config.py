@@ -166,6 +166,13 @@ def learning_rates(
 ) -> Float[np.ndarray, "epochs steps"]:
     """Return the rate of every step of a run.
 
+    Args:
+        config: the settings.
+        steps_per_epoch: steps of an epoch.
+
+    Returns:
+        The rates [epochs, steps], float32.
+
     >>> config = TrainingConfig(epochs=2, learning_rate=1.0, schedule="cosine")
     >>> learning_rates(config, 2).round(3).tolist()
     [[1.0, 0.854], [0.5, 0.146]]

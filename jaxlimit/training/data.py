@@ -26,6 +26,12 @@ def channel_statistics(images: Shaped[np.ndarray, "n h w c"]) -> Normalization:
     Floating images count as normalised: mean 0, deviation 1. A constant channel gets deviation 1,
     so it becomes 0 and not NaN.
 
+    Args:
+        images: integer or floating [n, h, w, c].
+
+    Returns:
+        The `Normalization`, computed in float64.
+
     >>> import numpy as np
     >>> channel_statistics(np.array([0, 4], np.uint8).reshape(2, 1, 1, 1))
     Normalization(mean=(2.0,), std=(2.0,))
@@ -48,6 +54,13 @@ def normalize(
 ) -> Float[Array, "n h w c"]:
     """Map integer images to (x - mean)/std in float32; floating ones pass unchanged.
 
+    Args:
+        images: integer or floating [n, h, w, c].
+        normalization: mean and deviation of each channel.
+
+    Returns:
+        The floating images.
+
     >>> import jax.numpy as jnp
     >>> normalize(jnp.full((1, 1, 1, 1), 6, jnp.uint8), Normalization((2.0,), (2.0,))).item()
     2.0
@@ -60,6 +73,16 @@ def normalize(
 
 def augment(images: Shaped[Array, "n h w c"], key: PRNGKeyArray) -> Shaped[Array, "n h w c"]:
     """Shift each image by up to 4 pixels each way, 0 beyond the edge, and flip half of them.
+
+    Args:
+        images: [n, h, w, c] of any type.
+        key: random key of the shifts and flips.
+
+    Returns:
+        Images of the same shape and type.
+
+    Raises:
+        TypeError: if `key` is no typed key.
 
     >>> import jax, jax.numpy as jnp
     >>> augment(jnp.ones((2, 8, 8, 3), jnp.uint8), jax.random.key(0)).shape

@@ -15,6 +15,13 @@ from jaxlimit._core.weights import Where, is_weight, selected
 def penalised(params: PyTree, where: Where = is_weight) -> PyTree:
     """Mark the leaves on which the penalties act.
 
+    Args:
+        params: pytree of the parameters.
+        where: which leaves are penalised.
+
+    Returns:
+        A pytree like `params`, True at those leaves.
+
     >>> penalised({"Dense_0": {"bias": 0.0}, "BatchNorm_0": {"bias": 0.0}})
     {'BatchNorm_0': {'bias': False}, 'Dense_0': {'bias': True}}
     """
@@ -23,6 +30,13 @@ def penalised(params: PyTree, where: Where = is_weight) -> PyTree:
 
 def soft_threshold(x: Float[Array, "..."], threshold: Any) -> Float[Array, "..."]:
     """Apply the proximal operator of `threshold`·|x|: sign(x)·max(|x| - threshold, 0).
+
+    Args:
+        x: numbers, any shape.
+        threshold: at least 0; broadcasts.
+
+    Returns:
+        The result, elementwise.
 
     >>> import jax.numpy as jnp
     >>> soft_threshold(jnp.array([-3.0, 0.5]), 1.0).tolist()

@@ -96,7 +96,7 @@ def test_programs_serve_other_data_and_keep_none():
     groups = group_batches(second)
     del second
     gc.collect()
-    with pytest.raises(Exception, match="let go of before the last use"):
+    with pytest.raises(Exception, match="freed before their last use"):
         jax.block_until_ready(mean_over(groups, lambda x: x.mean()))
 
 

@@ -4,14 +4,14 @@ cd experiments/results; python ../as_published.py fc5-cifar10-paper fc12-cifar10
 python experiments/as_published.py --seeds 0 1 2 --output experiments/results/as_published
 python experiments/as_published.py --smoke                       # in seconds, that it runs
 
-Of a run that is there, from its spectrum: one choice after the other, Lanczos depth, plain Gauss
+For an existing run, from its spectrum: one choice after the other, Lanczos depth, plain Gauss
 quadrature, a smoothed density, R rounded, ρ on a grid. Beside it the published numbers of its row;
 the measured limit as theirs, the sparsest ratio whose test accuracy is above the dense one; and Δ
-by both readings. Of the seeds of `run`, trained here, two choices more that need the network: the
+by both readings. For the seeds of `run`, trained here, two more choices that need the network: the
 kernels alone, and ε from the losses of shuffled augmented batches.
 
-Written down before the seeds were run: the two together move the prediction by less than a tenth;
-and Δ as each density's own sum would make it is at most a fifth of Δ as stated.
+Written down before the seeds were run: these two together move the prediction by less than a tenth;
+and Δ with each density normalised by its own sum is at most a fifth of Δ as stated.
 """
 
 import dataclasses
@@ -71,7 +71,7 @@ def read(run: Path, depth: int) -> dict[str, float]:
 
 
 def beside(run: Path, readings: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """Set what is published of a run's row beside ours as theirs and ours as it should be."""
+    """Put the published numbers of a row beside ours, read as theirs and as stated."""
     result = read_result(run)
     name = f"{result.config.model}-{result.config.dataset}"
     path = HERE / "rows" / f"{name}.toml"
@@ -145,7 +145,7 @@ def measured(at: tuple, where: Any, key: Any, depth: int) -> tuple[Any, Any]:
 
 
 def conclude(found: dict[str, Any], chains: list[dict[str, Any]]) -> str:
-    """Say what of the claims held, and what the runs that are there say."""
+    """Say which claims held, and what the existing runs show."""
     parts = []
     for name, row in found.items():
         if row["published"] is None or not name.endswith("paper"):

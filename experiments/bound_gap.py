@@ -5,9 +5,9 @@ python experiments/bound_gap.py --networks --runs runs/A/seed-0 runs/B/seed-0
 python experiments/bound_gap.py --networks vgg16 --base.dataset cifar10 --base.max-images 256
     --base.epochs 2 --base.num-steps 16 --base.num-gap-steps 16 --base.num-ratios 12
 
-Every network is a run of `pruning_limit.py`: read where its folder is given or there already, made
-else. The default takes minutes on two cores; convolutional networks on more than digits want a GPU,
-and on a CPU are for trial with few images and steps, which the table then says.
+Every network is a run of `pruning_limit.py`: read if its folder is given or exists, otherwise made.
+The default takes minutes on two cores. Convolutional networks on more than digits need a GPU; on a
+CPU they are trials with few images and steps, and the table says so.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class Config:
 
 
 def results(config: Config) -> list[RunResult]:
-    """Read the runs that are there and make the others."""
+    """Read the existing runs and make the others."""
     read = [read_result(folder) for folder in config.runs]
     for name in config.networks:
         folder = config.output / f"{name}-{config.base.dataset}".replace("/", "-")
@@ -94,7 +94,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def conclude(rows: list[dict[str, Any]]) -> str:
-    """Say in one sentence how near the bounds are to each other."""
+    """Say in one sentence how close the bounds are."""
     rows = [r for r in rows if not r["trial"]] or rows
     shares = [r["gap_over_ratio"] for r in rows]
     inside = [r["ratio"] <= r["measured"] <= r["upper_bound"]["ratio"] for r in rows]

@@ -1,11 +1,11 @@
-"""Hold certificate and smallest mask against the best of all 2ᴰ masks.
+"""Compare certificate and smallest mask with the best of all 2ᴰ masks.
 
 python experiments/brute_force.py                 # a minute: random quadratics, and small networks
 python experiments/brute_force.py --smoke
 
 A linear network with square loss is its own quadratic, so the certificate must lie below the best
-of all masks and the mask that is found above it; how far, in weights, is tabulated. Of trained
-networks the best mask is told twice, by the quadratic and by the true loss.
+of all masks, and the mask found above it; the table has the distances in weights. For trained
+networks there are two best masks, by the quadratic and by the true loss.
 """
 
 import dataclasses
@@ -76,7 +76,7 @@ def quadratic(kind: str, dim: int, seed: int) -> tuple[Any, Any, float]:
 
 
 def network(seed: int) -> tuple[Any, Any, float]:
-    """Train a network of 15 weights on what another one says."""
+    """Train a network of 15 weights on the outputs of another one."""
     rng = np.random.default_rng(seed)
     shapes = {"in": (3, 3), "bias": (3,), "out": (3,)}
     other, params = ({n: jnp.asarray(rng.normal(size=s), jnp.float32) for n, s in shapes.items()}

@@ -1,11 +1,11 @@
-"""How the bound closes with the Lanczos depth, from the spectra of runs that are there already.
+"""How the bound closes with the Lanczos depth, from the spectra of existing runs.
 
 python experiments/depth.py experiments/results/fc5-cifar10-paper
 python experiments/depth.py runs/fc5-cifar10-paper/seed-0 runs/fc5-cifar10-2000/seed-0
 
-At the radius and ε of the first run's prediction it reads ρ_L off the first 16, 24, ... steps of
-every run: the bracket, the value extrapolated, and plain Gauss quadrature. Runs of one network on
-different numbers of images show what the sample changes beside the depth.
+At the radius and ε of the first run's prediction it computes ρ_L from the first 16, 24, ... steps
+of every run: the bracket, the extrapolated value, and plain Gauss quadrature. Runs of one network
+on different numbers of images show the effect of the sample, compared with that of the depth.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class Config:
 
 
 def evaluate(measure: spectrum.SpectralMeasure, radius: float, epsilon: float) -> list[dict]:
-    """Read the bound off the first steps, for ever more of them."""
+    """Compute the bound from the first steps, for more and more of them."""
     share = partial(limits.curvature_share, ridge=limits.ridge(radius, epsilon))
     full = measure.nodes.shape[-1]
     rows = []

@@ -1,14 +1,14 @@
-"""Prune quadratic losses, whose sublevel set is exactly the ellipsoid, and hold the theory to it.
+"""Prune quadratic losses, whose sublevel set is exactly the ellipsoid, and compare the theory.
 
 python experiments/ellipsoid_limit.py                     # a few minutes
 python experiments/ellipsoid_limit.py --dims 32 128 --num-bases 50
 
-The loss is ½(w - w*)ᵀH(w - w*) with a given spectrum in a random basis, so that the plane of the
-kept weights is a random subspace at distance R, the norm of what is removed, and perpendicular to
-it. Linear algebra finds the fewest weights that may be kept within ε, set anew to their best;
-beside it stand the published fixed point of ρ_L and the corrected threshold. What a pruning sweep
-measures is a third thing, the kept weights as they are: in a random basis it depends on the trace
-of H alone.
+The loss is ½(w - w*)ᵀH(w - w*) with a given spectrum in a random basis. So the plane of the kept
+weights is a random subspace at distance R, the norm of what is removed, with the offset
+perpendicular to it. Linear algebra finds the fewest weights that may be kept within ε when they are
+refitted; the published fixed point of ρ_L and the corrected threshold are compared with this. A
+pruning sweep measures a third number, with the kept weights as they are: in a random basis it
+depends on the trace of H alone.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""How few weights can pruning in rounds end with, and does the quadratic at w* foretell it?
+"""How few weights can pruning in rounds reach, and does the quadratic at w* predict it?
 
 python experiments/iterative_pruning.py                          # FC5 on digits, three seeds
 python experiments/iterative_pruning.py --run.model fc12
@@ -7,11 +7,11 @@ python experiments/iterative_pruning.py --smoke                  # in seconds, t
 Rounds with training: prune by magnitude, go back to w*, train what is left on the data loss alone,
 repeat (`pruning.iterative`); they end where the training loss passes L(w*) + ε. The forecast is
 `limits.refitted_limit` at w*, the fewest weights of an order whose refitted quadratic is within ε,
-and `limits.refitted_rounds`, which orders anew after each refit.
+and `limits.refitted_rounds`, which orders again after each refit.
 
 Written down before the runs: rounds with training end within 10 % of the forecast by magnitude at
-w*, in every seed. If not, what the forecast misses is told: the remainder (true loss less the
-quadratic at the forecast's own weights), or the drift of the curvature from w* to there.
+w*, in every seed. If not, the result says what the forecast misses: the remainder (true loss less
+the quadratic at the forecast's own weights), or the change of the curvature from w* to there.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ CLAIMED = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Hold rounds of pruning and training beside their forecast."""
+    """Compare rounds of pruning and training with their forecast."""
 
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
     """Settings of the training, those of `pruning_limit.py`."""
@@ -60,7 +60,7 @@ class Config:
     output: Path = Path("runs/iterative_pruning")
 
     def retraining(self, seed: int) -> training.TrainingConfig:
-        """Return what the training of a round is told."""
+        """Return the settings of the training of a round."""
         return training.TrainingConfig(
             epochs=self.epochs, learning_rate=self.learning_rate, schedule="cosine", seed=seed,
             batch_size=self.run.training.batch_size,
@@ -86,7 +86,7 @@ def forecast(part: live.Live, config: Config) -> dict[str, Any]:
 
 
 def check(part: live.Live, operator: Any, weights: Any, refitted: Any, rise: float) -> dict:
-    """Hold a refitted quadratic against the true loss, and its curvature against that there."""
+    """Compare a refitted quadratic with the true loss, also in curvature."""
     params = flatten_weights(part.net.trained.params)[1](refitted)
     move = refitted - weights
     there = curvature.gauss_newton_matvec(*part.at(params))

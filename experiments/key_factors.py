@@ -3,8 +3,8 @@
 python experiments/key_factors.py                         # FC5 on digits, half an hour
 python experiments/key_factors.py --base.dataset cifar10 --base.epochs 20 --output DIR
 
-Every setting is one run of `pruning_limit.py`, in a folder of its own, and is not done again. A
-second part prunes the base network in rounds with training in between, and in one shot beside it.
+Every setting is one run of `pruning_limit.py` in its own folder, and is not repeated. A second part
+prunes the base network in rounds with training in between, and for comparison in one shot.
 """
 
 import dataclasses
@@ -78,7 +78,7 @@ def settings(config: Config) -> list[Setting]:
 
 
 def measure(setting: Setting, epsilon: float | None = None) -> dict[str, Any]:
-    """Run a setting, or read what it gave; read its limits off again at a common ε."""
+    """Run a setting, or read its result; find its limits again at a common ε."""
     _, _, run, folder = setting
     with Stages() as stages:
         net = runs.train(run, 0, folder, stages)

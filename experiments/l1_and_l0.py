@@ -4,11 +4,11 @@ python experiments/l1_and_l0.py                                  # FC5 on digits
 python experiments/l1_and_l0.py --strengths 1e-4 1e-3 --seeds 0 1
 python experiments/l1_and_l0.py --smoke                          # in a minute, that it runs
 
-At an exact minimum under l1 magnitude is the order that the first order of the loss gives. So a
-trained network is polished by proximal steps over all examples, momentum on top, at a rate of
-.9/λ_max (below the 2/λ_max of plain steps), and after so many of them what magnitude keeps is held
-against the certificate. ε is that of each polished network itself; units whose weights all came to
-zero are removed on the way (`pruning.compress`), which changes no output.
+At an exact minimum under l1, magnitude is the order that the first order of the loss gives. So a
+trained network is polished by proximal steps over all examples, with momentum, at a rate of
+.9/λ_max (below the 2/λ_max of plain steps). After some numbers of steps, what magnitude keeps is
+compared with the certificate. ε is that of each polished network. Units whose weights have all
+become zero are removed (`pruning.compress`), which changes no output.
 
 Written down before the runs: polished until max | |g|/l1 - 1 | of the live weights is below .05,
 magnitude among the live weights keeps less than 1.1 times what is certified, at every strength.
@@ -37,7 +37,7 @@ METHODS = ("magnitude", "live magnitude", "saliency", "relaxed", "greedy")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Polish networks trained under l1, and hold magnitude against the certificate."""
+    """Polish networks trained under l1, and compare magnitude with the certificate."""
 
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
     """Settings of the training, those of `pruning_limit.py`; its l1 is one of `strengths`."""
@@ -67,7 +67,7 @@ def largest_eigenvalue(problem: tuple) -> float:
 
 
 def measure(problem: tuple, l1: float, seed: int, methods: tuple[str, ...]) -> dict[str, Any]:
-    """Hold magnitude and the smallest mask against the certificate, and l1 against its minimum."""
+    """Compare magnitude and the smallest mask with the certificate, and measure the l1 residual."""
     epsilon = limits.loss_tolerance(*problem)
     key = jax.random.fold_in(jax.random.key(seed), 2)
     found = pruning.smallest_mask(*problem, epsilon=epsilon, key=key, methods=methods)

@@ -3,9 +3,9 @@
 python experiments/lomp.py                                # FC5 on digits
 python experiments/lomp.py --dataset cifar10 ... --output runs/fc5-cifar10-annealed
 
-Takes the flags of pruning_limit.py for training, and goes on from its run folder if that is there;
-its prediction then stands in the figure. Of several processes, which train together, each prunes
-and fine-tunes by itself. Writes lomp.json and lomp.png into the run folder.
+Takes the flags of pruning_limit.py for training, and continues from its run folder if that exists;
+the figure then has its prediction. Several processes train together, but each prunes and fine-tunes
+by itself. Writes lomp.json and lomp.png to the run folder.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class Config:
     """Run folder; by default that of `pruning_limit.py` with the same flags."""
 
     def finetuning(self) -> training.TrainingConfig:
-        """Return what the fine-tuning is told."""
+        """Return the settings of the fine-tuning."""
         return training.TrainingConfig(
             epochs=self.finetune_epochs,
             learning_rate=self.finetune_rate,
@@ -58,7 +58,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Train or go on, prune, and write what came out."""
+    """Train or continue, prune, and write the result."""
     if config.dry_run:
         runs.print_plan(config.run)
         return
@@ -71,7 +71,7 @@ def main(config: Config) -> None:
 
 
 def fine_tune(config: Config, folder: Path) -> None:
-    """Train or go on, prune and fine-tune, and write what came of it into the folder."""
+    """Train or continue, prune and fine-tune, and write the result to the folder."""
     finetune = config.finetuning()
     with Stages() as stages:
         net = runs.train(config.run, config.seed, folder, stages)

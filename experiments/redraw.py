@@ -1,4 +1,4 @@
-"""Draw the committed figures anew, from the committed results.
+"""Redraw the committed figures from the committed results.
 
 python experiments/redraw.py                                  # those of both results folders
 python experiments/redraw.py --folders runs/A/seed-0          # those of runs

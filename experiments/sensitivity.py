@@ -4,9 +4,9 @@ python experiments/sensitivity.py                         # FC5 on digits, minut
 python experiments/sensitivity.py --run runs/fc5-cifar10-paper/seed-0 --num-steps 96
     --samples 1000 2000 5000 20000 50000 --output runs/sensitivity-cifar10
 
-The network is that of a run of `pruning_limit.py`, which the default makes if it is not there. Its
-own spectrum serves the knobs that need no new product; the others start from its own probe, so
-that a setting differs from the baseline by nothing else, and are kept in its folder.
+The network is that of a run of `pruning_limit.py`, which the default makes if it is missing. Its
+spectrum serves the knobs that need no new product. The others start from the same probe, so that a
+setting differs from the baseline by nothing else; their spectra are kept in its folder.
 """
 
 import dataclasses
@@ -161,7 +161,7 @@ def in_order(base, at, others, predict) -> dict[str, PruningLimit]:
 
 
 def compare(knobs: dict[str, dict[str, PruningLimit]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Hold every setting against the baseline, the one that all knobs share."""
+    """Compare every setting with the baseline, which all knobs share."""
     first, second, *_ = (list(settings.values()) for settings in knobs.values())
     base = next(limit for limit in first if any(limit is other for other in second))
     return {

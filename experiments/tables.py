@@ -3,10 +3,10 @@
 python experiments/tables.py                                  # what would run, and for how long
 python experiments/tables.py --rows fc5 fc12 --seeds 0 1 2    # train, predict, prune, tabulate
 python experiments/tables.py --run                            # every row
-python experiments/tables.py --collect                        # only tabulate what is there
+python experiments/tables.py --collect                        # only tabulate what exists
 
 A row is a file of experiments/rows/. A run is one of pruning_limit.py, in runs/ROW-SETTING/seed-N,
-and goes on from there when asked for again. Its result.json is kept, thinned, beside the tables.
+and continues from there when started again. Its result.json is kept, thinned, beside the tables.
 """
 
 import dataclasses

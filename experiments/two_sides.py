@@ -3,8 +3,8 @@
 python experiments/two_sides.py                                     # from the committed results
 python experiments/two_sides.py --run fc5-digits --seeds 0 1 2      # train, search, keep, lay out
 
-A run is one of pruning_limit.py, in runs/two_sides/NAME/seed-N, and goes on from there when asked
-for again; its result is kept, thinned. The rows of CIFAR-10 are those of tables.py.
+A run is one of pruning_limit.py, in runs/two_sides/NAME/seed-N, and continues from there when
+started again; its result is kept, thinned. The rows of CIFAR-10 are those of tables.py.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""A whole way to prune beside those that others use: what is kept at equal accuracy and cost?
+"""Our whole way to prune beside common ones: what is kept at equal accuracy and cost?
 
 python experiments/way_to_prune.py                                # FC5 on digits, three seeds
 python experiments/way_to_prune.py --smoke                        # in seconds, that it runs
@@ -7,8 +7,9 @@ python experiments/way_to_prune.py --smoke                        # in seconds, 
   smallest mask, refits, rounds; one round, whose cost is within the budget, and to the end.
 - LOMP: train with plain l1, prune by magnitude in one shot, fine-tune.
 - WoodFisher-like: the same training, pruned by ½w²/(F⁻¹)ᵢᵢ in steps with fine-tuning between.
-- gradual magnitude (Zhu and Gupta): prune by a cubic schedule while training, no penalty.
-- iterative magnitude with rewinding (Frankle et al.): train, prune, rewind, repeat, no penalty.
+- gradual magnitude (Zhu, Gupta 2017): prune by a cubic schedule while training, no penalty.
+- iterative magnitude with rewinding (Frankle, Dziugaite, Roy, Carbin 2020): train, prune, rewind,
+  repeat, no penalty.
 
 All have one budget of gradient evaluations, `epochs` of the whole network; a pass over a network
 cut to its live units counts by its share of the weights, and a product of the curvature for two
@@ -75,7 +76,7 @@ class Config:
         return self.run.replace(epochs=self.epochs - self.finetune_epochs, **changes)
 
     def finetuning(self, seed: int, epochs: int) -> training.TrainingConfig:
-        """Return what a fine-tuning is told."""
+        """Return the settings of a fine-tuning."""
         return training.TrainingConfig(
             epochs=epochs, learning_rate=self.finetune_rate, schedule="cosine", seed=seed,
             batch_size=self.run.training.batch_size,
@@ -90,7 +91,7 @@ class Bench:
         self.key = jax.random.fold_in(jax.random.key(seed), 6)
 
     def trained(self, **changes: Any) -> live.Live:
-        """Train, and cut to what is alive."""
+        """Train, and cut to the live units."""
         run = self.config.before(**changes)
         folder = self.config.output / run.name() / f"seed-{self.seed}"
         return live.cut(runs.train(run, self.seed, folder, self.stages), self.key)
@@ -104,7 +105,7 @@ class Bench:
         return training.fit(net.module, net.train, told, start=start, mask=mask).params
 
     def row(self, part: live.Live, kept: int, params: Any, cost: float) -> dict[str, float]:
-        """Tell what a pruned network keeps, how good it is, and what it cost in epochs."""
+        """Return what a pruned network keeps, its accuracy, and its cost in epochs."""
         return {"ratio": kept / part.dim, "accuracy": part.accuracy(params), "cost": cost}
 
     def share(self, part: live.Live) -> float:
@@ -206,7 +207,7 @@ def whole(bench: Bench) -> tuple[live.Live, runs.Net]:
 
 
 def dense_accuracy(bench: Bench) -> dict[str, float]:
-    """Tell how good the network of plain l1 is before anything goes."""
+    """Return the accuracy of the network of plain l1 before pruning."""
     part, net = whole(bench)
     return {"accuracy": part.accuracy(net.trained.params)}
 

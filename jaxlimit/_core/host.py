@@ -1,4 +1,4 @@
-"""Batches that stay on the host: a program fetches each as it comes to it, and lets it go."""
+"""Batches that stay on the host; a program fetches each one when it needs it, and frees it."""
 
 import itertools
 import weakref
@@ -11,18 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-# A program is handed a number, not the data: so it serves other data of the same shapes, and keeps
-# none of them alive.
+# A program gets a number, not the data: so it serves other data of the same shapes, and keeps no
+# data alive.
 _LIVING: "weakref.WeakValueDictionary[int, HostBatches]" = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
 
 
 class HostBatches(list):
-    """A list of batches of NumPy arrays of which a device never has more than one at a time.
+    """A list of batches of NumPy arrays of which a device has at most one at a time.
 
-    Goes wherever `batches` go: values and derivatives are summed batch by batch, as over batches on
-    the device, and each is copied there when its turn comes. Products then repeat the primal pass.
-    The arrays may be views of a file (`numpy.memmap`). They must not change.
+    It may be used wherever `batches` are: values and derivatives are summed batch by batch, as for
+    batches on the device, and each batch is copied there when it is needed. Products then repeat
+    the primal pass. The arrays may be views of a file (`numpy.memmap`). They must not change.
 
     >>> from jaxlimit import curvature
     >>> held = HostBatches([np.ones((4, 2)), np.ones((3, 2))])
@@ -36,11 +36,11 @@ class HostBatches(list):
         _LIVING[self.number] = self
 
     def __repr__(self) -> str:
-        """Say how many there are, and nothing of what they hold."""
+        """Show the number of batches."""
         return f"HostBatches({len(self)} batches)"
 
     def stacks(self) -> list["OnHost"]:
-        """Return the places of batches of one kind, in the stead of their stacks."""
+        """Return the places of batches of one kind, in place of their stacks."""
         alike: dict[_Like, list[int]] = {}
         for place, batch in enumerate(self):
             alike.setdefault(_like(batch), []).append(place)
@@ -52,7 +52,7 @@ class HostBatches(list):
 
 @dataclass(frozen=True)
 class _Like:
-    """Structure, shapes and types of a batch as a device has it."""
+    """Structure, shapes and types of a batch on a device."""
 
     structure: Any
     leaves: tuple[tuple[tuple[int, ...], Any], ...]
@@ -75,9 +75,9 @@ class OnHost:
     """Where batches are, [num_batches], in a `HostBatches`; or where one is, [].
 
     Attributes:
-        place: in the list.
-        number: of the list.
-        like: what one batch is.
+        place: place in the list.
+        number: number of the list.
+        like: shapes and types of one batch.
     """
 
     place: Int[Array | np.ndarray, "..."]
@@ -86,7 +86,7 @@ class OnHost:
 
 
 def fetched(batch: Any) -> Any:
-    """Return a batch, from the host if that is where it is."""
+    """Return a batch, fetched from the host if it is there."""
     if not isinstance(batch, OnHost):
         return batch
 
@@ -104,10 +104,10 @@ def fetched(batch: Any) -> Any:
 
 
 def fetching(of_batch: Any, stack: Any) -> Any:
-    """Let a function of a batch take one of a stack, from the host if that is where it is."""
+    """Let a function of a batch take one of a stack, fetched from the host if it is there."""
     if not isinstance(stack, OnHost):
         return of_batch
-    # Where it is differentiated the batch is fetched again: kept, all would be on the device.
+    # A derivative fetches the batch again; otherwise all batches would stay on the device.
     return jax.checkpoint(lambda batch: of_batch(fetched(batch)), prevent_cse=False)
 
 

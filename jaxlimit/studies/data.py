@@ -14,34 +14,33 @@ from jaxlimit._core.memory import device_memory
 
 __all__ = ["HostBatches", "count_examples", "held_batches"]
 
-_ALIGNED = 64  # bytes: no view of the file straddles an entry
+_ALIGNED = 64  # bytes: every view of the file starts at a multiple
 
 
 def held_batches(batches: Any, *, name: str = "batches", memory: float | None = None) -> Any:
-    """Return batches as the library takes them, all of them: where they do not fit, on the host.
+    """Return all batches in a form that the library takes, on the host if they do not fit.
 
-    Arrays with leaves [num_batches, batch, ...] and lists pass as they are. Any other object that
-    can be gone through more than once (a PyTorch `DataLoader`, a Grain loader, a TFDS or tf.data
-    set) is gone through once and its batches kept as NumPy arrays, so that every later pass sees
-    the same examples, however the loader shuffles. What is more than `memory` goes to a file
-    without a name in the folder for temporary files, which is gone with the process. Data that do
-    not fit, from a loader or as NumPy arrays, become `HostBatches`: a device has one batch at a
-    time, and every number is that of all examples.
+    Arrays with leaves [num_batches, batch, ...] and lists pass unchanged. Any other object that can
+    be iterated over more than once (a PyTorch `DataLoader`, a Grain loader, a TFDS or tf.data set)
+    is read once, and its batches are kept as NumPy arrays: every later pass sees the same examples,
+    even if the loader shuffles. What exceeds `memory` goes to an unnamed temporary file, which
+    disappears with the process. Data that do not fit, from a loader or as NumPy arrays, become
+    `HostBatches`: a device has one batch at a time, and every number is that of all examples.
 
     Args:
         batches: the data.
-        name: what to call them in a message.
-        memory: bytes that they may take, on the host and on the device; if not given, three
-            eighths of what is free on the host, and half of an accelerator's memory.
+        name: their name in error messages.
+        memory: bytes that they may take, on the host and on the device; by default three eighths
+            of the free memory of the host, and half of that of an accelerator.
 
     Returns:
-        What came, a list of NumPy batches, or `HostBatches`.
+        The batches unchanged, a list of NumPy batches, or `HostBatches`.
 
     Raises:
-        TypeError: for a generator or another iterator, which a first pass would use up, and for
-            what are no batches at all.
-        ValueError: if there are none.
-        OSError: if the file finds no room either.
+        TypeError: for a generator or another iterator, which one pass uses up, and for anything
+            else that is no batches.
+        ValueError: if there are no batches.
+        OSError: if there is no room for the file.
 
     >>> class Loader:
     ...     def __iter__(self):
@@ -53,7 +52,7 @@ def held_batches(batches: Any, *, name: str = "batches", memory: float | None = 
     """
     if isinstance(batches, Iterator):
         raise TypeError(
-            f"{name} must be gone through more than once, got a {type(batches).__name__}, which "
+            f"{name} must allow more than one pass, got a {type(batches).__name__}, which "
             "one pass uses up: give list(...) of it, or an object that __iter__ starts again"
         )
     on_host, on_device = _rooms() if memory is None else (memory, memory)
@@ -72,7 +71,7 @@ def held_batches(batches: Any, *, name: str = "batches", memory: float | None = 
 
 
 def _given(batches: Any, room: float) -> Any:
-    """Leave what a user has made as it is, if it fits, or is on the device already."""
+    """Return batches unchanged if they fit or are on the device already."""
     is_numpy = all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(batches))
     if isinstance(batches, HostBatches) or not is_numpy or _bytes(batches) <= room:
         return batches
@@ -83,7 +82,7 @@ def _given(batches: Any, room: float) -> Any:
 
 
 def _read(batches: Iterable, name: str, room: float) -> list:
-    """Keep every batch, in a file once they are more than there is room for."""
+    """Keep every batch; once they exceed the room, in a file."""
     held, used, file = [], 0, None
     for batch in batches:
         batch = jax.tree.map(_as_numpy, batch)
@@ -97,14 +96,14 @@ def _read(batches: Iterable, name: str, room: float) -> list:
 
 
 class _File:
-    """A file without a name that keeps batches; the views of it keep the file."""
+    """An unnamed file of batches, which exists as long as views of it."""
 
     def __init__(self, name: str) -> None:
         self.name, self.end = name, 0
         self.file = tempfile.TemporaryFile()  # noqa: SIM115
 
     def write(self, batch: Any) -> Any:
-        """Append a batch; return where its leaves are, as functions of all bytes."""
+        """Append a batch; return functions that take its leaves from the bytes of the file."""
         return jax.tree.map(self._append, batch)
 
     def _append(self, leaf: np.ndarray) -> Callable:
@@ -122,7 +121,7 @@ class _File:
         return lambda content: content[start:stop].view(dtype).reshape(shape)
 
     def views(self, held: list) -> list:
-        """Return the batches as views of the file, which nothing reads before it is used."""
+        """Return the batches as views of the file, which are read only when used."""
         self.file.flush()
         content = np.memmap(self.file, np.uint8, "r")
         return jax.tree.map(lambda view: view(content), held)
@@ -150,7 +149,7 @@ def _as_numpy(leaf: Any) -> np.ndarray:
 
 
 def _rooms() -> tuple[float, float]:
-    """Return how much may be held on the host, and copied to the device."""
+    """Return the bytes that may be held on the host, and on the device."""
     host = 3 / 8 * _free_memory()
     device = jax.local_devices()[0]
     of_device = None if device.platform == "cpu" else device_memory(device)

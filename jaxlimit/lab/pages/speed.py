@@ -150,7 +150,7 @@ def networks(root: Path) -> str:
         "operands": [],
         "ours": [],
         "PyTorch": [],
-        "of it": [],
+        "ours / PyTorch": [],
     }
     for path in sorted((root / FOLDER).glob("convolutional_networks-*.json")):
         result = read_json(path)
@@ -166,7 +166,7 @@ def networks(root: Path) -> str:
         columns["operands"].append(settings["dtype"])
         for side, title in {"ours": "ours", "torch": "PyTorch"}.items():
             columns[title].append("{:.3g} ({:.3g})".format(*rates[side]))
-        columns["of it"].append(f"{rates['ours'][0] / rates['torch'][0]:.2f}")
+        columns["ours / PyTorch"].append(f"{rates['ours'][0] / rates['torch'][0]:.2f}")
     return markdown_table(columns)
 
 

@@ -70,9 +70,7 @@ def test_arrays_and_lists_pass_as_they_are():
 
 
 def test_what_one_pass_uses_up_is_refused():
-    with pytest.raises(
-        TypeError, match=r"batches must allow more than one pass.*list\(\.\.\."
-    ):
+    with pytest.raises(TypeError, match=r"batches must allow more than one pass.*list\(\.\.\."):
         held_batches(iter(Loader()))
     with pytest.raises(TypeError, match="held_out must allow more than one pass"):
         held_batches((x for x in [np.ones(3)]), name="held_out")

@@ -1,7 +1,7 @@
 """Numbers over scales of the loss: H, g and ε times s leave every count and ratio where it is.
 
-`limits`' own bounds, Lanczos and traces have such tests of their own (`test_scale_of_*`); here is
-what stands beside them: certificates, refitting, layers, saliencies, diagonals, guarantees, search.
+Bounds, Lanczos, traces, `by_layer`, `quadratic_limit` and `loss_tolerance` have such tests in their
+own files; here are the rest: certificates, refitting, saliencies, diagonals, guarantees, search.
 """
 
 import jax
@@ -20,7 +20,6 @@ W = jnp.asarray(WEIGHTS, jnp.float32)
 KEPT = np.abs(WEIGHTS) > 0.5
 EPSILON = 0.3
 BLOCKS = {"a": np.arange(DIM) < 10, "b": np.arange(DIM) >= 10}
-LAYERS = {name: W[mask] for name, mask in BLOCKS.items()}
 INPUTS = jnp.asarray(RNG.normal(size=(4, 16, 6)), jnp.float32)
 TARGETS = jnp.asarray(RNG.normal(size=(4, 16)), jnp.float32)
 PARAMS = {
@@ -71,17 +70,18 @@ def certified(s, **settings):
 
 def refit(s):
     found = limits.refit(*quadratic(s), KEPT)
-    return found.rise / s, found.one_shot / s, found.residual, found.curvature / s
+    return (
+        found.rise / s,
+        found.one_shot / s,
+        found.residual,
+        found.curvature / s,
+        found.num_products,
+    )
 
 
 def refitted_limit(s):
     found = limits.refitted_limit(*quadratic(s), EPSILON * s)
     return found.num_kept, found.rise / s
-
-
-def by_layer(s):
-    found = limits.by_layer(measures(s), LAYERS, epsilon=EPSILON * s)
-    return [limit.num_kept for limit in found.limits.values()]
 
 
 def guaranteed(s):
@@ -109,14 +109,12 @@ NUMBERS = {
     "refit": refit,
     "refitted": lambda s: limits.refitted(*quadratic(s), jnp.array([20, 10, 3])).rise / s,
     "refitted_limit": refitted_limit,
-    "by_layer": by_layer,
     "coupling": lambda s: jax.tree.leaves(limits.coupling(whole(s), measures(s), EPSILON * s)),
     "taylor_forecast": lambda s: (
         pruning.taylor_forecast(scaled(GRADIENT, s), product(s), W, [0.2, 0.5]) / s
     ),
     "saliency": lambda s: pruning.saliency(W, scaled(GRADIENT, s), scaled(np.diag(H), s)) / s,
     "l1_residual": lambda s: pruning.l1_residual(scaled(GRADIENT, s), W, 0.05 * s)[:3],
-    "quadratic_limit": lambda s: limits.quadratic_limit(scaled(H, s), W, EPSILON * s),
     "guaranteed_ratio": guaranteed,
     "greedy_order": greedy,
     "block_measures": lambda s: [
@@ -130,11 +128,10 @@ NUMBERS = {
     ),
     "hessian_matvec": lambda s: curvature.hessian_matvec(*task(s))(jnp.ones(21)) / s,
     "mean_gradient": lambda s: curvature.mean_gradient(*task(s)) / s,
-    "loss_tolerance": lambda s: jnp.stack(limits.loss_tolerance(*task(s))) / s,
     "magnitude_sweep": lambda s: pruning.magnitude_sweep(*task(s), [0.2, 0.6, 1.0]).losses / s,
     "smallest_mask": search,
 }
-SLOW = {"smallest_mask", "by_layer"}
+SLOW = {"smallest_mask"}
 
 
 @pytest.mark.parametrize("exponent", [-100, 66, 100])  # powers of two scale exactly

@@ -85,17 +85,6 @@ def test_asymmetry_is_neither_under_nor_overstated():
     np.testing.assert_allclose(np.mean(np.square(found)), expected**2, rtol=5 * (2 / 1200) ** 0.5)
 
 
-@pytest.mark.parametrize("s", [1e-30, 1e-20, 1e20, 1e30])
-def test_what_is_wrong_is_told_at_every_scale(s):
-    """A nilpotent operator passed at 1e-20; a symmetric one had four faults at 1e20."""
-    key = jax.random.key(0)
-    symmetric = jnp.asarray([[2.0, 1.0], [1.0, 3.0]]) * jnp.float32(s)
-    assert curvature.check(Partial(jnp.matmul, symmetric), key, dim=2).problems == ()
-    nilpotent = jnp.asarray([[0.0, 1.0], [0.0, 0.0]]) * jnp.float32(s)
-    (problem,) = curvature.check(Partial(jnp.matmul, nilpotent), key, dim=2).problems
-    assert "not symmetric" in problem
-
-
 def test_an_operator_that_changes_between_calls_is_named():
     calls = iter(range(100))
 

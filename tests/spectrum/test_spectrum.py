@@ -229,22 +229,6 @@ def test_run_stops_when_told_and_is_a_prefix():
     )
 
 
-def test_truncated_measure_is_that_of_the_shorter_run():
-    operator, key = diagonal_operator(np.linspace(0, 1, 64)), jax.random.key(5)
-    runs = {
-        m: spectrum.spectral_measure(operator, key, dim=64, num_steps=m, num_probes=2)
-        for m in (5, 12)
-    }
-    short = spectrum.truncate(runs[12], 5)
-    np.testing.assert_allclose(short.nodes, runs[5].nodes, atol=1e-5)
-    np.testing.assert_allclose(
-        short.recurrence.residual_norm, runs[5].recurrence.residual_norm, atol=1e-5
-    )
-    np.testing.assert_allclose(short.rules.nodes, runs[5].rules.nodes, rtol=1e-3, atol=1e-4)
-    with pytest.raises(ValueError, match=r"num_steps must lie in \[1, 12\], got 13"):
-        spectrum.truncate(runs[12], 13)
-
-
 def test_density_integrates_to_one_wherever_the_nodes_are():
     measure = spectrum.exact_measure(jnp.array([-9.0, 0.0, 0.0, 0.5, 3.0]))
     grid = jnp.concatenate([jnp.linspace(-1, 0, 40), jnp.geomspace(0.01, 2, 60)])

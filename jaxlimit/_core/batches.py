@@ -54,25 +54,25 @@ def _stack_alike(batches: list) -> list:
     return [jax.tree.map(lambda *b: jnp.stack(b), *group) for group in alike.values()]
 
 
-def first_batch(batches: Any) -> Any:
-    """Return the first of `batches`, in either of the two forms.
+def first_batch(batches: Any, *, name: str = "batches") -> Any:
+    """Return the first of `batches`, called `name` in messages, in either of the two forms.
 
     Raises:
         ValueError: if there are no examples, or its leaves disagree about their number.
     """
     if isinstance(batches, list):
         if not batches:
-            raise ValueError("batches must hold at least one batch, got an empty list")
+            raise ValueError(f"{name} must hold at least one batch, got an empty list")
         first = batches[0]
     else:
         if any(len(shape) < 2 for shape in _shapes(batches)):
             raise ValueError(
-                "batches must have leaves [num_batches, batch, ...], or be a list of batches; "
+                f"{name} must have leaves [num_batches, batch, ...], or be a list of batches; "
                 f"got shapes {_shapes(batches)}"
             )
-        leading_size(batches)
+        leading_size(batches, name=name)
         first = jax.tree.map(lambda leaf: leaf[0], batches)
-    leading_size(first)
+    leading_size(first, name=name)
     return first
 
 
@@ -98,12 +98,12 @@ def cut_batches(batches: Any, pieces: int) -> Any:
     return type(batches)(cut)
 
 
-def leading_size(batch: Any) -> int:
+def leading_size(batch: Any, *, name: str = "batches") -> int:
     """Return the common leading size of all leaves, or raise if there is none."""
     sizes = {shape[0] if shape else 0 for shape in _shapes(batch)}
     if len(sizes) != 1 or sizes == {0}:
         raise ValueError(
-            "batches must have leaves with one common, nonzero number of examples, "
+            f"{name} must have leaves with one common, nonzero number of examples, "
             f"got shapes {_shapes(batch)}"
         )
     return sizes.pop()

@@ -36,6 +36,9 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         The exit code: 0; 1 for an error, with one line on it; 2 for a wrong name or argument; 130
         after Ctrl-C and 143 after SIGTERM.
+
+    >>> main(["study", "no_such_file.py:task"])  # says on stderr that there is no such file
+    2
     """
     arguments = list(arguments)
     show_all = "--traceback" in arguments

@@ -36,9 +36,11 @@ def find_task(where: str) -> Any:
         UsageError: if there is no such function.
         TypeError: if it returns no task.
     """
-    from jaxlimit.studies import check_task
+    from jaxlimit.studies import Task, check_task
 
     task = _in_users_code(find_function(where, default="task"))
+    if not isinstance(task, Task):
+        raise TypeError(f"{where} must return a jaxlimit.Task, got {type(task).__name__}")
     return check_task(task, name=where)
 
 

@@ -57,7 +57,7 @@ def compare(a: Any, b: Any) -> Comparison:
     """Compare two studies: settings that differ, and the limits with their intervals.
 
     Args:
-        a: a `Study`, or the folder of a saved one.
+        a: a `Study`, the folder of a saved one, or its content, as `read` returns it.
         b: the other one.
 
     Returns:

@@ -170,6 +170,10 @@ def read(folder: Any) -> dict[str, Any]:
     Raises:
         FileNotFoundError: if it is no folder of a study.
         ValueError: if the file is damaged, or of another kind or version.
+
+    >>> read("no/such/folder")
+    Traceback (most recent call last):
+    FileNotFoundError: no/such/folder must be the folder of a saved study: no result.json
     """
     path = Path(folder)
     path = path / "result.json" if path.is_dir() else path

@@ -57,7 +57,7 @@ def held_batches(batches: Any, *, name: str = "batches", memory: float | None = 
         )
     on_host, on_device = _rooms() if memory is None else (memory, memory)
     if _is_data(batches):
-        first_batch(batches)  # raises where there is none
+        first_batch(batches, name=name)  # raises where there is none
         return _given(batches, on_device)
     if not isinstance(batches, Iterable):
         raise TypeError(f"{name} must be arrays, a list of batches or a loader of them, "
@@ -86,7 +86,7 @@ def _read(batches: Iterable, name: str, room: float) -> list:
     held, used, file = [], 0, None
     for batch in batches:
         batch = jax.tree.map(_as_numpy, batch)
-        leading_size(batch)
+        leading_size(batch, name=name)
         used += _bytes(batch)
         held.append(batch if file is None else file.write(batch))
         if file is None and used > room:

@@ -65,9 +65,17 @@ def check_task(task: Any, *, name: str = "task") -> Task:
         TypeError: if it is no `Task`, a field is no function, or a loss returns none of the three.
         ValueError: if there are no data, the parameters are not finite, or the mesh has devices of
             other processes.
+
+    >>> import jax.numpy as jnp
+    >>> def loss(w, batch):
+    ...     return jnp.mean((batch @ w) ** 2)
+    >>> task = check_task(Task(loss, jnp.ones(2), [jnp.eye(2)]))
+    >>> check_task(Task(loss, jnp.ones(2), []))
+    Traceback (most recent call last):
+    ValueError: batches must hold at least one batch, got an empty list
     """
     if not isinstance(task, Task):
-        raise TypeError(f"{name} must return a jaxlimit.Task, got {type(task).__name__}")
+        raise TypeError(f"{name} must be a jaxlimit.Task, got {type(task).__name__}")
     if not isinstance(task.operands, tuple):
         raise TypeError(f"{name}: operands must be a tuple, got {type(task.operands).__name__}")
     for field in ("loss", "accuracy"):

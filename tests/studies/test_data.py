@@ -77,6 +77,9 @@ def test_what_one_pass_uses_up_is_refused():
 
 
 def test_what_are_no_batches_is_refused():
+    for nothing in ([], (), np.ones(3), np.ones((0, 4, 2)), [np.ones((0, 2))], Loader(np.sum)):
+        with pytest.raises(ValueError, match="held_out must h"):
+            held_batches(nothing, name="held_out")
     with pytest.raises(TypeError, match="got int"):
         held_batches(3)
     with pytest.raises(ValueError, match="at least one batch"):
@@ -204,7 +207,7 @@ def test_a_task_is_checked():
         fields = {"loss": loss, "params": jnp.ones(2), "batches": Loader()} | changes
         with pytest.raises(error, match=words):
             check_task(Task(**fields))
-    with pytest.raises(TypeError, match=r"my.py:task must return a jaxlimit.Task, got dict"):
+    with pytest.raises(TypeError, match=r"my.py:task must be a jaxlimit.Task, got dict"):
         check_task({"loss": loss}, name="my.py:task")
 
 

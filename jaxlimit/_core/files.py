@@ -198,11 +198,16 @@ def check_sizes(path: Any, *, compressed: bool = False) -> None:
             if entry.file_size > on_disk and not compressed:
                 raise ValueError(f"{entry.filename} of {entry.file_size} bytes in {on_disk}")
             with archive.open(entry) as file:
-                read_header = _HEADERS[np.lib.format.read_magic(file)]
-                shape, _, dtype = read_header(file)
-                left = entry.file_size - file.tell()
-            if math.prod(shape) * dtype.itemsize > left:
-                raise ValueError(f"{entry.filename} of shape {shape} in {left} bytes")
+                check_array_size(entry.filename, file, entry.file_size)
+
+
+def check_array_size(name: str, file: Any, end: int) -> None:
+    """Raise `ValueError` if an array that begins here in a file cannot end by `end`."""
+    read_header = _HEADERS[np.lib.format.read_magic(file)]
+    shape, _, dtype = read_header(file)
+    left = end - file.tell()
+    if math.prod(shape) * dtype.itemsize > left:
+        raise ValueError(f"{name} of shape {shape} in {left} bytes")
 
 
 _HEADERS: dict[tuple, Any] = {

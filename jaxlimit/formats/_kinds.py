@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlimit._core.extras import require
-from jaxlimit._core.files import check_sizes, replacing
+from jaxlimit._core.files import check_array_size, check_sizes, replacing
 
 KINDS = ("orbax", "safetensors", "msgpack", "npz", "eqx")
 _SUFFIXES = {".safetensors": "safetensors", ".msgpack": "msgpack", ".npz": "npz", ".eqx": "eqx"}
@@ -51,6 +51,8 @@ def kind_of(path: Path) -> str:
         return "orbax"
     if not path.exists():
         raise FileNotFoundError(f"path must be a checkpoint, there is nothing at {path}")
+    if not path.is_file():  # a pipe would be waited for
+        raise CheckpointError(f"path must be a folder or a regular file, {path} is neither")
     if path.suffix in _SUFFIXES:
         return _SUFFIXES[path.suffix]
     with path.open("rb") as file:
@@ -215,7 +217,9 @@ def _read_eqx(path: Path) -> Content:
     arrays = []
     with path.open("rb") as file:
         size = path.stat().st_size
-        while file.tell() < size:
+        while (start := file.tell()) < size:
+            check_array_size(f"array {len(arrays)}", file, size)
+            file.seek(start)
             arrays.append(np.load(file, allow_pickle=False))
     if not arrays:
         raise CheckpointError(f"{path} must hold at least one array, it is empty")

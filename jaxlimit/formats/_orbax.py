@@ -1,6 +1,7 @@
 """Orbax folders: one tree, or a `CheckpointManager`'s steps and items."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxlimit._core.memory import host_memory
 from jaxlimit.formats._kinds import CheckpointError, Content
 
 _MARKS = ("_METADATA", "manifest.ocdbt")
@@ -27,9 +29,10 @@ def read(path: Path, step: int | None = None) -> Content:
         metadata: Any = checkpointer.metadata(folder)
         metadata = getattr(metadata, "item_metadata", metadata)
         shapes = getattr(metadata, "tree", metadata)
+        _check_sizes(folder, shapes)
         wanted = jax.tree.map(_restore_as, shapes)
         tree = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=wanted))
-    except (MemoryError, PermissionError):
+    except (CheckpointError, MemoryError, PermissionError):
         raise
     except Exception as error:
         said = " ".join(str(error).split())[:200]
@@ -61,10 +64,25 @@ def write(path: Path, content: Content) -> None:
                 shutil.copy2(other, folder.parent / other.name)
 
 
+def _check_sizes(folder: Path, shapes: Any) -> None:
+    """Raise if a damaged header asks for more than there is, which would end the process."""
+    arrays = [leaf for leaf in jax.tree.leaves(shapes) if _is_array(leaf)]
+    size = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in arrays)
+    memory = host_memory()
+    if memory is not None and size > memory:
+        raise CheckpointError(
+            f"{folder} holds {size:,} bytes by its own account, and the machine's memory is "
+            f"{memory:,}; it is damaged, or too large to be read here"
+        )
+
+
+def _is_array(leaf: Any) -> bool:
+    return getattr(leaf, "storage", None) is not None
+
+
 def _restore_as(leaf: Any) -> ocp.RestoreArgs:
     # On this host whatever the devices were, and with every bit.
-    is_array = hasattr(leaf, "storage") and getattr(leaf, "storage", None) is not None
-    return ocp.RestoreArgs(restore_type=np.ndarray) if is_array else ocp.RestoreArgs()
+    return ocp.RestoreArgs(restore_type=np.ndarray) if _is_array(leaf) else ocp.RestoreArgs()
 
 
 def _place(path: Path, step: int | None) -> tuple[str, ...]:

@@ -1,7 +1,10 @@
 """Checkpoints written by each library's own writer, pruned, and read by its own reader."""
 
 import io
+import json
+import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import equinox as eqx
@@ -249,6 +252,29 @@ def test_damage_has_a_name(tmp_path, kind):
         formats.load(path, like=params)
 
 
+@pytest.mark.parametrize("shape", [(10**11,), (2**40, 2**40), (-3,)])
+@pytest.mark.parametrize("kind", ["npz", "eqx"])
+def test_a_size_is_checked_before_it_is_believed(tmp_path, kind, shape):
+    """A MemoryError before, or as much memory as the header says."""
+    header = io.BytesIO()
+    about = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, about)
+    data, path = header.getvalue() + bytes(12), tmp_path / f"huge.{kind}"
+    if kind == "npz":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("w.npy", data)
+    else:
+        path.write_bytes(data)
+    with pytest.raises(formats.CheckpointError, match=r"huge.* cannot be read"):
+        formats.load(path, like={"w": np.zeros(3)})
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(formats.CheckpointError, match="must be a folder or a regular file"):
+        formats.load(tmp_path / "pipe.npz")
+
+
 def test_damaged_orbax(tmp_path):
     params = linen()
     write("orbax", tmp_path / "dense", params)
@@ -260,6 +286,15 @@ def test_damaged_orbax(tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(formats.CheckpointError, match="must be an orbax checkpoint"):
         formats.load(tmp_path / "other")
+
+
+def test_an_orbax_array_larger_than_the_machine_is_refused(tmp_path):
+    """The reader would end the process: it asks for memory that there is not."""
+    ocp.PyTreeCheckpointer(use_ocdbt=False).save(tmp_path / "huge", {"w": np.zeros(3, np.float32)})
+    about = tmp_path / "huge" / "w" / ".zarray"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"shape": [10**13]}))
+    with pytest.raises(formats.CheckpointError, match="holds 40,000,000,000,000 bytes"):
+        formats.load(tmp_path / "huge")
 
 
 class Evil:

@@ -5,6 +5,8 @@ from typing import Any
 
 from jaxlimit._core.checks import check_count, check_range
 
+_LARGEST = 3.4028234663852886e38  # of float32, in which the losses are
+
 
 @dataclasses.dataclass(frozen=True)
 class StudySettings:
@@ -45,7 +47,7 @@ class StudySettings:
         check_count("num_layer_steps", self.num_layer_steps, 0)
         check_count("num_held_out", self.num_held_out, 2)
         if self.epsilon is not None:
-            check_range("epsilon", self.epsilon, 0)
+            check_range("epsilon", self.epsilon, 0, _LARGEST)
         check_range("accuracy_tolerance", self.accuracy_tolerance, 0, 1)
         check_range("delta", self.delta, 0, 1, open_low=True)
         check_range("smallest_ratio", self.smallest_ratio, 0, 1, open_low=True)

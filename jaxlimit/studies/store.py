@@ -62,11 +62,15 @@ def held(folder: Any) -> Iterator[None]:
 
     Raises:
         InUseError: if another process holds it.
+        NotADirectoryError: if there is a file in its place.
     """
     if folder is None:
         yield
         return
     folder = Path(folder)
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(f"folder must be a folder, {path} is a file")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:

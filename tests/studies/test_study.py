@@ -198,9 +198,20 @@ def test_a_study_that_fails_leaves_no_folder(tmp_path):
 
 
 def test_settings_are_checked_at_once():
-    for wrong in ({"num_steps": 0}, {"delta": 0}, {"accuracy_tolerance": 2}, {"epsilon": -1}):
+    for wrong in ({"num_steps": 0}, {"delta": 0}, {"accuracy_tolerance": 2}, {"epsilon": -1},
+                  {"epsilon": float("inf")}, {"epsilon": 1e39}, {"epsilon": float("nan")}):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(wrong))):
             StudySettings(**wrong)
+
+
+@pytest.mark.parametrize("below", ["", "runs/one"])
+def test_a_file_in_place_of_the_folder_is_named_at_once(tmp_path, below):
+    (tmp_path / "file").write_text("mine")
+    batches = jnp.ones((1, 8, 2))
+    with pytest.raises(NotADirectoryError, match=r"folder must be a folder, .*file is a file"):
+        study(lambda w, x: jnp.mean((x @ w) ** 2), jnp.ones(2), batches, key=jax.random.key(0),
+              folder=tmp_path / "file" / below)  # fmt: skip
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_pruned_before_is_said():

@@ -198,8 +198,8 @@ def test_a_study_that_fails_leaves_no_folder(tmp_path):
 
 
 def test_settings_are_checked_at_once():
-    for wrong in ({"num_steps": 0}, {"delta": 0}, {"accuracy_tolerance": 2}, {"epsilon": -1},
-                  {"epsilon": float("inf")}, {"epsilon": 1e39}, {"epsilon": float("nan")}):  # fmt: skip
+    nothing = [{"epsilon": value} for value in (-1, float("inf"), 1e39, float("nan"))]
+    for wrong in ({"num_steps": 0}, {"delta": 0}, {"accuracy_tolerance": 2}, *nothing):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             StudySettings(**wrong)
 

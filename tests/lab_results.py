@@ -36,6 +36,7 @@ def made_up(config: RunConfig | None = None, seed: int = 0, **changes: Any) -> r
         pruned_accuracy=0.49,
         reasons=("the moon was full",),
         sweep=results.Sweep(curve, curve, curve),
+        training=results.Epochs(list(range(1, 100)), [2.0] * 99, [1.0] * 99, [0.5] * 99),
         environment={"jax": "0"},
         seconds={"total": 1.0},
     )

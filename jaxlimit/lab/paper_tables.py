@@ -15,7 +15,7 @@ from jaxlimit.lab.console import console
 from jaxlimit.lab.content import write_json
 from jaxlimit.lab.figures import MeanAndDeviation, TableRow
 from jaxlimit.lab.markdown import markdown_table
-from jaxlimit.lab.results import RunResult, read_result
+from jaxlimit.lab.results import Epochs, RunResult, read_result
 from jaxlimit.lab.rows import PAIR, PUBLISHED, SETTINGS, Row
 from jaxlimit.lab.settings import RunConfig
 
@@ -162,6 +162,7 @@ def markdown(cells: list[Cell]) -> str:
             table(["network", "setting", *baselines],
                   [[*labels(cell), *(shown(cell.value(q)) for q in baselines)]
                    for cell in full if cell.results]),
+            *training_section(full),
             *notes(full),
             "## Smoke runs",
             "One epoch on a few images: they show that the commands run, and no number of them "
@@ -288,7 +289,25 @@ def tabulate(rows: Sequence[Row], runs: Path, results: Path) -> list[Cell]:
     files.write_text(results / "table.csv", as_csv(cells))
     drawn = [TableRow(row.name, pairs([c for c in cells if c.row is row])) for row in rows]
     plotting.save(figures.plot_tables(drawn), results / "table.png")
+    if trained := trainings(cells):
+        plotting.save(figures.plot_training(trained), results / "training.png")
     return cells
+
+
+def trainings(cells: list[Cell]) -> dict[str, Epochs]:
+    """Take the training of every run that kept it, by its name."""
+    return {
+        f"{cell.row.name}, {cell.setting}, seed {result.seed}": result.training
+        for cell in cells
+        if cell.setting != "smoke"
+        for result in cell.results
+        if result.training
+    }
+
+
+def training_section(cells: list[Cell]) -> list[str]:
+    """Point to the figure of the trainings, if there is one."""
+    return ["## Training", "![Loss by epoch](training.png)"] if trainings(cells) else []
 
 
 def pairs(cells: list[Cell]) -> dict[str, tuple]:

@@ -1,5 +1,6 @@
 """The output of a run: its result, its figures and its table."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +12,14 @@ from rich.table import Table
 from jaxlimit import LimitEstimate, limits, planning, plotting, pruning, training
 from jaxlimit.lab.console import Stages, console
 from jaxlimit.lab.environment import environment
+from jaxlimit.lab.figures import plot_training
 from jaxlimit.lab.results import (
     Baseline,
     Curve,
     Dense,
     Distance,
     Eigenvalues,
+    Epochs,
     Factors,
     Interval,
     Limit,
@@ -101,6 +104,7 @@ def collect(
         ),
         two_sides=sides,
         spectra=spectra,
+        training=epochs(net.trained.history),
         environment=environment(),
         seconds=stages.seconds | {"total": sum(stages.seconds.values())},
         speed=speed(net, config, stages),
@@ -110,6 +114,12 @@ def collect(
 def numbers(result: Any) -> dict[str, Any]:
     """Turn a NamedTuple of scalars into Python's own numbers, by name."""
     return {name: np.asarray(value).item() for name, value in result._asdict().items()}
+
+
+def epochs(history: training.Metrics) -> Epochs:
+    """Take the training epoch by epoch from its metrics."""
+    names = [field.name for field in dataclasses.fields(Epochs)]
+    return Epochs(**{name: np.asarray(getattr(history, name)).tolist() for name in names})
 
 
 def curve(sweep: SweepResult, *, with_radii: bool = False) -> Curve:
@@ -290,6 +300,8 @@ def draw(
     }
     if result.two_sides:
         figures["two_sides"] = plotting.plot_two_sides({name: sides_of(result)})
+    if result.training:
+        figures["training"] = plot_training({name: result.training})
     for file, figure in figures.items():
         for kind in kinds:
             plotting.save(figure, folder / f"{file}.{kind}")

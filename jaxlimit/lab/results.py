@@ -156,6 +156,16 @@ class Sweep:
     taylor: Curve
 
 
+@dataclasses.dataclass(frozen=True)
+class Epochs:
+    """The training, epoch by epoch, as `training.Metrics` has it."""
+
+    epoch: list[int]
+    loss: list[float]
+    data_loss: list[float]
+    accuracy: list[float]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunResult:
     """Everything that one seed of a run found, with its settings.
@@ -163,6 +173,7 @@ class RunResult:
     Attributes:
         schema: version of this form; 1 had the settings of the training beside the others.
         spectra: identity of the spectra that it was read off; None in results older than that.
+        training: loss and accuracy of every epoch; None in results older than that.
     """
 
     schema: int = SCHEMA
@@ -192,6 +203,7 @@ class RunResult:
     sweep: Sweep
     two_sides: TwoSides | None = None
     spectra: dict[str, Any] | None = None
+    training: Epochs | None = None
     environment: dict[str, Any]
     seconds: dict[str, float]
     speed: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -199,17 +211,20 @@ class RunResult:
     def thinned(self, num_points: int = 40) -> "RunResult":
         """Keep at most `num_points` of each curve, including both ends."""
 
-        def thin(values: list[float] | None) -> list[float] | None:
+        def thin(values: list | None) -> list | None:
             if values is None or len(values) <= num_points:
                 return values
             last = len(values) - 1
             return [values[round(i * last / (num_points - 1))] for i in range(num_points)]
 
-        curves = {
-            name: Curve(**{part: thin(values) for part, values in vars(curve).items()})  # pyright: ignore[reportArgumentType]
-            for name, curve in vars(self.sweep).items()
-        }
-        return dataclasses.replace(self, sweep=Sweep(**curves))
+        def thin_all(curve: Any) -> Any:
+            return type(curve)(**{part: thin(values) for part, values in vars(curve).items()})
+
+        return dataclasses.replace(
+            self,
+            sweep=Sweep(**{name: thin_all(curve) for name, curve in vars(self.sweep).items()}),
+            training=self.training and thin_all(self.training),
+        )
 
 
 def write_result(folder: Path, result: RunResult) -> RunResult:

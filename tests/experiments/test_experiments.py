@@ -76,10 +76,13 @@ def test_run_writes_its_folder_and_resumes(tmp_path, capsys):
     assert 0 <= first["prediction"]["lower"] <= first["prediction"]["ratio"]
     assert first["prediction"]["ratio"] <= first["prediction"]["upper"] <= 1
     assert any("256 of the 700 training images" in reason for reason in first["reasons"])
-    figures = [folder / f"{n}.png" for n in ("density", "theory_and_practice", "sweep")]
+    figures = [folder / f"{n}.png" for n in ("density", "theory_and_practice", "sweep", "training")]
     assert all(10_000 < figure.stat().st_size < 200_000 for figure in figures)
     assert all(figure.with_suffix(".svg").exists() for figure in figures)
     assert "resuming" not in capsys.readouterr().out
+    written = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for name, values in first["training"].items():
+        assert values == pytest.approx([line[name] for line in written], rel=1e-5), name
 
     main_job.main(config)
     said = capsys.readouterr().out

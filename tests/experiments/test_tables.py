@@ -152,6 +152,10 @@ def test_one_failure_loses_no_other_run_and_nothing_is_run_twice(config, runner,
     assert "theory between 1 and 3, Lanczos depth 128" in text
     assert "the moon was full" in text
     assert 20_000 < (config.results / "table.png").stat().st_size < 200_000
+    assert 10_000 < (config.results / "training.png").stat().st_size < 200_000
+    kept = json.loads((config.results / line["results"].split()[0]).read_text())["training"]
+    assert len(kept["loss"]) == 40
+    assert (kept["epoch"][0], kept["epoch"][-1]) == (1, 99)
 
     runner.clear()
     tables.main(dataclasses.replace(config, rows=("fc5",)))

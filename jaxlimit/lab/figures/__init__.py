@@ -12,6 +12,7 @@ from jaxlimit.lab.figures.readings import plot_readings
 from jaxlimit.lab.figures.residuals import plot_residuals
 from jaxlimit.lab.figures.scaling import plot_scaling
 from jaxlimit.lab.figures.tables import MeanAndDeviation, TableRow, plot_tables
+from jaxlimit.lab.figures.training import plot_training
 from jaxlimit.lab.figures.transitions import Transition, plot_phase_transitions
 from jaxlimit.lab.figures.ways import plot_ways
 
@@ -36,5 +37,6 @@ __all__ = [
     "plot_scaling",
     "plot_sensitivity",
     "plot_tables",
+    "plot_training",
     "plot_ways",
 ]

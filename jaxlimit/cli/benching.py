@@ -57,6 +57,8 @@ class Row(NamedTuple):
 
 def table(options: BenchOptions) -> str:
     """Time the estimators of one kind in turns, and compare each with a reference."""
+    if options.repeats < 1:
+        raise UsageError(f"--repeats must be at least 1, got {options.repeats}")
     case = make_case(options.case, options.seed)
     own = None if options.add is None else find_function(options.add)
     rows, reference = _ROWS[options.kind](case, own, jax.random.key(options.seed))

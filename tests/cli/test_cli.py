@@ -46,6 +46,7 @@ def test_mistakes_are_told_in_a_line(here, capsys):
         (["compare", "a", "b"], "must be the folder of a saved study"),
         (["new", "linen", "my_model.py"], "is there already"),
         (["bench", "--case", "fc5-digit"], "did you mean 'fc5-digits'"),
+        (["bench", "--repeats", "0"], "--repeats must be at least 1, got 0"),
         (["bench", "--add", "none.py:f"], "there is no file none.py"),
         (["run", "--model", "fc55"], "did you mean 'fc5'?"),
         (["run", "--seeds"], "seeds"),

@@ -39,7 +39,7 @@ DOORS = {("jaxlimit.studies.result", "jaxlimit.reports")}
 FLOORS = (
     {"digests"},
     {"checks", "memory", "files", "scale", "summaries", "extras", "moved", "convolutions"},
-    {"estimate", "programs", "magnitudes", "locks", "sharding", "functions", "host"},
+    {"estimate", "programs", "magnitudes", "locks", "sharding", "functions", "host", "principal"},
     {"batches", "weights", "mesh_product", "checkpoints"},
     {"shares", "origin", "losses", "masks"},
     {"operator"},

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlimit._core.digests import without_keys
@@ -358,7 +359,7 @@ def _fill(path: Path, like: Any, arrays: list[Any]) -> Any:
                 f"{path}: {name} must have shape {shape}, that of like, got {new.shape}"
             )
         if of_keys:  # such as those of dropout, which are stored as their integers
-            filled.append(jax.random.wrap_key_data(new, impl=jax.random.key_impl(old)))
+            filled.append(jax.random.wrap_key_data(jnp.asarray(new), impl=jax.random.key_impl(old)))
             continue
         if new.dtype.kind == "V" and new.dtype.itemsize == np.dtype(old.dtype).itemsize:
             new = new.view(old.dtype)  # NumPy writes bfloat16 as bytes without a type

@@ -53,7 +53,8 @@ def html(study: Study, drawn: list[figures.Picture] | None = None) -> str:
     """
     drawn = figures.pictures(study) if drawn is None else drawn
     images = [(picture, _inline(picture)) for picture in drawn]
-    return _render("report.html.jinja", study, images=images)
+    text = _render("report.html.jinja", study, images=images)
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")  # no line ends between a number and its unit
 
 
 def markdown(study: Study, drawn: list[figures.Picture] | None = None) -> str:

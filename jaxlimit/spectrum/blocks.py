@@ -1,6 +1,7 @@
 """The spectra of an operator's principal blocks, such as those of layers, by one program."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,9 +14,13 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 from jaxlimit import lanczos
 from jaxlimit._core.checks import check_count, check_key
 from jaxlimit._core.operator import Operator, prepare
+from jaxlimit._core.principal import principal_block
 from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
 from jaxlimit.spectrum.probes import spectral_measure
 from jaxlimit.spectrum.recurrences import plan_run, probe
+
+# Bytes of constants that the products of a block read: as long as a program takes to compile.
+_LONG = 1e10
 
 
 def block_measures(
@@ -32,9 +37,11 @@ def block_measures(
     """Estimate the spectral distribution of each principal block H[S, S].
 
     Lanczos runs with P H P, P the projection on a block's entries, from probes inside the block,
-    which no step leaves. All blocks share one compiled program and one linearisation, whatever
-    their sizes. Costs num_probes · num_steps products a block, and the memory of one
-    `spectral_measure` at that depth.
+    which no step leaves; all blocks share one compiled program and one linearisation. Where the
+    products take longer than compiling, blocks of neighbouring entries of a linearisation, such as
+    layers, have programs of their own, with only the operations on the way from the block to
+    itself: as many as an operator of its own has, which would be linearised anew. Costs num_probes
+    · num_steps products a block, and the memory of one `spectral_measure` at that depth.
 
     Args:
         matvec: H, a symmetric `Array[D] -> Array[D]`.
@@ -73,10 +80,19 @@ def block_measures(
     settings["reorthogonalize"] = reorthogonalize
     # Where vectors are sharded or read on the host, a block is an operator of its own.
     together = operator.traceable and operator.mesh is None
-    measure = _measure if together else _measure_alone
+    read = num_steps * num_probes * sum(leaf.nbytes for leaf in jax.tree.leaves(operator))
     measures = {}
     for i, (name, mask) in enumerate(masks.items()):
-        measures[name] = measure(operator, jax.random.fold_in(key, i), mask, **settings)
+        if together:
+            own = _neighbours(operator, mask) if read >= _LONG else None
+        else:
+            own = operator.restrict(mask)
+        if own is None:
+            found = _measure(operator, jax.random.fold_in(key, i), mask, **settings)
+        else:
+            steps: dict[str, Any] = {"num_steps": min(num_steps, own.dim)}
+            found = spectral_measure(own, jax.random.fold_in(key, i), **settings | steps)
+        measures[name] = found
         if on_progress is not None:
             on_progress(i + 1, len(masks))
     return measures
@@ -102,8 +118,29 @@ def _measure(operator, key, mask, *, num_steps, num_probes, reorthogonalize) -> 
     return measure_from(result, dim=int(mask.sum()))
 
 
-def _measure_alone(operator, key, mask, **settings) -> SpectralMeasure:
-    return spectral_measure(operator.restrict(mask), key, **settings)
+def _neighbours(operator: Operator, mask: np.ndarray) -> Operator | None:
+    """Return the block of an operator's linearisation on neighbouring entries; None of others."""
+    start, stop = int(mask.argmax()), int(mask.size - mask[::-1].argmax())
+    if not operator.linearized or not mask[start:stop].all():
+        return None
+    return Operator(Partial(_Block(start, stop), operator), stop - start, operator.dtype)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The product with a principal block of an operator that is given with the vector."""
+
+    start: int
+    stop: int
+
+    def __call__(self, operator: Operator, vector: Array) -> Array:
+        whole = jax.ShapeDtypeStruct((operator.dim,), vector.dtype)
+        product = principal_block(_product, operator, whole, self.start, self.stop)
+        return product(operator, vector)
+
+
+def _product(operator: Operator, vector: Array) -> Array:
+    return operator(vector)
 
 
 @partial(jax.jit, static_argnums=(3, 4))

@@ -61,7 +61,9 @@ def sides(study: Any) -> list[Side]:
                          f"certificate of the {matrix} quadratic at ε"))  # fmt: skip
     if found is not None:
         rise = found.loss - measured.dense_loss
-        note = f"{found.method}; the loss rises by {rise:.3g} of ε = {epsilon:.3g}"
+        moved = f"rises by {rise:.3g} of" if rise >= 0 else f"falls by {-rise:.3g}, where"
+        note = f"{found.method}; the loss {moved} ε = {epsilon:.3g}"
+        note += " is allowed" if rise < 0 else ""
         rows.append(Side("found", "smallest mask found", found.num_kept / dim, None, None, note))
     rows.append(Side("magnitude", "magnitude, measured", measured.by_loss, None, None,
                      "training loss within ε at it and at every larger ratio tried"))  # fmt: skip

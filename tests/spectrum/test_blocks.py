@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlimit import curvature, spectrum
+from jaxlimit import curvature, pruning, spectrum
+from jaxlimit.curvature import _forms
+from jaxlimit.spectrum import blocks
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +113,81 @@ def test_progress_and_bad_blocks(symmetric):
         run({"a": np.zeros(30, bool)})
     with pytest.raises(ValueError, match="one size"):
         run({"a": np.ones(30, bool), "b": np.ones(29, bool)})
+
+
+def deep_network(sizes=(12, 10, 8, 6, 3)):
+    """Make a loss of four layers with biases, on batches of two sizes."""
+    keys = jax.random.split(jax.random.key(4), len(sizes))
+    params = {
+        f"layer{i}": {"bias": 0.1 * jnp.ones(n), "kernel": jax.random.normal(key, (m, n)) / m**0.5}
+        for i, (m, n, key) in enumerate(zip(sizes, sizes[1:], keys, strict=False))
+    }
+    batches = [(jax.random.normal(keys[-1], (n, sizes[0])), jnp.arange(n) % 3) for n in (20, 20, 7)]
+
+    def loss(params, batch):
+        hidden = batch[0]
+        for i in range(len(params)):
+            layer = params[f"layer{i}"]
+            hidden = hidden @ layer["kernel"] + layer["bias"]
+            hidden = jnp.tanh(hidden) if i < len(params) - 1 else hidden
+        chosen = jax.nn.log_softmax(hidden)[jnp.arange(len(hidden)), batch[1]]
+        return -chosen.mean()
+
+    return loss, params, batches
+
+
+def own(loss, params, batches, name):
+    return curvature.hessian_matvec(
+        loss, params, batches, where=lambda path, leaf: path.startswith(name)
+    )
+
+
+def operations(operator):
+    program = jax.jit(lambda operator, v: operator(v)).lower(operator, jnp.ones(operator.dim))
+    return program.compile().cost_analysis()["flops"]
+
+
+def test_a_block_of_a_linearisation_asks_for_what_its_own_operator_does_and_no_more():
+    loss, params, batches = deep_network()
+    whole, masks = curvature.hessian_matvec(loss, params, batches), pruning.layer_masks(params)
+    dense, together = jax.vmap(whole)(jnp.eye(whole.dim)), 0.0
+    for name, mask in masks.items():
+        block = blocks._neighbours(whole, mask)
+        matrix = jax.vmap(block)(jnp.eye(block.dim))
+        np.testing.assert_allclose(matrix, dense[np.ix_(mask, mask)], atol=1e-6)
+        asked = operations(block)
+        if name in ("layer0", "layer3"):
+            assert asked <= operations(own(loss, params, batches, name))
+        together += asked
+    # A step of all four blocks asks for less than one product with the whole Hessian; restricted
+    # products of the whole would ask for four.
+    assert together < operations(whole)
+
+
+@pytest.mark.slow
+def test_layers_run_as_with_operators_of_their_own_on_one_linearisation(monkeypatch):
+    monkeypatch.setattr(blocks, "_LONG", 0.0)
+    loss, params, batches = deep_network()
+    key, made, linearize = jax.random.key(5), [], _forms._linearize
+    monkeypatch.setattr(_forms, "_linearize", lambda *a: made.append(a[0]) or linearize(*a))
+    whole, masks = curvature.hessian_matvec(loss, params, batches), pruning.layer_masks(params)
+    before = len(made)
+    found = spectrum.block_measures(whole, key, masks, num_steps=8, num_probes=2)
+    assert len(made) == before
+    for i, name in enumerate(("layer0", "layer3")):
+        place = list(masks).index(name)
+        alone = own(loss, params, batches, name)
+        settings = {"num_steps": 8, "num_probes": 2}
+        wanted = spectrum.spectral_measure(alone, jax.random.fold_in(key, place), **settings)
+        assert found[name].dim == wanted.dim
+        np.testing.assert_allclose(found[name].nodes, wanted.nodes, rtol=2e-3, atol=2e-4)
+        assert len(made) > before + i  # each of them anew
+
+
+def test_blocks_that_are_no_neighbours_are_projected():
+    loss, params, batches = deep_network()
+    whole = curvature.hessian_matvec(loss, params, batches)
+    mask = np.arange(whole.dim) % 2 == 0
+    assert blocks._neighbours(whole, mask) is None
+    recomputed = curvature.hessian_matvec(loss, params, batches, mode="forward-over-reverse")
+    assert blocks._neighbours(recomputed, np.arange(whole.dim) < 5) is None

@@ -54,7 +54,21 @@ def test_narrow_types_are_summed_in_float32():
     for dtype in (jnp.float16, jnp.bfloat16):
         result = scale.norm(jnp.full(10_000, 8.0, dtype))
         assert (result.dtype, float(result)) == (jnp.float32, 800)
-        assert scale.deviation(jnp.array([60000.0, 0.0], dtype)).dtype == jnp.float32
+        samples = jnp.tile(jnp.array([60000.0, 0.0], dtype), 50)
+        expected = np.asarray(samples, float).std(ddof=1)
+        np.testing.assert_allclose(scale.deviation(samples), expected, rtol=1e-6)
+        assert scale.deviation(samples).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("s", [1e-30, 1.0, 1e30])
+def test_eigenvalues_at_every_scale(s):
+    matrix = np.random.default_rng(0).normal(size=(5, 5))
+    matrix = ((matrix + matrix.T) * s).astype(np.float32)
+    values, vectors = scale.eigh(jnp.asarray(matrix))
+    expected = np.linalg.eigvalsh(matrix.astype(float))
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    back = np.asarray(vectors, float) * np.asarray(values, float) @ np.asarray(vectors, float).T
+    np.testing.assert_allclose(back / s, matrix / s, atol=1e-5)
 
 
 def test_the_derivative_is_the_unit_vector_and_zero_at_zero():

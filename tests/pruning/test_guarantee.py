@@ -81,6 +81,50 @@ def test_scale_and_pairs():
     assert one.num_passed == 2
 
 
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_weighted_examples_by_the_book(share):
+    """x = α + w (rise - ε) / width lies in [0, 1], and has a mean above α where ε is passed."""
+    rng, n, width, epsilon = np.random.default_rng(1), 3000, 2 * 2.2, 0.6
+    weights = rng.random(n) * (rng.random(n) >= share)
+    dense = rng.random(n)
+    pruned = np.stack([dense + rng.random(n) * rise for rise in (0.4, 0.9, 1.1)])
+    found = pruning.guaranteed_ratio(
+        dense, pruned, [0.3, 0.2, 0.1], epsilon=epsilon, bounds=(0, 2.2), weights=weights
+    )
+    w, rises = weights[weights > 0], (pruned - dense)[:, weights > 0]
+    level = epsilon / width + 0.5
+    means = [np.mean(level + w * (rise - epsilon) / width) for rise in rises]
+    expected = [by_the_book(mean, level, len(w)) for mean in means]
+    assert expected[0] < 0.05 < expected[-1] < 1
+    np.testing.assert_allclose(found.p_values, expected, rtol=1e-9)
+    np.testing.assert_allclose(found.mean_rises, [np.average(rise, weights=w) for rise in rises])
+
+
+def test_a_ratio_passes_up_to_delta_and_no_further():
+    dense = np.ones(3000, bool)
+    pruned = np.arange(3000)[None] >= 200
+    p = pruning.guaranteed_ratio(dense, pruned, [0.3], epsilon=0.1).p_values[0]
+    assert 1e-9 < p < 0.5
+    for delta, passes in ((p, 1), (0.99 * p, 0)):
+        found = pruning.guaranteed_ratio(dense, pruned, [0.3], epsilon=0.1, delta=delta)
+        assert found.num_passed == passes
+
+
+def test_enough_examples_are_those_with_which_nothing_changed_passes():
+    level, delta = 0.55, 0.05  # ε = .1 of correctness
+    passes = [by_the_book(0.5, level, n) <= delta for n in range(1, 800)]
+    # The part by the binomial goes up and down with n a little.
+    few, enough = passes.index(True), len(passes) - passes[::-1].index(False)
+    for n, raises in ((few, True), (enough + 1, False)):
+        dense = np.ones(n, bool)
+        if raises:
+            with pytest.raises(ValueError, match="too few"):
+                pruning.guaranteed_ratio(dense, dense[None], [0.5], epsilon=0.1, delta=delta)
+        else:
+            found = pruning.guaranteed_ratio(dense, dense[None], [0.5], epsilon=0.1, delta=delta)
+            assert found.num_passed == 1
+
+
 def test_losses_of_held_out_examples():
     loss = lambda w, batch, s: jnp.mean(s * (batch[0] @ w - batch[1]) ** 2)  # noqa: E731
     x, y = RNG.normal(size=(2, 3, 4)), RNG.normal(size=(2, 3))

@@ -1,13 +1,14 @@
 """A network of bfloat16 or float16 whose scan carries that type, through all that takes a loss.
 
-The loss is handed its own types, which it insists on; all vectors are float32. The oracle is the
-same network in float32 at the same rounded weights.
+The loss is handed its own types, which it insists on; all vectors are float32. The oracles are the
+same network in float32 at the same rounded weights, and its derivatives in float64.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import jaxlimit
 from jaxlimit import curvature, limits, pruning
@@ -79,6 +80,41 @@ FUNCTIONS = {
 def test_functions_of_a_loss(name, dtype):
     narrow, wide = both(dtype)
     near(FUNCTIONS[name](*narrow), FUNCTIONS[name](*wide), 8 * float(jnp.finfo(dtype).eps))
+
+
+@pytest.fixture(scope="module")
+def dense():
+    """The same numbers from the residuals of all examples, their derivatives and NumPy's sums."""
+    _, (_, wide, (x, y)) = both(jnp.bfloat16)
+    with jax.enable_x64(True):
+        flat, unflatten = ravel_pytree(jax.tree.map(lambda leaf: np.asarray(leaf, float), wide))
+        x, y = np.asarray(x, float).reshape(64, 5, 3), np.asarray(y, float).ravel()
+        apply = lstm(jnp.float64).apply
+        residuals = jax.jit(lambda w: apply(unflatten(w), (x,))[:, 0] - y)
+        r, jacobian = np.asarray(residuals(flat)), np.asarray(jax.jacobian(residuals)(flat))
+        hessian = np.asarray(jax.hessian(lambda w: jnp.mean(residuals(w) ** 2) / 2)(flat))
+        order = np.argsort(-np.abs(flat), kind="stable")
+        kept = [np.isin(np.arange(DIM), order[: pruning.num_kept(DIM, q)]) for q in (0.1, 0.5, 1)]
+        losses = [float(np.mean(np.asarray(residuals(flat * k)) ** 2) / 2) for k in kept]
+    return {
+        "gradient": jacobian.T @ r / 64,
+        "hessian": hessian.sum(1),
+        "gauss-newton": (jacobian.T @ jacobian / 64).sum(1),
+        "diagonal": (jacobian**2).mean(0),
+        "fisher diagonal": ((r[:, None] * jacobian) ** 2).mean(0),
+        "sweep": losses,
+        "tolerance": (r**2 / 2).std() / np.sqrt(128),
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["gradient", "hessian", "gauss-newton", "diagonal", "fisher diagonal", "sweep",
+             "tolerance"]
+)  # fmt: skip
+def test_functions_of_a_loss_against_float64(name, dense):
+    narrow, wide = both(jnp.bfloat16)
+    near(FUNCTIONS[name](*narrow), dense[name], 8 * float(jnp.finfo(jnp.bfloat16).eps))
+    near(FUNCTIONS[name](*wide), dense[name], 1e-5)
 
 
 def test_the_smallest_mask():

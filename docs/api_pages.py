@@ -5,8 +5,11 @@ The docstrings are shown as they are written: they are laid out for `help()` in 
 
 import importlib
 import inspect
+import re
 from pathlib import Path
 from typing import Any
+
+from jaxtyping import PRNGKeyArray
 
 import jaxlimit
 
@@ -52,18 +55,36 @@ def _entry(module: str, name: str, value: Any) -> list[str]:
     signature = ""
     if callable(value):
         try:
-            signature = f"{name}{inspect.signature(value)}"
+            signature = _signature(name, inspect.signature(value))
         except (TypeError, ValueError):
             signature = f"{name}(...)"
     else:
         signature = f"{name}: {type(value).__name__}"
     documented = inspect.isclass(value) or inspect.isroutine(value)
     said = inspect.getdoc(value) if documented else repr(value)
-    return [f"## {name}", "", "~~~text", _wrapped(signature), "~~~", "", "~~~text",
+    return [f"## {name}", "", "~~~text", signature, "~~~", "", "~~~text",
             said or "", "~~~", ""]  # fmt: skip
 
 
-def _wrapped(signature: str) -> str:
-    if len(signature) <= 88:
-        return signature
-    return signature.replace("(", "(\n    ", 1).replace(", ", ",\n    ")
+def _signature(name: str, found: inspect.Signature) -> str:
+    """Lay a signature out, an argument a line where it is long, with types as they are written."""
+    if len(one := _plain(f"{name}{found}")) <= 88:
+        return one
+    lines, starred = [], False
+    for parameter in found.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not starred:
+            lines.append("*")
+        starred |= parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_POSITIONAL)
+        lines.append(_plain(str(parameter)))
+    returned = _plain(str(found.replace(parameters=())))[2:]
+    return "\n    ".join([f"{name}(", *(f"{line}," for line in lines)]) + f"\n){returned}"
+
+
+def _plain(text: str) -> str:
+    """Write types as the source does."""
+    text = text.replace(inspect.formatannotation(PRNGKeyArray), "PRNGKeyArray")
+    text = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", text)
+    text = re.sub(r"\*<class '[\w.]*?(\w+)'>", r"Unpack[\1]", text)
+    return re.sub(
+        r"\b(?:jaxlimit|jaxtyping|collections|typing|jaxlib)(?:\.\w+)*\.(\w+)", r"\1", text
+    )

@@ -112,6 +112,18 @@ def test_losses_that_exist_by_batch_are_measured_from_batches(loss):
     assert found.standard_error >= 0.99 * found.value / 38**0.5
 
 
+def test_batches_of_unequal_size_count_by_their_examples():
+    sizes = [40, 8] * 6
+    ragged = [
+        (X[end - n : end], Y[end - n : end]) for n, end in zip(sizes, np.cumsum(sizes), strict=True)
+    ]
+    found, _ = measure(contrastive, ragged, batch_size=48)
+    by_batch = np.array([float(contrastive(W, batch)) for batch in ragged])
+    deviations = by_batch - np.average(by_batch, weights=sizes)
+    variance = np.sum(sizes * deviations**2) / (len(sizes) - 1)
+    assert found.value == pytest.approx((variance / 48) ** 0.5, rel=1e-4)
+
+
 def test_batches_of_a_mean_measure_the_tolerance_of_its_examples():
     """A loss with a host callback has no batch of one under `vmap`, and is a mean all the same."""
 

@@ -179,7 +179,7 @@ def test_a_whole_study_of_a_loader_that_does_not_fit_is_as_in_memory():
     assert streamed.certified.num_kept == held.certified.num_kept
     ratios = [float(found.estimate.prediction.ratio) for found in (streamed, held)]
     np.testing.assert_allclose(*ratios, rtol=1e-3)
-    np.testing.assert_array_equal(streamed.layer_limits.num_kept, held.layer_limits.num_kept)
+    np.testing.assert_array_equal(streamed.layer_limits.kept, held.layer_limits.kept)
     assert streamed.guaranteed == held.guaranteed
 
 

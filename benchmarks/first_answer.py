@@ -79,7 +79,8 @@ def walk(config: Config, folder: Path) -> tuple[dict[str, float], dict[str, str]
         )  # fmt: skip
         if done.returncode:
             sys.exit(f"{name} failed:\n{done.stdout}")
-        seconds[name], said[name] = time.perf_counter() - began, done.stdout
+        seconds[name] = time.perf_counter() - began
+        said[name] = done.stdout.replace(f"{folder}/", "")
 
     index = () if config.find_links is None else ("--no-index", "--find-links", config.find_links)
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")

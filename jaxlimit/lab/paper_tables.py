@@ -141,7 +141,8 @@ def markdown(cells: list[Cell]) -> str:
             "## Theory / measured",
             overview(full),
             "The paper states one setting. `short` is a run of a few epochs on a CPU, `annealed` "
-            "goes to a minimum of the penalised loss, `paper` is trained as the paper trains.",
+            "goes to a minimum of the penalised loss, `paper` is trained as the paper trains. A "
+            "single run has the interval of its prediction in brackets.",
             "## Pruning ratios",
             table(
                 ["network", "setting", "theory, paper", "theory, here", "measured, paper",
@@ -182,9 +183,18 @@ def overview(cells: list[Cell]) -> str:
         line = [name, pair(map(one.published, PAIR), NONE)]
         for setting in settings:
             cell = of_row.get(setting)
-            line.append(pair(map(cell.value, PAIR), "not run yet") if cell else "-")
+            line.append(found(cell) if cell else "-")
         lines.append(line)
     return table(["network", "published", *settings], lines)
+
+
+def found(cell: Cell) -> str:
+    """Show what a cell found, with the interval of the prediction where there is a single run."""
+    if len(cell.results) != 1:
+        return pair(map(cell.value, PAIR), "not run yet")
+    theory, measured = (shown(cell.value(name)) for name in PAIR)
+    prediction = cell.results[0].prediction
+    return f"{theory} [{100 * prediction.lower:.2g}, {100 * prediction.upper:.2g}] / {measured}"
 
 
 def pair(values: Iterable[MeanAndDeviation | None], without: str) -> str:
@@ -214,8 +224,10 @@ def table(header: list[str], lines: list[list[str]]) -> str:
 
 def labels(cell: Cell) -> tuple[str, str]:
     """Name a cell and tell how it was trained."""
-    c = cell.row.config(cell.setting, 0).training
-    trained = f"{c.epochs} epochs, {c.learning_rate:g} {c.schedule}, l1 {c.l1:g}"
+    config = cell.row.config(cell.setting, 0)
+    c = config.training
+    images = f"{config.max_images:,} images, " if config.max_images else ""
+    trained = f"{images}{c.epochs} epochs, {c.learning_rate:g} {c.schedule}, l1 {c.l1:g}"
     return cell.row.name, f"{cell.setting} ({trained}{', augmented' if c.augment else ''})"
 
 

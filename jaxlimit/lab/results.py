@@ -87,6 +87,7 @@ class TwoSides:
         found: the fraction that the smallest mask found keeps; its true loss is within ε.
         method: how it was found.
         certificate: no mask keeps less, within the Gauss-Newton quadratic; None without one.
+        open: how much more further products may add to the certificate; None where not told.
         candidates: the smallest fraction that each way of choosing reached.
         notes: what was left out, and why.
         loss: the true training loss of the mask that was found.
@@ -110,6 +111,7 @@ class TwoSides:
     shares: dict[str, float] | None = None
     layers: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     residual: dict[str, float] | None = None
+    open: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +211,7 @@ class RunResult:
     speed: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def thinned(self, num_points: int = 40) -> "RunResult":
-        """Keep at most `num_points` of each curve, including both ends."""
+        """Keep at most so many points of each curve, both ends among them, and no path of data."""
 
         def thin(values: list | None) -> list | None:
             if values is None or len(values) <= num_points:
@@ -222,6 +224,7 @@ class RunResult:
 
         return dataclasses.replace(
             self,
+            config=self.config.replace(data_dir=None),
             sweep=Sweep(**{name: thin_all(curve) for name, curve in vars(self.sweep).items()}),
             training=self.training and thin_all(self.training),
         )

@@ -37,10 +37,12 @@ def find(net: Any, epsilon: Any, config: RunConfig, seed: int, stages: Stages) -
         normalization=net.trained.normalization,
         batch_size=config.images_at_once,
     )
+    proof = found.certificate
     return TwoSides(
         found=float(found.ratio),
         method=found.method,
-        certificate=None if found.certificate is None else float(found.certificate.ratio),
+        certificate=None if proof is None else float(proof.ratio),
+        open=None if proof is None else proof.open / proof.relaxed.size,
         candidates={candidate.method: float(candidate.ratio) for candidate in found.candidates},
         notes=found.notes,
         loss=float(found.loss),

@@ -241,6 +241,7 @@ def test_both_sides_stand_in_the_result(tmp_path, capsys, monkeypatch):
     sides = result.two_sides
     assert 0 < sides.certificate <= sides.found <= sides.candidates["magnitude"]
     assert sides.found == min(sides.candidates.values())
+    assert 0 <= sides.open <= 1 - sides.certificate
     # The sweep tries few ratios; the search finds magnitude's limit to the unit.
     assert sides.candidates["magnitude"] <= result.measured.by_loss + 1e-6
     assert results.read_result(tmp_path) == result == results.known_result(tmp_path, config)

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import statistics
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import jax.numpy as jnp
@@ -264,10 +265,15 @@ def test_the_overview_has_one_line_a_network():
     ).splitlines()
     assert lines[0] == "| network | published | short | annealed | paper |"
     assert len(lines) == 2 + len(rows.read_rows(tables.ROWS))
-    assert (
-        "| vgg16-cifar10 | 0.8 ± 0.06 / 0.8 ± 0.08 | 2 / 1 | not run yet | not run yet |" in lines
-    )
-    assert "| vit-cifar10 | not in the paper | 2 / 1 | not run yet | - |" in lines
+    vgg16 = "0.8 ± 0.06 / 0.8 ± 0.08 | 2 [1, 3] / 1 | not run yet | not run yet |"
+    assert f"| vgg16-cifar10 | {vgg16}" in lines
+    assert "| vit-cifar10 | not in the paper | 2 [1, 3] / 1 | not run yet | - |" in lines
+
+
+def test_what_is_kept_names_no_folder_of_data():
+    made = made_up(rows.read_rows(tables.ROWS)[0].config("paper", 0, data_dir=Path("/data")), 0)
+    assert made.config.data_dir == Path("/data")
+    assert made.thinned().config == made.config.replace(data_dir=None)
 
 
 def test_results_of_another_setting_are_left_out(config, capsys):

@@ -251,7 +251,7 @@ def test_an_adjoint_solver():
 
 def test_the_error_names_the_mode_that_works():
     loss = lambda p, b: attention(normalised, p, b)  # noqa: E731
-    with pytest.raises(TypeError, match=r"forward-over-reverse.*mode 'reverse-over-reverse'"):
+    with pytest.raises(TypeError, match=r"forward-over-reverse.*use 'reverse-over-reverse'"):
         curvature.hessian_matvec(loss, PARAMS, RAGGED, mode="forward-over-reverse")
     plain = lambda p, b: attention(jax.nn.softmax, p, b)  # noqa: E731
     tangent = jax.tree.map(jnp.ones_like, PARAMS)

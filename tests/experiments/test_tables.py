@@ -112,7 +112,7 @@ def test_rows_are_those_of_the_paper_with_its_settings():
         ("place = 1", "place 1", ValueError, "Expected '='"),
         ('"fc5"', '"fc55"', ValueError, "fc55.*fc5"),
         ("num_steps = 256", "num_steps = -3", ValueError, "num_steps must be at least 1, got -3"),
-        ("seed-0 = {", "seed-1 = { num_step = 1,", ValueError, "unknown setting 'num_step'"),
+        ("seed-0 = {", "seed-7 = { num_step = 1,", ValueError, "unknown setting 'num_step'"),
     ],
 )
 def test_a_wrong_row_file_is_refused(tmp_path, old, new, error, says):

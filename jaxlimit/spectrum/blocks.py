@@ -19,7 +19,8 @@ from jaxlimit.spectrum.measure import SpectralMeasure, measure_from
 from jaxlimit.spectrum.probes import spectral_measure
 from jaxlimit.spectrum.recurrences import plan_run, probe
 
-# Bytes of constants that the products of a block read: as long as a program takes to compile.
+# Bytes of constants that the products of a block read in about the time that a program takes to
+# compile: an estimate of a second's reading, not timed on large networks.
 _LONG = 1e10
 
 

@@ -13,7 +13,8 @@ CASES = Path(__file__).with_name("mesh_cases.py")
 def run_cases(marked):
     # On a busy machine the devices' threads wait long for each other; XLA gives up after 40 s.
     patience = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
-    flags = f"--xla_force_host_platform_device_count=8 {patience}"
+    devices = "--xla_force_host_platform_device_count=8"
+    flags = " ".join((os.environ.get("XLA_FLAGS", ""), devices, patience))
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     settings = ["-q", "--tb=short", "-p", "no:cacheprovider", "-m", marked]
     command = [sys.executable, "-m", "pytest", *settings, str(CASES)]

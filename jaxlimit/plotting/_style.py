@@ -5,7 +5,7 @@ Figures are made without pyplot: no backend is chosen, and the user's own figure
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -56,14 +56,15 @@ def new_axes(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def percent_axis(axes: Axes) -> None:
-    """Show ratios along x in per cent, on a logarithmic axis with few labels."""
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
+def percent_axis(axes: Axes, which: Literal["x", "y"] = "x") -> None:
+    """Show ratios along x or y in per cent, on a logarithmic axis with few labels."""
+    axis = {"x": axes.xaxis, "y": axes.yaxis}[which]
+    axes.set(**{f"{which}scale": "log"})
+    low, high = axis.get_view_interval()
     steps = (1, 2, 5) if high < 300 * low else (1,)
-    axes.xaxis.set_major_locator(LogLocator(subs=steps))
-    axes.xaxis.set_major_formatter(lambda ratio, _: f"{100 * ratio:g} %")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_major_formatter(lambda ratio, _: f"{100 * ratio:g} %")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def png(figure: Figure) -> bytes:

@@ -41,10 +41,8 @@ def plot_iterative(result: dict[str, Any]) -> Figure:
                    label=label)  # fmt: skip
     if places:
         right.plot(places, places, color=NEUTRAL, linewidth=0.8, linestyle=":", label="all kept")
-        right.set(yscale="log")
         percent_axis(right)
-        for place in (right.yaxis.set_major_formatter, right.yaxis.set_minor_formatter):
-            place(lambda ratio, _: f"{100 * ratio:g} %")
+        percent_axis(right, "y")
     right.set(xlabel="weights kept by the rounds so far", ylabel="weights to keep from there on")
     percent_axis(left)
     for axes in (left, right):

@@ -4,7 +4,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, new_panels
+from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, new_panels, percent_axis
 
 _COLORS = (NEUTRAL, MEASURED, "#0f766e", PREDICTED, "#7e22ce", "#a16207")
 _MARKERS = "osD^vP"
@@ -31,9 +31,7 @@ def plot_penalties(rows: list[dict[str, Any]], chosen: dict[str, float]) -> Figu
                           markerfacecolor=filled, linestyle="none")  # fmt: skip
             axes.plot([], [], marker, color=color, linestyle="none", label=f"{way}, {strength:g}")
         axes.set(xlabel="test accuracy of the pruned network", ylabel="weights kept", title=label)
-        axes.set(yscale="log")
-        axes.yaxis.set_major_formatter(lambda ratio, _: f"{100 * ratio:g} %")
-        axes.yaxis.set_minor_formatter(lambda ratio, _: f"{100 * ratio:g} %")
+        percent_axis(axes, "y")
         axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
         axes.grid(alpha=0.25, which="both")
     panels[0].legend(frameon=False, fontsize=8)

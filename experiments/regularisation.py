@@ -52,6 +52,8 @@ class Config:
     """Of sharpness-aware steps."""
     methods: tuple[str, ...] = ("saliency", "relaxed", "greedy")
     """Candidates of the search for the smallest mask."""
+    flops: float = 3e12
+    """Of the quadratic model of a search (`pruning.Budget`): there are three dozen."""
     smoke: bool = False
     """A tiny network: shows that the command runs, and nothing else."""
     output: Path = Path("runs/regularisation")
@@ -89,7 +91,10 @@ def measure(config: Config, way: str, strength: float, seed: int, stages: Stages
     epsilon = float(limits.loss_tolerance(*problem))
     key = jax.random.fold_in(jax.random.key(seed), 5)
     with stages.time("smallest mask"):
-        found = pruning.smallest_mask(*problem, epsilon=epsilon, key=key, methods=config.methods)
+        found = pruning.smallest_mask(
+            *problem, epsilon=epsilon, key=key, methods=config.methods,
+            budget=pruning.Budget(flops=config.flops),
+        )  # fmt: skip
     pruned = pruning.apply_mask(net.trained.params, found.mask)
     certified = None if found.certificate is None else int(found.certificate.num_kept)
     return {
@@ -192,7 +197,7 @@ def main(config: Config) -> None:
 
         def add(way: str, strength: float, seed: int) -> None:
             told = {"run": config.run, "way": config.ways()[way], "strength": strength,
-                    "seed": seed, "methods": config.methods}  # fmt: skip
+                    "seed": seed, "methods": config.methods, "flops": config.flops}  # fmt: skip
             path = config.output / "points" / f"{way}-{strength:g}-{seed}.json".replace(" ", "-")
             make = lambda: measure(config, way, strength, seed, stages)  # noqa: E731
             point = known_or_made(path, told, make)

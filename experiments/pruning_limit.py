@@ -4,9 +4,7 @@ python experiments/pruning_limit.py                       # FC5 on digits, about
 python experiments/pruning_limit.py --dataset cifar10 --epochs 200 --l1 2e-4 --data-dir DIR
 """
 
-import tyro
-
-from jaxlimit.lab.main_job import Config, start
+from jaxlimit.cli import entry
 
 if __name__ == "__main__":
-    start(tyro.cli(Config))
+    entry("run")

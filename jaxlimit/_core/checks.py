@@ -23,6 +23,19 @@ def check_count(name: str, value: Any, minimum: int = 1) -> int:
     return count
 
 
+def check_seed(name: str, value: Any) -> int:
+    """Return `value` as an int below 2³², or raise: of a larger one a key takes the low 32 bits.
+
+    >>> check_seed("seed", 2**32)  # would be another name of seed 0
+    Traceback (most recent call last):
+    ValueError: seed must be below 2**32, got 4294967296
+    """
+    seed = check_count(name, value, 0)
+    if seed >= 2**32:
+        raise ValueError(f"{name} must be below 2**32, got {seed}")
+    return seed
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     """Return `value`, or raise if it is not one of `choices`."""
     if not isinstance(value, str) or value not in choices:

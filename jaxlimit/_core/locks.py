@@ -65,6 +65,41 @@ def hold(folder: Any) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def made_and_held(folder: Any) -> Iterator[None]:
+    """Make a folder if necessary, be its only writer, and remove it again if it stays empty.
+
+    Raises:
+        InUseError: if another holds it.
+        NotADirectoryError: if there is a file in its place or above it.
+        OSError: if it cannot be made.
+    """
+    folder = Path(folder)
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(f"folder must be a folder, {path} is a file")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        said = f"folder {folder} could not be made: {error.strerror}"
+        raise OSError(error.errno, said) from error
+    try:
+        with hold(folder):
+            yield
+    finally:
+        for path in made:
+            _remove_empty(path)
+
+
+def _remove_empty(folder: Path) -> None:
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"gone"}
+    if names <= {LOCK, HOLDER}:
+        for name in names:
+            (folder / name).unlink()
+        folder.rmdir()
+
+
 def _self() -> dict[str, Any]:
     now = datetime.now().astimezone().isoformat(" ", "seconds")
     return {"process": os.getpid(), "host": socket.gethostname(), "since": now}

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from jaxlimit._core.checks import check_seed
 from jaxlimit.studies.settings import StudySettings
 
 TaskName = Annotated[str, tyro.conf.Positional]
@@ -35,6 +36,10 @@ class StudyOptions:
     settings: Annotated[StudySettings, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=StudySettings
     )
+
+    def __post_init__(self) -> None:
+        """Raise for a seed that is none."""
+        check_seed("--seed", self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +97,10 @@ class BenchOptions:
     """Timed calls of each, in turns."""
     seed: int = 0
     """Seed of the network and of the probes."""
+
+    def __post_init__(self) -> None:
+        """Raise for a seed that is none."""
+        check_seed("--seed", self.seed)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,10 +14,14 @@ from jaxlimit.cli.errors import Terminated, UsageError
 COMMANDS = ("run", "study", "prune", "compare", "plan", "bench", "new")
 
 
-def entry() -> None:
-    """Run the command of this process, and end the process with its exit code."""
+def entry(*command: str) -> None:
+    """Run the command of this process, and end the process with its exit code.
+
+    Args:
+        *command: the command of a script that has only one; else the first argument names it.
+    """
     signal.signal(signal.SIGTERM, _terminate)
-    code = main(sys.argv[1:])
+    code = main([*command, *sys.argv[1:]])
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # the reader of a pipe may have ended
             stream.flush()
@@ -79,7 +83,11 @@ def _dispatch(arguments: list[str]) -> int:
     require("tyro", "study", "the command")
     from jaxlimit.cli import commands
 
-    return commands.parse(arguments or ["--help"])()
+    try:
+        command = commands.parse(arguments or ["--help"])
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+    return command()
 
 
 def _say(text: str, code: int) -> int:

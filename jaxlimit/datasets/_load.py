@@ -101,6 +101,8 @@ def load(name: str, split: str, data_dir: str | os.PathLike | None = None) -> Da
     """
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, got {name!r}")
+    if data_dir is not None and not Path(data_dir).expanduser().is_dir():
+        raise FileNotFoundError(f"data_dir must be a folder that exists, got {os.fspath(data_dir)}")
     if name == "digits":
         return _load_digits(split)
     return Dataset(*_require("jaxlimit.datasets._records").read_split(_find(name, data_dir), split))
@@ -117,8 +119,6 @@ def _load_digits(split: str) -> Dataset:
 
 def _find(name: str, data_dir: str | os.PathLike | None) -> Path:
     """Return the prepared folder of a set, from the first directory that has it."""
-    if data_dir is not None and not Path(data_dir).expanduser().is_dir():
-        raise FileNotFoundError(f"data_dir must be a folder that exists, got {os.fspath(data_dir)}")
     records = _require("jaxlimit.datasets._records")
     places = _places(data_dir)
     base, _, config = name.partition("/")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import numpy as np
 
+from jaxlimit._core.checks import check_seed
 from jaxlimit.lab import jobs, report, runs
 from jaxlimit.lab.console import console
 from jaxlimit.lab.settings import FLAT, RunConfig
@@ -27,9 +28,10 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check the seeds before anything runs."""
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds must be distinct and not negative, at least one, "
-                             f"got {self.seeds}")  # fmt: skip
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be distinct, at least one, got {self.seeds}")
+        for seed in self.seeds:
+            check_seed("seeds", seed)
 
 
 def main(config: Config) -> None:

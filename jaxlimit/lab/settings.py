@@ -85,6 +85,8 @@ class RunConfig:
         for name, minimum in least.items():
             if not getattr(self, name) >= minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
+        if self.accuracy_tolerance > 1:
+            raise ValueError(f"accuracy_tolerance must be at most 1, got {self.accuracy_tolerance}")
         if not 0 < self.smallest_ratio < 1:
             raise ValueError(f"smallest_ratio must lie in (0, 1), got {self.smallest_ratio}")
 

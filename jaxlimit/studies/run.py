@@ -21,6 +21,7 @@ from jaxlimit import curvature, spectrum
 from jaxlimit._core.batches import first_batch
 from jaxlimit._core.checks import check_key, check_keywords, check_type
 from jaxlimit._core.digests import fingerprint
+from jaxlimit._core.locks import made_and_held
 from jaxlimit._core.origin import program_digest
 from jaxlimit._core.weights import Where, flatten_weights, is_weight, selected
 from jaxlimit.studies import findings, stages, unseen
@@ -29,7 +30,7 @@ from jaxlimit.studies.display import Display
 from jaxlimit.studies.problem import Problem
 from jaxlimit.studies.result import Study
 from jaxlimit.studies.settings import Budget, StudySettings, as_budget
-from jaxlimit.studies.store import Store, held
+from jaxlimit.studies.store import Store
 from jaxlimit.studies.task import Task, check_task
 
 
@@ -144,7 +145,8 @@ def study_task(
     settings = StudySettings() if settings is None else settings
     check_type("settings", settings, StudySettings)
     task = check_task(task)
-    with held(folder), Display(quiet=settings.quiet) as display:
+    alone = contextlib.nullcontext() if folder is None else made_and_held(folder)
+    with alone, Display(quiet=settings.quiet) as display:
         runner = _Runner(task, key, settings, as_budget(budget), folder, display)
         return runner.run(about(task, command))
 

@@ -1,13 +1,11 @@
 """The folder of a study: one file a stage, written whole, and read only by the same study."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlimit._core import files, locks
+from jaxlimit._core import files
 
 _VERSION = 2
 
@@ -54,39 +52,6 @@ class Store:
 
     def _path(self, stage: str) -> Path | None:
         return None if self.folder is None else self.folder / "stages" / f"{stage}.npz"
-
-
-@contextmanager
-def held(folder: Any) -> Iterator[None]:
-    """Be the only writer to a folder; make it if necessary, and remove it if it stays empty.
-
-    Raises:
-        InUseError: if another process holds it.
-        NotADirectoryError: if there is a file in its place.
-    """
-    if folder is None:
-        yield
-        return
-    folder = Path(folder)
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise NotADirectoryError(f"folder must be a folder, {path} is a file")
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with locks.hold(folder):
-            yield
-    finally:
-        for path in made:
-            _remove_empty(path)
-
-
-def _remove_empty(folder: Path) -> None:
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"gone"}
-    if names <= {locks.LOCK, locks.HOLDER}:
-        for name in names:
-            (folder / name).unlink()
-        folder.rmdir()
 
 
 def _value(array: np.ndarray) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Float
 
-from jaxlimit._core.checks import check_choice, check_count, check_range
+from jaxlimit._core.checks import check_choice, check_count, check_range, check_seed
 
 SCHEDULES = ("constant", "cosine", "multi-step")
 L1_METHODS = ("subgradient", "proximal")
@@ -145,12 +145,12 @@ class TrainingConfig:
 
     def _check_seeds(self):
         if isinstance(self.seed, tuple | list):
-            seeds = tuple(check_count("seed", seed, 0) for seed in self.seed)
+            seeds = tuple(check_seed("seed", seed) for seed in self.seed)
             if not seeds or len(set(seeds)) < len(seeds):
                 raise ValueError(f"seed must hold distinct integers, got {self.seed!r}")
             object.__setattr__(self, "seed", seeds)
         else:
-            object.__setattr__(self, "seed", check_count("seed", self.seed, 0))
+            object.__setattr__(self, "seed", check_seed("seed", self.seed))
 
 
 def _check_finite(name: str, value: Any) -> float:

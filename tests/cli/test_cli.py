@@ -1,5 +1,6 @@
 """The command: names and mistakes, the whole way of a new user, and how it ends when it is told."""
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlimit import formats, reports
+from jaxlimit import formats, reports, training
 from jaxlimit.cli import main, peer_rows
 from jaxlimit.cli.tasks import find_task
 
@@ -50,6 +51,15 @@ def test_mistakes_are_told_in_a_line(here, capsys):
         (["bench", "--add", "none.py:f"], "there is no file none.py"),
         (["run", "--model", "fc55"], "did you mean 'fc5'?"),
         (["run", "--seeds"], "seeds"),
+        (["run", "--seeds", "0", str(2**32)], "seeds must be below 2**32"),
+        (["run", "--learning-rate", "nan"], "learning_rate must be finite and not negative"),
+        (["run", "--learning-rate", "0"], "learning_rate must lie in (0, inf]"),
+        (["run", "--l1", "-1"], "l1 must be finite and not negative, got -1.0"),
+        (["run", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["run", "--epochs", "-1"], "epochs must be at least 1, got -1"),
+        (["run", "--num-steps", "0"], "num_steps must be at least 1, got 0"),
+        (["run", "--accuracy-tolerance", "1.5"], "accuracy_tolerance must be at most 1, got 1.5"),
+        (["study", "my_model.py:task", "--num-steps", "0"], "num_steps must be at least 1"),
     ):
         found = said(capsys, 2, arguments)
         assert words in found, (arguments, found)
@@ -58,6 +68,39 @@ def test_mistakes_are_told_in_a_line(here, capsys):
     found = said(capsys, 1, ["study", "my_model.py:task"])
     assert "my_model.py:task must return a jaxlimit.Task, got int" in found
     assert not (here / "runs").exists()
+
+
+def test_a_run_that_cannot_be_ends_before_training_and_leaves_nothing(here, capsys, monkeypatch):
+    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("it trained"))
+    (here / "file").write_text("")
+    for arguments, words in (
+        (["--dataset", "digit"], "unknown data set 'digit'; did you mean 'digits'?"),
+        (["--data-dir", "none"], "data_dir must be a folder that exists, got none"),
+        (["--data-dir", "file", "--dataset", "cifar10"], "must be a folder that exists, got file"),
+        (["--output", "file"], "folder must be a folder, file is a file"),
+        (["--output", "file/below"], "folder must be a folder, file is a file"),
+    ):
+        assert words in said(capsys, 1, ["run", *arguments])
+        assert [path.name for path in here.iterdir()] == ["file"]
+
+    # Root may write anywhere, so what the system says of the folder is replaced.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert "must be writable" in said(capsys, 1, ["run", "--output", "mine/run"])
+    assert not (here / "mine").exists()
+    monkeypatch.undo()
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    found = said(capsys, 1, ["run", "--output", str(here / "mine")])
+    assert f"folder {here / 'mine' / 'seed-0'} could not be made: Permission denied" in found
+
+
+def test_too_few_images_for_a_batch_leave_nothing(here, capsys):
+    found = said(capsys, 1, ["run", "--max-images", "5"])
+    assert "batch_size must be at most the number of images 5, got 128" in found
+    assert not list(here.iterdir())
 
 
 def test_errors_of_the_users_own_code_show_where(here, capsys):

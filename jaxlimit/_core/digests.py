@@ -23,7 +23,7 @@ def of_json(content: dict[str, Any]) -> str:
 def fingerprint(*trees: Any) -> str:
     """Return a digest of 16 letters: of arrays, and of the text of everything else."""
     found = hashlib.sha256()
-    for leaf in jax.tree.leaves(trees):
+    for leaf in jax.tree.leaves(without_keys(trees)):
         if hasattr(leaf, "dtype"):
             array = np.asarray(leaf)
             found.update(f"{array.dtype}{array.shape}".encode())
@@ -63,7 +63,7 @@ def digests(tree: PyTree) -> dict[str, int]:
     """
     found = {
         jax.tree_util.keystr(path, simple=True, separator="/"): _digest_of(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(without_keys(tree))
     }
     return {name: int(digest) for name, digest in found.items()}
 

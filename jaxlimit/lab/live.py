@@ -15,7 +15,7 @@ from jaxlimit import curvature, datasets, flatten_weights, limits, pruning, spec
 from jaxlimit.lab.runs import Net
 
 # The smallest mask of these methods is nearly that of all, at a part of the cost.
-METHODS = ("live magnitude", "saliency", "relaxed", "greedy")
+METHODS = ("live magnitude", "saliency", "absolute saliency", "relaxed", "greedy")
 
 
 class Live(NamedTuple):

@@ -203,7 +203,8 @@ def main(config: Config) -> None:
         tables["seeds"] = tabulate(by_seed, "")
     sentence = conclude(found, chains)
     columns = {f"{run}, {depth} steps": row[depth] for run, row in rows.items() for depth in row}
-    columns |= {f"seed {c['seed']}": c["readings"] for c in chains}
+    trained = f"{config.run.model}-{config.run.dataset}"
+    columns |= {f"{trained}, seed {c['seed']}": c["readings"] for c in chains}
     path, drawn = config.output / "as_published.json", figures.plot_readings(columns)
     finish(path, config, sentence, table=tables, figures={"as_published.png": drawn},
            rows=rows, beside=found, chains=chains)  # fmt: skip

@@ -417,7 +417,7 @@ def test_derivatives_are_finite_at_the_ends(epsilon):
 
 
 def test_error_of_epsilon_is_joined_through_the_sensitivity():
-    measure, weights, epsilon = smooth_problem(dim=50_000)
+    measure, weights, epsilon = smooth_problem(dim=10_000)
     error = 0.05 * epsilon
     known = Estimate(epsilon, error, epsilon - 1.96 * error, epsilon + 1.96 * error)
     limit = limits.pruning_limit(measure, weights, known)

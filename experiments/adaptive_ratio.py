@@ -132,8 +132,8 @@ def main(config: Config) -> None:
     sentence, first = conclude(results), results[0]
     shares = {
         label: [first[name][layer] / size for layer, size in first["sizes"].items()]
-        for label, name in (("by_layer", "asked"), ("smallest mask", "found"),
-                            ("magnitude", "by_magnitude"))
+        for label, name in (("smallest mask", "found"), ("magnitude", "by_magnitude"),
+                            ("by_layer", "asked"))
     }  # fmt: skip
     dim = sum(first["sizes"].values())
     names = list(first["kept"])

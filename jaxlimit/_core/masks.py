@@ -107,17 +107,29 @@ def layer_masks(params: Any, where: Where = is_weight) -> dict[str, Bool[np.ndar
     >>> {name: mask.astype(int).tolist() for name, mask in layer_masks(params).items()}
     {'Dense_0': [1, 1, 1, 0], 'top': [0, 0, 0, 1]}
     """
-    names: list[str] = []
-    sizes: list[int] = []
+    leaves = _leaves_of_layers(params, where)
+    layers = list(dict.fromkeys(name for name, _ in leaves))
+    owner = np.repeat([layers.index(name) for name, _ in leaves], [size for _, size in leaves])
+    return {name: owner == i for i, name in enumerate(layers)}
+
+
+def layer_sizes(params: Any, where: Where = is_weight) -> dict[str, int]:
+    """Count the weights of each layer of `layer_masks`, without masks as large as the network."""
+    sizes: dict[str, int] = {}
+    for name, size in _leaves_of_layers(params, where):
+        sizes[name] = sizes.get(name, 0) + size
+    return sizes
+
+
+def _leaves_of_layers(params: Any, where: Where) -> list[tuple[str, int]]:
+    """Return the layer and the size of each leaf under study."""
+    found = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if where(name, leaf):
             parts = name.removesuffix("/value").split("/")
-            names.append("/".join(parts[:-1]) or name)
-            sizes.append(int(np.size(leaf)))
-    layers = list(dict.fromkeys(names))
-    owner = np.repeat([layers.index(name) for name in names], sizes)
-    return {name: owner == i for i, name in enumerate(layers)}
+            found.append(("/".join(parts[:-1]) or name, int(np.size(leaf))))
+    return found
 
 
 def kept_by_layer(

@@ -7,6 +7,7 @@ import jax
 
 from jaxlimit import planning
 from jaxlimit._core.batches import first_batch
+from jaxlimit._core.masks import layer_sizes
 from jaxlimit._core.weights import flatten_weights
 from jaxlimit.studies import StudySettings, Task, count_examples
 
@@ -26,6 +27,7 @@ def describe(task: Task, settings: StudySettings) -> str:
     evaluation, gradient = seconds(task)
     ratios = settings.num_ratios * 4 // 3
     steps = settings.num_probes * (settings.num_steps + settings.num_gap_steps)
+    of_layers = len(layer_sizes(task.params, task.where)) * settings.num_layer_steps
     lines = [
         f"D = {dim:,} weights, {examples:,} training examples",
         planning.describe(plan),
@@ -34,6 +36,7 @@ def describe(task: Task, settings: StudySettings) -> str:
         f"magnitude sweep: about {_time(ratios * evaluation)}",
         f"certificate: up to {_time(settings.certificate_products * 2 * gradient)}",
         f"spectrum: up to {_time(steps * 2 * gradient)}",
+        f"limits by layer: up to {_time(of_layers * 2 * gradient)}",
         "compilation and the search for the mask come on top",
     ]
     return "\n".join(lines)

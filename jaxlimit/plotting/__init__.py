@@ -14,9 +14,10 @@ require("matplotlib", "plot", __name__)
 
 from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, new_axes, png, save, svg
 from jaxlimit.plotting.runs import plot_density, plot_sweep, plot_theory_and_practice
-from jaxlimit.plotting.sides import plot_layers, plot_two_sides
+from jaxlimit.plotting.sides import FOUND, plot_layers, plot_two_sides
 
 __all__ = [
+    "FOUND",
     "MEASURED",
     "NEUTRAL",
     "PREDICTED",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
@@ -60,10 +61,16 @@ def percent_axis(axes: Axes, which: Literal["x", "y"] = "x") -> None:
     """Show ratios along x or y in per cent, on a logarithmic axis with few labels."""
     axis = {"x": axes.xaxis, "y": axes.yaxis}[which]
     axes.set(**{f"{which}scale": "log"})
+    few_labels(axis)
+    axis.set_major_formatter(lambda ratio, _: f"{100 * ratio:g} %")
+
+
+def few_labels(axis: Axis) -> None:
+    """Label a logarithmic axis by powers of ten, and by 2 and 5 where these are few."""
     low, high = axis.get_view_interval()
     steps = (1, 2, 5) if high < 300 * low else (1,)
     axis.set_major_locator(LogLocator(subs=steps))
-    axis.set_major_formatter(lambda ratio, _: f"{100 * ratio:g} %")
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_formatter(NullFormatter())
 
 

@@ -13,6 +13,7 @@ from jaxlimit.plotting._style import (
     MEASURED,
     NEUTRAL,
     PREDICTED,
+    few_labels,
     new_axes,
     new_panels,
     percent_axis,
@@ -131,14 +132,21 @@ def plot_theory_and_practice(
     order = np.argsort(radii)
     axes.plot(radii[order], ratios[order], color=MEASURED)
     axes.set(xscale="log", yscale="log", xlim=xlim, ylim=ylim)
-    axes.yaxis.set_major_formatter(lambda ratio, _: f"{100 * ratio:g} %")
+    percent_axis(axes, "y")
+    few_labels(axes.xaxis)
     _label_regions(axes, grid, value, radii[order], ratios[order])
     at = float(np.interp(measured, ratios, radii))
     away = -1 if at < radius else 1  # on the side where the other is not
     # Beside the crossing, between the lines that leave it upwards and downwards.
-    _mark(axes, radius, predicted, "o", PREDICTED, f"predicted ρ*\n{predicted:.3%}", (-away, 0))
-    _mark(axes, at, measured, "D", MEASURED, f"measured limit\n{measured:.3%}", (away, away))
+    _mark(
+        axes, radius, predicted, "o", PREDICTED, f"predicted ρ*\n{_percent(predicted)}", (-away, 0)
+    )
+    _mark(axes, at, measured, "D", MEASURED, f"measured limit\n{_percent(measured)}", (away, away))
     return figure
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * ratio:.3g} %"
 
 
 def _window(predicted: float, measured: float, radius: float, ratios: Any, radii: Any) -> tuple:
@@ -162,7 +170,7 @@ def _label_regions(axes: Axes, grid: Any, value: Any, radii: Any, ratios: Any) -
     axes.text(0.5, 0.03, "too few kept", color=PREDICTED, ha="center", va="bottom", **words)
     (left, right), (bottom, top) = np.log(axes.get_xlim()), np.log(axes.get_ylim())
     lines = (
-        (grid, value, 0.18, "theory: ρ_L(R);\nthe band is 95 %,\nprobes and depth",
+        (grid, value, 0.18, "theory: $ρ_L(R)$; the\nband is 95 %, of\nprobes and depth",
          PREDICTED, (-8, 0), "right"),
         (radii, ratios, 0.2, "this network, pruned\nby magnitude: R(ρ)",
          MEASURED, (-8, 0), "right"),
@@ -224,8 +232,10 @@ def plot_sweep(
     series = ((loss, "training loss"), (accuracy, "test accuracy"))
     for axes, (sweep, name) in zip(panels, series, strict=True):
         axes.plot(sweep.ratios, sweep.losses, color=NEUTRAL)
-        axes.axvline(predicted, color=PREDICTED, linestyle="--", label=f"predicted {predicted:.3%}")
-        axes.axvline(measured, color=MEASURED, label=f"measured {measured:.3%}")
+        axes.axvline(
+            predicted, color=PREDICTED, linestyle="--", label=f"predicted {_percent(predicted)}"
+        )
+        axes.axvline(measured, color=MEASURED, label=f"measured {_percent(measured)}")
         axes.set(ylabel=name)
         percent_axis(axes)
         axes.grid(alpha=0.25)

@@ -1,5 +1,6 @@
 """Figures of the limit from both sides, and of what is kept of each layer."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -76,7 +77,11 @@ def plot_two_sides(rows: Mapping[str, Mapping[str, float | None]], *, title: str
 
 
 def plot_layers(
-    names: Sequence[str], shares: Mapping[str, Sequence[float]], *, title: str = ""
+    names: Sequence[str],
+    shares: Mapping[str, Sequence[float]],
+    *,
+    title: str = "",
+    colors: Mapping[str, str] | None = None,
 ) -> Figure:
     """Draw the fraction of each layer that is kept, a bar for each way of choosing.
 
@@ -84,6 +89,8 @@ def plot_layers(
         names: of the layers, from the input on.
         shares: by the name of the way, the kept fraction of each layer, in [0, 1].
         title: of the figure.
+        colors: by the name of the way, its colour. Without it the first three have those that the
+            other figures give to a mask that was found, to magnitude and to the prediction.
 
     Returns:
         The figure.
@@ -106,11 +113,12 @@ def plot_layers(
     height = 0.8 / len(shares)
     figure.set_size_inches(7, 1.4 + 0.22 * len(names) * (1 + len(shares)))
     places = np.arange(len(names))[::-1]
+    of_way = dict(zip(shares, itertools.cycle(_COLOURS), strict=False)) | dict(colors or {})
     percent = {way: 100 * np.asarray(values, float) for way, values in shares.items()}
     largest = max(float(values.max()) for values in percent.values())
     for i, (way, values) in enumerate(percent.items()):
         at = places + (len(shares) - 1) * height / 2 - i * height
-        bars = axes.barh(at, values, height * 0.9, color=_COLOURS[i % len(_COLOURS)], label=way)
+        bars = axes.barh(at, values, height * 0.9, color=of_way[way], label=way)
         axes.bar_label(bars, [f"{value:.3g} %" for value in values], padding=3, fontsize=7)
     axes.set_xlim(0, max(1.15 * largest, 1e-6))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")

@@ -61,12 +61,16 @@ def pictures(study: Study) -> list[Picture]:
     if study.layers is not None and len(study.layers.names) <= 60:
         layers = study.layers
         shares: dict[str, Any] = {"magnitude": layers.magnitude / layers.sizes}
+        theory = "theory, layer by layer"
+        colors = {"magnitude": plotting.MEASURED, "mask found": plotting.FOUND,
+                  theory: plotting.PREDICTED}  # fmt: skip
         if study.found is not None:
             shares["mask found"] = layers.found / layers.sizes
         if study.layer_limits is not None:
-            shares["theory, layer by layer"] = study.layer_limits.kept / layers.sizes
-        found.append(Picture("layers", "Layer by layer", "What fraction of each layer is kept.",
-                             plotting.plot_layers(list(layers.names), shares)))  # fmt: skip
+            shares[theory] = study.layer_limits.kept / layers.sizes
+        figure = plotting.plot_layers(list(layers.names), shares, colors=colors)
+        words = "What fraction of each layer is kept."
+        found.append(Picture("layers", "Layer by layer", words, figure))
     return found
 
 
@@ -107,7 +111,7 @@ def _marks(study: Study) -> dict[str, tuple[float, str]]:
     if study.estimate is not None:
         marks["ρ*"] = (float(study.estimate.prediction.ratio), plotting.PREDICTED)
     if study.found is not None:
-        marks["mask found"] = (study.ratio, "#0f766e")
+        marks["mask found"] = (study.ratio, plotting.FOUND)
     return marks
 
 

@@ -55,9 +55,10 @@ def _reasons_of_width(report: Any) -> list[str]:
     reasons = []
     ends = 2 * NORMAL_QUANTILE
     if of_gap > 0.1 * float(gap.value):
+        low, high = 100 * float(gap.lower), 100 * float(gap.upper)
         reasons.append(
-            f"the interval of Δ goes from {float(gap.lower):.3g} to {float(gap.upper):.3g}: raise "
-            "num_gap_steps"
+            f"Δ, by which the published upper bound lies above ρ*, is between {low:.3g} and "
+            f"{high:.3g} % of the weights: raise num_gap_steps to narrow it"
         )
     if width <= 0.1 * float(p.ratio):
         return reasons

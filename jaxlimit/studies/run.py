@@ -347,13 +347,12 @@ def _programs(task: Task) -> list[str]:
 def about(task: Task, command: str | None = None) -> dict[str, Any]:
     """Describe the versions, the command and the devices of a study."""
     weights = np.asarray(flatten_weights(task.params, task.where)[0])
-    device = jax.devices()[0]
     return {
         "version": jaxlimit.__version__,
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": command or " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "devices": f"{jax.device_count()} {device.platform} ({device.device_kind})",
+        "devices": _devices(),
         "python": sys.version.split()[0],
         "jax": jax.__version__,
         "params": fingerprint(task.params),
@@ -375,3 +374,10 @@ def _commit() -> str | None:
         asked = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
         return asked.stdout.strip()
     return None
+
+
+def _devices() -> str:
+    device = jax.devices()[0]
+    kind = device.device_kind
+    named = "" if kind.lower() == device.platform else f" ({kind})"
+    return f"{jax.device_count()} {device.platform.upper()}{named}"

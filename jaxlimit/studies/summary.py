@@ -73,8 +73,9 @@ def sides(study: Any) -> list[Side]:
                          f"{_data(study)} accuracy within {points(allowed)}"))  # fmt: skip
     if estimate is not None:
         p = estimate.prediction
+        note = "forecast for magnitude, from the Hessian's spectrum"
         rows.append(Side("predicted", "predicted ρ*, published", float(p.ratio), float(p.lower),
-                         float(p.upper), "of magnitude, from the Hessian's spectrum"))  # fmt: skip
+                         float(p.upper), note))  # fmt: skip
     if (safe := study.guaranteed) is not None:
         rows.append(Side("safe", "safe on unseen data", safe.ratio, None, None,
                          f"accuracy within {points(100 * safe.tolerance)} with probability "
@@ -142,18 +143,7 @@ def _on_the_mask(study: Any) -> list[str]:
     measured, found, said = study.measured, study.found, []
     if found is None:
         return []
-    if study.certified is not None and study.certified.num_kept:
-        ratio = found.num_kept / study.certified.num_kept
-        if ratio < 1:
-            said.append("The mask found is sparser than the certificate: at it the true loss lies "
-                        "below the quadratic model, which then bounds nothing.")  # fmt: skip
-        else:
-            said.append(f"The mask found keeps {ratio:.3g} times what the certificate asks for; "
-                        "the best mask lies between them.")  # fmt: skip
-    if study.certified is not None and not np.isnan(study.certified.shares).any():
-        linear, quadratic, beyond = 100 * study.certified.shares
-        said.append(f"Of ε the mask uses {linear:.3g} % linearly and {quadratic:.3g} % "
-                    f"quadratically; {beyond:.3g} % is what the model misses.")  # fmt: skip
+    said += _on_the_certificate(study)
     said += map(_sentence, found.notes)
     lost = measured.dense_accuracy - found.accuracy
     if not math.isnan(lost):
@@ -162,6 +152,31 @@ def _on_the_mask(study: Any) -> list[str]:
         if lost > study.settings.accuracy_tolerance:
             said[-1] += (" That is more than the tolerance: ε is too large for accuracy; give a "
                          "smaller one, or prune to the safe ratio.")  # fmt: skip
+    return said
+
+
+def _on_the_certificate(study: Any) -> list[str]:
+    certified, found = study.certified, study.found
+    if certified is None:
+        return []
+    said, missed = [], abs(certified.shares[2])
+    binds = not missed > 0.5  # NaN where the shares are not known
+    if certified.num_kept:
+        ratio = found.num_kept / certified.num_kept
+        if ratio < 1:
+            said.append("The mask found is sparser than the certificate: at it the true loss lies "
+                        "below the quadratic model, which then bounds nothing.")  # fmt: skip
+        else:
+            between = "; the best mask lies between them" * binds
+            said.append(f"The mask found keeps {ratio:.3g} times what the certificate asks "
+                        f"for{between}.")  # fmt: skip
+    if not np.isnan(certified.shares).any():
+        linear, quadratic, beyond = 100 * certified.shares
+        said.append(f"Of ε the mask's linear term takes {linear:.3g} %, its quadratic term "
+                    f"{quadratic:.3g} %, and what the model misses {beyond:.3g} %.")  # fmt: skip
+        if not binds:
+            said[-1] += (" So the quadratic is not the loss here, and the certificate, which "
+                         "bounds the quadratic, does not bind the loss.")  # fmt: skip
     return said
 
 
@@ -183,8 +198,8 @@ def _on_the_network(study: Any) -> list[str]:
                     "from a file or the host, batch by batch.")  # fmt: skip
     zeros = study.about.get("zero_weights", 0.0)
     if zeros > 0.01:
-        said.append(f"{percent(zeros)} of the weights are 0 already: the network has been "
-                    "pruned or have dead units.")  # fmt: skip
+        said.append(f"{percent(zeros)} of the weights are 0 already: they have been pruned, or "
+                    "belong to dead units.")  # fmt: skip
     if measured.edge:
         said.append(f"Every ratio of the sweep passes: magnitude's limit is at most "
                     f"{percent(measured.by_loss)}; give a smaller smallest_ratio.")  # fmt: skip
@@ -217,7 +232,9 @@ def text(study: Any) -> str:
 
 
 def _wrapped(sentence: str) -> list[str]:
-    return textwrap.wrap(sentence, _WIDTH, initial_indent="- ", subsequent_indent="  ")
+    whole = sentence.replace(" %", "\N{NO-BREAK SPACE}%")  # a number stays with its sign
+    lines = textwrap.wrap(whole, _WIDTH, initial_indent="- ", subsequent_indent="  ")
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
 
 def _cut(line: str) -> str:

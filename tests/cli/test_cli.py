@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -167,6 +168,9 @@ def test_the_way_of_a_new_user_who_has_no_time(here, capsys):
     assert "it has magnitude" in out
     out = said(capsys, 0, ["plan", "my_model.py:task"])
     assert "one evaluation of the data" in out
+    product = float(re.search(r"one Hessian product: about (\S+) s", out)[1])
+    by_layer = float(re.search(r"limits by layer: up to (\S+) s", out)[1])
+    assert by_layer == pytest.approx(3 * 48 * product, rel=0.02)  # as rounded for the eye
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Figures: what they draw, what they refuse, and that they leave the user's pyplot alone."""
 
+import itertools
 import subprocess
 import sys
 import warnings
@@ -11,6 +12,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from jaxlimit import limits, plotting, spectrum
@@ -84,8 +86,16 @@ def test_theory_and_practice_has_the_crossing_in_view(measure, sweep, measured):
     for x, y in ((float(prediction.radius), float(prediction.ratio)),):
         assert axes.get_xlim()[0] < x < axes.get_xlim()[1]
         assert axes.get_ylim()[0] < y < axes.get_ylim()[1]
-    assert f"{float(prediction.ratio):.3%}" in texts(figure)
-    assert f"{measured:.3%}" in texts(figure)
+    assert f"{100 * float(prediction.ratio):.3g} %" in texts(figure)
+    assert f"{100 * measured:.3g} %" in texts(figure)
+    figure.canvas.draw()
+    for axis in (axes.xaxis, axes.yaxis):
+        ticks = [*axis.get_ticklabels(), *axis.get_ticklabels(minor=True)]
+        boxes = [tick.get_window_extent() for tick in ticks if tick.get_text()]
+        boxes = [box for box in boxes if box.width]
+        assert len(boxes) >= 2
+        for one, other in itertools.combinations(boxes, 2):
+            assert not one.overlaps(other)
     assert len(plotting.png(figure)) < 200_000
 
 
@@ -117,6 +127,10 @@ def test_two_sides_refuse_what_they_cannot_draw(rows, says):
         plotting.plot_two_sides(rows)
 
 
+def colours(figure):
+    return [to_hex(container[0].get_facecolor()) for container in figure.axes[0].containers]
+
+
 def test_layers_are_bars_of_their_shares():
     shares = {"found": [0.5, 0.001], "magnitude": [0.25, 0.1]}
     figure = plotting.plot_layers(["Dense_0", "Head"], shares)
@@ -124,6 +138,9 @@ def test_layers_are_bars_of_their_shares():
     drawn = [[bar.get_width() / 100 for bar in container] for container in axes.containers]
     np.testing.assert_allclose(drawn, list(shares.values()))
     assert "0.1 %" in texts(figure)
+    assert colours(figure) == [plotting.FOUND, plotting.MEASURED]
+    named = plotting.plot_layers(["Dense_0", "Head"], shares, colors={"found": plotting.PREDICTED})
+    assert colours(named) == [plotting.PREDICTED, plotting.MEASURED]
     with pytest.raises(ValueError, match=r"shares\['found'\] .* each of the 3 layers"):
         plotting.plot_layers(["a", "b", "c"], shares)
     with pytest.raises(ValueError, match="at least one entry"):

@@ -12,6 +12,7 @@ import pytest
 from jaxlimit import StudySettings, curvature, limits, pruning
 from jaxlimit._core.digests import fingerprint
 from jaxlimit.studies import Budget, run, study, study_task
+from jaxlimit.studies.findings import Certified
 
 
 def true_loss(task, mask=None):
@@ -36,6 +37,18 @@ def test_it_says_what_not_to_do(adam_study):
     for words in ("smallest mask found", "magnitude, measured",
                   "predicted ρ*, published", "safe on unseen data"):  # fmt: skip
         assert words in said
+
+
+@pytest.mark.parametrize(("remainder", "binds"), [(-2.5, False), (0.6, False), (0.2, True)])
+def test_a_certificate_of_another_function_than_the_loss_is_called_so(adam_study, remainder, binds):
+    shares = np.array([0.3, 0.7 - remainder, remainder])
+    certified = Certified(adam_study.found.num_kept - 1, 0.0, 10, np.nan, shares)
+    said = str(dataclasses.replace(adam_study, certified=certified))
+    assert not any(line.lstrip().startswith("%") for line in said.splitlines())
+    said = said.replace("\n  ", " ")
+    assert f"what the model misses {100 * remainder:.3g} %." in said
+    assert ("does not bind the loss" in said) is not binds
+    assert ("the best mask lies between" in said) is binds
 
 
 def test_its_numbers_are_those_of_the_network(adam_study):

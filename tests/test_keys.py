@@ -1,4 +1,4 @@
-"""Every public function that takes a key names one that is none."""
+"""Every public function that takes a key names one that is none, and works or says so traced."""
 
 import importlib
 import inspect
@@ -96,6 +96,46 @@ def test_the_list_is_whole():
         if "key" in inspect.signature(getattr(room, name)).parameters
     }
     assert found - SAME == set(TAKES_KEY)
+
+
+# They decide by numbers on the host, run_probes under `jit` alone.
+ON_HOST = {"curvature.check", "estimate_limit", "prune_to", "pruning.dead_weights",
+           "pruning.smallest_mask", "spectrum.trace_within", "studies.layer_limits",
+           "studies.study_task", "study"}  # fmt: skip
+TRANSFORMS = {"jit": lambda f, keys: jax.jit(f)(keys[0]), "vmap": lambda f, keys: jax.vmap(f)(keys)}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", TAKES_KEY)
+def test_traced_keys_give_the_same_or_are_named(name, transform):
+    function, keys = TAKES_KEY[name], jax.random.split(jax.random.key(3), 2)
+
+    def arrays(key):
+        return [leaf for leaf in jax.tree.leaves(function(key=key)) if jnp.ndim(leaf) >= 0]
+
+    said = name.split(".")[-1].removesuffix("_task")
+    if name in ON_HOST or (name, transform) == ("spectrum.run_probes", "jit"):
+        with pytest.raises(TypeError, match=rf"^key must be known.*: {said} "):
+            TRANSFORMS[transform](arrays, keys)
+        return
+    wanted = [arrays(key) for key in keys]
+    wanted = wanted[0] if transform == "jit" else [*map(jnp.stack, zip(*wanted, strict=True))]
+    found = TRANSFORMS[transform](arrays, keys)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(ON_HOST - {"curvature.check", "spectrum.trace_within"}))
+def test_traced_parameters_are_named_where_numbers_decide(name):
+    call, key = TAKES_KEY[name], jax.random.key(0)
+
+    def traced(params):
+        whole = name == "studies.study_task"
+        args = (Task(LOSS, params, BATCHES),) if whole else (LOSS, params, BATCHES)
+        return call.func(*args, **call.keywords, key=key)
+
+    with pytest.raises(TypeError, match=r"^params must be known, got a traced one: "):
+        jax.jit(traced)(WEIGHTS)
 
 
 @pytest.mark.parametrize("bad", NO_KEYS)

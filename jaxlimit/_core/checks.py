@@ -54,6 +54,22 @@ def check_key(name: str, key: Any) -> None:
         raise ValueError(f"{name} must be one key, got shape {jnp.shape(key)}")
 
 
+def check_known(function: str, **values: Any) -> None:
+    """Raise if one of the values, by name, is traced: `function` decides by numbers as it goes.
+
+    >>> jax.jit(lambda key: check_known("f", key=key))(jax.random.key(0))
+    Traceback (most recent call last):
+    TypeError: key must be known, got a traced one: f decides on the host by the numbers that it
+    finds, so it cannot run under jit or vmap
+    """
+    for name, value in values.items():
+        if not is_concrete(value):
+            raise TypeError(
+                f"{name} must be known, got a traced one: {function} decides on the host by the "
+                "numbers that it finds, so it cannot run under jit or vmap"
+            )
+
+
 def check_keywords(function: str, given: Any, known: Any) -> None:
     """Raise unless all of the names `given` are `known`; names the nearest known one.
 

@@ -6,13 +6,14 @@ Each gives g over a stack of batches [num_batches, batch, ...]; what is held fix
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from jaxlimit._core.batches import leading_size
+from jaxlimit._core.batches import Group, leading_size, mean_over
 from jaxlimit._core.functions import Frozen
 from jaxlimit._core.losses import EACH, WEIGHTED, MeanLoss
 from jaxlimit._core.scale import wide_type
@@ -95,11 +96,21 @@ class Hessian(Kind):
         """Return g; nothing is held fixed."""
         del weights
 
-        def losses(vector):
+        def of_stack(stack, vector):
             params = unflatten(vector)
-            return self.each(lambda batch: self.loss(params, batch, *operands), batches)
+            return self.each(lambda batch: self.loss(params, batch, *operands), stack)
 
-        return _mean_gradient(losses)
+        if self.vectorize:
+            return _mean_gradient(partial(of_stack, batches))
+
+        def of_batch(vector, batch):
+            one = jax.tree.map(lambda leaf: leaf[None], batch)
+            return _mean_gradient(partial(of_stack, one))(vector)
+
+        # The loop is differentiated once, the gradient inside of it: after twice, JAX no longer
+        # knows the derivative that a function of the host was given.
+        groups = (Group(1.0, batches),)
+        return lambda vector: mean_over(groups, partial(of_batch, vector))
 
 
 @dataclass(frozen=True)
@@ -122,8 +133,15 @@ class GaussNewton(Kind):
         def losses(y):
             return self.each(lambda y, b: self.output_loss(y, b, *of_loss), y, batches)
 
+        def of_batch(y, batch):
+            return _mean_gradient(lambda y: self.output_loss(y, batch, *of_loss)[None])(y)
+
+        def in_loop(y):  # differentiated once, as the Hessian's
+            num_batches = leading_size(batches)
+            return jax.tree.map(lambda leaf: leaf / num_batches, self.each(of_batch, y, batches))
+
         _, transpose = jax.vjp(outputs, weights)
-        gradient = _mean_gradient(losses)
+        gradient = _mean_gradient(losses) if self.vectorize else in_loop
         return lambda vector: transpose(gradient(outputs(vector)))[0]
 
 

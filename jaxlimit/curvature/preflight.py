@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.extend import core
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlimit._core.checks import check_key, check_range
+from jaxlimit._core.checks import check_key, check_known, check_range
 from jaxlimit._core.operator import Operator, prepare
 from jaxlimit._core.programs import change_products, highest_precision, product_dtypes
 from jaxlimit._core.scale import norm
@@ -75,6 +75,7 @@ def check(
     ('matvec is not symmetric: A and its transpose are ... apart',)
     """
     check_key("key", key)
+    check_known("check", key=key)
     check_range("tolerance", tolerance, 0)
     operator = prepare(matvec, dim, dtype)
     dtype = operator.dtype

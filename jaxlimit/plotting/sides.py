@@ -71,7 +71,8 @@ def plot_two_sides(rows: Mapping[str, Mapping[str, float | None]], *, title: str
     axes.set_xlim(min(values) / 1.6, min(max(values) * 1.6, 1.2))
     percent_axis(axes)
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_yticks(range(len(rows))[::-1], list(rows))
+    # A name with dollar signs is no formula.
+    axes.set_yticks(range(len(rows))[::-1], list(rows), parse_math=False)
     figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
@@ -122,7 +123,7 @@ def plot_layers(
         axes.bar_label(bars, [f"{value:.3g} %" for value in values], padding=3, fontsize=7)
     axes.set_xlim(0, max(1.15 * largest, 1e-6))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
-    axes.set_yticks(places, list(names), fontsize=8)
+    axes.set_yticks(places, list(names), fontsize=8, parse_math=False)
     if len(shares) > 1:
         figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=8)
     return figure

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, PRNGKeyArray
 
 from jaxlimit._core import magnitudes
-from jaxlimit._core.checks import check_key, check_range
+from jaxlimit._core.checks import check_key, check_known, check_range
 from jaxlimit._core.masks import mask_tree
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, is_weight
@@ -73,6 +73,7 @@ def dead_weights(
     Array([[False,  True,  True]], dtype=bool)
     """
     check_key("key", key)
+    check_known("dead_weights", key=key, params=params)
     check_range("tolerance", tolerance, 0)
     check_mean(loss, params, batches, *operands, mesh=mesh)
     problem = masked_loss(loss, params, batches, operands, where, mesh)

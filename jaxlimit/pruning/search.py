@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, PRNGKeyArray
 
 from jaxlimit import limits
-from jaxlimit._core.checks import check_choice, check_key, check_range, check_type
+from jaxlimit._core.checks import check_choice, check_key, check_known, check_range, check_type
 from jaxlimit._core.estimate import value_of
 from jaxlimit._core.masks import mask_tree
 from jaxlimit._core.sharding import takes_mesh
@@ -179,6 +179,7 @@ def smallest_mask(
     Zhang, Zhang, Sun, Liu (2024) for the question; LeCun, Denker, Solla (1990) for the quadratic.
     """
     check_key("key", key)
+    check_known("smallest_mask", key=key, params=params)
     epsilon = value_of(epsilon)
     check_range("epsilon", epsilon, 0)
     check_type("budget", budget, Budget)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxlimit.reports import contents, figures
+from jaxlimit.reports._markdown import escape
 from jaxlimit.studies import Study
 from jaxlimit.studies.summary import percent
 
@@ -36,10 +37,10 @@ class Comparison(NamedTuple):
 
     def __str__(self) -> str:
         """Lay both out as a table in Markdown."""
-        rows = [("", *self.names), ("---", "---", "---")]
-        rows += [(name, *pair) for name, pair in self.limits.items()]
+        rows = [(name, *pair) for name, pair in self.limits.items()]
         rows += [(name, *map(_show, pair)) for name, pair in self.settings.items()]
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        head, *body = [map(escape, row) for row in (("", *self.names), *rows)]
+        return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * 3, *body))
 
     __repr__ = __str__
 

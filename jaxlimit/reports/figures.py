@@ -166,5 +166,6 @@ def curves(
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
     if panels[0].get_legend_handles_labels()[0]:
-        panels[0].legend(frameon=False, fontsize=8)
+        for text in panels[0].legend(frameon=False, fontsize=8).get_texts():
+            text.set_parse_math(False)  # a name with dollar signs is no formula
     return figure

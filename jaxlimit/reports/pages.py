@@ -4,7 +4,7 @@ import base64
 import functools
 from typing import Any
 
-from jaxlimit.reports import contents, figures
+from jaxlimit.reports import _markdown, contents, figures
 from jaxlimit.studies import Study, summary
 
 _ASKED = {
@@ -24,17 +24,23 @@ _ASKED = {
 
 
 @functools.cache
-def _environment() -> Any:
+def _environment(suffix: str) -> Any:
     import jinja2
+    from markupsafe import Markup
+
+    def in_markdown(value: Any) -> Any:
+        return value if isinstance(value, Markup) else _markdown.escape(value)
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jaxlimit.reports"),
-        autoescape=lambda name: bool(name) and name.endswith(".html.jinja"),
+        autoescape=suffix == ".html.jinja",
+        finalize=in_markdown if suffix == ".md.jinja" else None,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
     environment.globals["zip"] = zip
+    environment.filters["code"] = lambda text: Markup(_markdown.code(text))
     environment.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     environment.filters["percent"] = summary.percent
     environment.filters["number"] = lambda x: "-" if x is None or x != x else f"{x:.4g}"
@@ -87,7 +93,7 @@ def fragment(study: Study) -> str:
 
 def _render(template: str, study: Study, **values: Any) -> str:
     text = (
-        _environment()
+        _environment("." + template.partition(".")[2])
         .get_template(template)
         .render(
             study=study,

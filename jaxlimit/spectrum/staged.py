@@ -11,7 +11,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from jaxlimit import lanczos
 from jaxlimit._core.checkpoints import Checkpoints, check_directory
-from jaxlimit._core.checks import check_key, check_range, check_type
+from jaxlimit._core.checks import check_key, check_known, check_range, check_type, is_concrete
 from jaxlimit._core.estimate import NORMAL_QUANTILE, Estimate
 from jaxlimit._core.memory import catching_refusals
 from jaxlimit._core.moved import gathers_keywords
@@ -124,6 +124,8 @@ def run_probes(
         lanczos.start(probe(k, operator.dim, operator.dtype), num_steps=num_steps, **kept)
         for k in jax.random.split(key, num_probes)
     ]
+    if not is_concrete([state.step for state in recurrences]):  # under jit, not under vmap
+        check_known("run_probes", key=key, states=recurrences)
     with Checkpoints(
         monitor.checkpoint_dir,
         monitor.checkpoint_every,
@@ -233,6 +235,7 @@ def trace_within(
     """
     check_key("key", key)
     check_range("tolerance", tolerance, 0)
+    check_known("trace_within", key=key)
     if not callable(f):
         raise TypeError(f"f must be a function of eigenvalues, got {type(f).__name__}")
     asked = {"num_steps": num_steps, "num_probes": num_probes, "reorthogonalize": reorthogonalize}

@@ -27,7 +27,11 @@ class Display:
             from rich.progress import TimeRemainingColumn as Remaining
 
             console = Console(stderr=True)
-            columns = (TextColumn("{task.description:<26}"), BarColumn(), MofNCompleteColumn())
+            columns = (
+                TextColumn("{task.description:<26}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+            )
             self._progress = Progress(*columns, Remaining(), console=console, transient=True)
             self._progress.start()
         return self
@@ -62,7 +66,7 @@ class Display:
     def say(self, line: str) -> None:
         """Print a line above the bars."""
         if self._progress is not None:
-            self._progress.console.print(line, highlight=False)
+            self._progress.console.print(line, highlight=False, markup=False)
 
     def _end(self, name: str) -> None:
         if self._progress is not None and name in self._tasks:

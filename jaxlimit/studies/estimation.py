@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxlimit import limits, pruning, spectrum
 from jaxlimit._core.batches import first_batch
 from jaxlimit._core.checkpoints import check_directory
-from jaxlimit._core.checks import check_count, check_key, check_keywords, check_range
+from jaxlimit._core.checks import check_count, check_key, check_keywords, check_known, check_range
 from jaxlimit._core.estimate import Estimate, exact_estimate
 from jaxlimit._core.losses import mean_loss
 from jaxlimit._core.sharding import takes_mesh
@@ -206,6 +206,7 @@ def estimate_limit(
     Array(2, dtype=int32)
     """
     check_key("key", key)
+    check_known("estimate_limit", key=key, params=params)
     if "mask" in settings:
         raise TypeError("mask is no argument of estimate_limit: select whole leaves by where=")
     weights, _ = flatten_weights(params, where)

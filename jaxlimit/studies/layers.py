@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from jaxlimit import curvature, limits, spectrum
-from jaxlimit._core.checks import check_key
+from jaxlimit._core.checks import check_key, check_known
 from jaxlimit._core.masks import layer_masks
 from jaxlimit._core.sharding import takes_mesh
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
@@ -82,6 +82,7 @@ def layer_limits(
     {'a': 12, 'b': 8}
     """
     check_key("key", key)
+    check_known("layer_limits", key=key, params=params)
     check_mean(loss, params, batches, *operands, mesh=mesh)
     matvec = curvature.hessian_matvec(loss, params, batches, *operands, where=where, mesh=mesh)
     vector, _ = flatten_weights(params, where)

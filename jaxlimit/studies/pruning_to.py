@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from jaxlimit import curvature, limits, pruning
-from jaxlimit._core.checks import check_count
+from jaxlimit._core.checks import check_count, check_known
 from jaxlimit._core.estimate import value_of
 from jaxlimit._core.masks import mask_tree
 from jaxlimit._core.weights import Where, flatten_weights, is_weight
@@ -118,6 +118,7 @@ def prune_to(
     ...     loss, target, twice, epsilon=0.3, key=jax.random.key(0), refit=True).params.round(3)
     Array([5., 0., 0.], dtype=float32)
     """
+    check_known("prune_to", key=key, params=params)
     check_count("num_rounds", num_rounds, 0)
     settings = {**settings, "where": where}
     search = pruning.smallest_mask(

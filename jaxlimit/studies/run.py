@@ -19,7 +19,7 @@ from jaxtyping import PRNGKeyArray
 import jaxlimit
 from jaxlimit import curvature, spectrum
 from jaxlimit._core.batches import first_batch
-from jaxlimit._core.checks import check_key, check_keywords, check_type
+from jaxlimit._core.checks import check_key, check_keywords, check_known, check_type
 from jaxlimit._core.digests import fingerprint
 from jaxlimit._core.locks import made_and_held
 from jaxlimit._core.origin import program_digest
@@ -142,6 +142,7 @@ def study_task(
         InUseError: as `study`.
     """
     check_key("key", key)
+    check_known("study", key=key, params=getattr(task, "params", None))
     settings = StudySettings() if settings is None else settings
     check_type("settings", settings, StudySettings)
     task = check_task(task)

@@ -316,6 +316,28 @@ def test_losses_that_cannot_be_vmapped(loss, plain, num_batches, mode):
     np.testing.assert_allclose(np.stack(columns), wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_an_output_loss_with_a_function_of_the_host_in_it():
+    """Not linear in the outputs, so its second derivative needs the rule that it was given."""
+
+    def split(triple):
+        apply = lambda p, batch: jnp.tanh(batch[0] @ p["a"]) + p["b"]  # noqa: E731
+        return curvature.split_loss(
+            apply, lambda y, batch: jnp.mean((triple(y) - batch[1]) ** 4 + y**2)
+        )
+
+    batches = tuple(x.reshape(3, -1, *x.shape[1:]) for x in (INPUTS, TARGETS))
+    for of in (
+        lambda loss, mode: curvature.hessian_matvec(loss, PARAMS, batches, mode=mode),
+        lambda loss, mode: curvature.gauss_newton_matvec(
+            loss.apply, loss.output_loss, PARAMS, batches, mode=mode
+        ),
+    ):
+        wanted = dense(of(split(lambda x: 3 * x), "auto"))
+        for mode in ("auto", "linearized", "reverse-over-reverse"):
+            found = dense(of(split(tripled), mode))
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 # --- what a loss holds ------------------------------------------------------------------------
 
 

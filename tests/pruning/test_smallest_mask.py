@@ -178,7 +178,7 @@ def test_a_loss_that_is_not_split_has_no_certificate_and_still_a_mask():
     w, batches = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (w, batches))
     found = pruning.smallest_mask(whole, w, batches, epsilon=epsilon, key=KEY)
     assert found.certificate is None
-    assert any("split" in note for note in found.notes)
+    assert any("make it by curvature.split_loss" in note for note in found.notes)
     assert found.loss <= found.dense_loss + epsilon
 
 

@@ -9,12 +9,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import jaxlimit
-from jaxlimit import formats, reports
+from jaxlimit import formats, plotting, reports
 from jaxlimit._core import files
+from jaxlimit.reports import figures
+from jaxlimit.reports._markdown import code, escape
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +130,62 @@ def test_names_are_escaped(adam_study, tmp_path):
     page = reports.html(dataclasses.replace(adam_study, about=about), [])
     assert "<script>" not in page
     assert "matplotlib" in page  # the hint where there are no figures
+
+
+NAMES = ("conv|1", "<img src=x>", "*bold*", "a`b``c", "two\nlines", "__init__", "&lt;", "[x](y)",
+         "ends in \\", "$x$ ~~no~~", "# head", "1. item", "- item", "$\\nocommand$")  # fmt: skip
+
+
+def inlines(text):
+    """The inline content of Markdown, as a parser of its own reads it: (is it plain, its words)."""
+    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark")
+    for token in parser.enable(["table", "strikethrough"]).parse(text):
+        if token.type == "inline":
+            kinds = {child.type for child in token.children}
+            yield kinds <= {"text"}, "".join(child.content for child in token.children)
+
+
+@given(st.text(st.sampled_from("ab1_*`|<>/&;#[]()\\!~$-+. \n") | st.characters(codec="utf-8")))
+@settings(max_examples=150, deadline=None)
+def test_any_text_is_shown_as_it_is(words):
+    words = re.sub(r"[\x00-\x1f\x7f\x85]", " ", words)
+    wanted = " ".join(words.split())
+    for text in (f"- {escape(words)}", f"- a: {escape(words)}",
+                 f"| a |\n| --- |\n| {escape(words)} |"):  # fmt: skip
+        *_, (plain, shown) = [(True, ""), *inlines(text)]
+        assert plain
+        assert " ".join(shown.removeprefix("a:").split()) == wanted or wanted in ("", "-")
+    if wanted:
+        ((_, shown),) = inlines(f"- x {code(words)}")
+        assert " ".join(shown.removeprefix("x").split()) == wanted
+
+
+def test_names_stand_in_the_reports_as_they_are(adam_study):
+    count = len(adam_study.layers.names)
+    for i in range(0, len(NAMES), count):
+        names = (*NAMES, *NAMES)[i : i + count]
+        layers = adam_study.layers._replace(names=np.array(names))
+        evil = dataclasses.replace(adam_study, layers=layers, missing=list(names))
+        drawn = figures.pictures(evil)
+        labels = [text.get_text() for text in drawn[-1].figure.axes[0].get_yticklabels()]
+        assert labels == list(names)
+        page = Page()
+        page.feed(reports.html(evil, drawn))
+        cells = [" ".join(words.split()) for words in page.text]
+        found = list(inlines(reports.markdown(evil, drawn)))
+        first, *marked = [words for plain, words in found if not plain]
+        assert first.endswith("weights kept.")  # in italics
+        assert marked == [
+            *(picture.title for picture in drawn),  # images
+            evil.about["command"],  # code
+        ]
+        for name in names:
+            one_line = name.replace("\n", " ")
+            assert one_line in cells
+            assert (True, one_line) in found
+            assert (True, f"missing: {one_line}") in found
+        for picture in drawn:
+            plotting.png(picture.figure)
 
 
 def test_a_full_disk_leaves_what_was_there(saved, adam_study, monkeypatch):

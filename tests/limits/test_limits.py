@@ -827,6 +827,25 @@ def test_quadratic_limit_refuses_an_asymmetric_hessian():
     limits.quadratic_limit(gram, np.ones(300, np.float32), 1.0)
 
 
+def test_how_asymmetric_a_hessian_may_be():
+    """Some hundred units of √D eps may come from rounding, ten thousand do not."""
+    unit = 4**0.5 * float(jnp.finfo(jnp.float32).eps)
+    plain = jnp.eye(4)
+    limits.quadratic_limit(plain.at[0, 1].add(100 * unit), jnp.ones(4), 1.0)
+    with pytest.raises(ValueError, match="hessian must be symmetric"):
+        limits.quadratic_limit(plain.at[0, 1].add(1e4 * unit), jnp.ones(4), 1.0)
+
+
+def test_the_ridge_of_a_singular_hessian():
+    """Of H = 11ᵀ + rI and w = 1, k refitted weights leave a rise of ½ r (D - k) D/k."""
+    dim = 100
+    ridge = dim * float(jnp.finfo(jnp.float32).eps) * dim  # D eps ‖H‖
+    for kept in (30, 55, 80):
+        rise = 0.5 * ridge * (dim - kept) * dim / kept
+        found = limits.quadratic_limit(jnp.ones((dim, dim)), jnp.ones(dim), rise)
+        assert abs(int(found.refitted) - kept) <= 1
+
+
 def test_quadratic_limit_by_weights_of_equal_curvature():
     """On H = hI both kinds keep the k with ½hR(k)² ≤ ε, the Gaussian picture at its simplest."""
     weights = jnp.array([0.0, 4.0, -1.0, 2.0])

@@ -62,6 +62,47 @@ def test_the_rise_without_refitting_is_the_quadratic_itself():
     assert np.linalg.norm(slope) > 0
 
 
+def test_a_refit_that_starts_elsewhere_is_the_dense_solution():
+    H, g, w = quadratic(5)
+    kept = np.random.default_rng(5).random(30) < 0.4
+    rise, weights = exact(H, g, w, kept, 0.5)
+    other = float32(w + np.random.default_rng(6).normal(size=30))[0]
+    settings = {"damping": 0.5, "num_steps": 60, "tolerance": 1e-6}
+    found = refit(operator(H), *float32(g, w), kept, start=other, **settings)
+    np.testing.assert_allclose(found.weights, weights, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.rise, rise, rtol=1e-4, atol=1e-5)
+
+
+def test_it_stops_at_the_first_residual_within_the_tolerance():
+    H, g, w = quadratic(6, dim=200)
+    kept, args = np.ones(200, bool), (operator(H), *float32(g + 1, w))
+    kept[:40] = False
+    residuals = [float(refit(*args, kept, num_steps=n, tolerance=0.0).residual) for n in range(12)]
+    for tolerance in (0.5, 0.2, 0.1):
+        found = refit(*args, kept, tolerance=tolerance, num_steps=12)
+        first = next(n for n, residual in enumerate(residuals) if residual <= tolerance)
+        assert found.num_products == first + 2
+        # To start elsewhere costs one product.
+        other = refit(*args, kept, start=args[2] + 1, tolerance=tolerance, num_steps=0)
+        assert other.num_products == 3
+
+
+def test_nothing_to_refit_is_no_nan():
+    found = refit(operator(np.eye(3)), jnp.zeros(3), jnp.arange(1.0, 4.0), np.arange(3) > 0)
+    assert (found.rise, found.residual) == (0.5, 0)
+    np.testing.assert_array_equal(found.weights, [0.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("s", [1e-25, 1e15])
+def test_a_refit_scales_with_the_weights(s):
+    H, g, w = quadratic(7)
+    kept, settings = np.abs(w) > 0.5, {"num_steps": 40, "tolerance": 1e-5}
+    plain = refit(operator(H), *float32(g, w), kept, **settings)
+    scaled = refit(operator(H), *float32(s * g, s * w), kept, **settings)
+    np.testing.assert_allclose(scaled.weights / s, plain.weights, rtol=1e-3, atol=1e-4)
+    assert scaled.residual < 1e-4
+
+
 def test_an_unfinished_refit_lies_between_one_shot_and_the_least():
     H, g, w = quadratic(4)
     kept = np.abs(w) > 0.7

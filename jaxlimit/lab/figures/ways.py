@@ -1,5 +1,6 @@
 """The figure of ways to prune: test accuracy over what is kept."""
 
+from itertools import cycle
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -8,7 +9,7 @@ from jaxlimit.plotting._style import MEASURED, NEUTRAL, PREDICTED, new_axes, per
 
 _STYLES = (
     (PREDICTED, "o-"), (PREDICTED, "s--"), (MEASURED, "D-"), ("#0f766e", "^-"),
-    ("#7e22ce", "v-"), ("#a16207", "P-"),
+    ("#7e22ce", "v-"), ("#a16207", "P-"), (NEUTRAL, "X-"),
 )  # fmt: skip
 
 
@@ -20,7 +21,7 @@ def plot_ways(results: dict[str, list[list[dict[str, Any]]]], targets: list[floa
         targets: of each seed, the accuracy that counts as equal; their mean is drawn.
     """
     figure, axes = new_axes("Ways to prune", "weights kept", "test accuracy")
-    for (way, by_seed), (color, style) in zip(results.items(), _STYLES, strict=False):
+    for (way, by_seed), (color, style) in zip(results.items(), cycle(_STYLES), strict=False):
         for i, rows in enumerate(by_seed):
             rows = sorted(rows, key=lambda row: row["ratio"])
             axes.plot([row["ratio"] for row in rows], [row["accuracy"] for row in rows], style,

@@ -15,6 +15,8 @@ extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx_copybutton"]
 exclude_patterns = ["_build", "**.ipynb_checkpoints", "jupyter_execute"]
 html_theme = "furo"
 html_title = "jaxlimit"
+html_static_path = ["static"]
+html_css_files = ["wide.css"]
 html_theme_options = {"source_directory": "docs/"}
 # A tutorial is run anew whenever it changes, and at every build in a fresh checkout.
 nb_execution_mode = "cache"

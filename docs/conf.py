@@ -1,11 +1,19 @@
 """The site: guides, executed tutorials and the API, built with warnings as errors."""
 
+import os
 import sys
 from pathlib import Path
 
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
 sys.path.insert(0, str(DOCS.parent))
+
+# Tutorials compile many programs that run for milliseconds. Their kernels take over what the tests
+# do about it, which halves their time.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 
 import api_pages  # noqa: E402
 

@@ -56,8 +56,9 @@ def split_loss(apply: Callable, output_loss: Callable) -> SplitLoss:
 
     Args:
         apply: f, `apply(params, batch, *operands)`, outputs [batch, ...].
-        output_loss: ℓ, `output_loss(outputs, batch)`, the mean over the batch's examples; convex in
-            the outputs, otherwise the Gauss-Newton matrix is not positive semi-definite.
+        output_loss: ℓ, `output_loss(outputs, batch)`, without the operands; the mean over the
+            batch's examples; convex in the outputs, otherwise the Gauss-Newton matrix is not
+            positive semi-definite.
 
     Returns:
         The `SplitLoss`.

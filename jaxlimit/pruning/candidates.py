@@ -347,8 +347,8 @@ ORDERS: dict[str, Callable[[Network], Int[Array, "D"] | None]] = {
 WHY_NONE = {
     "relaxed": "relaxed: it needs the Gauss-Newton matrix, so a loss that is split into the "
     "network and the loss of its outputs; make it by curvature.split_loss(apply, output_loss)",
-    "cautious greedy": "cautious greedy: as greedy",
-    "greedy": "greedy: the memory budget holds no matrix, or every weight is dead",
+    "cautious greedy": "cautious greedy: not tried, for the same reason as greedy",
+    "greedy": "greedy: not tried, the memory budget holds no matrix, or every weight is dead",
 }
 
 

@@ -54,9 +54,8 @@ def stored(task: Task, params: Any) -> Stored:
     try:
         found = _compressed(task, params)
     except (TypeError, ValueError):
-        return Stored(
-            size, None, "none, for neither a network of jaxlimit.models nor a chain of dense layers"
-        )
+        why = "none: this is no network of jaxlimit.models and ends in no chain of dense layers"
+        return Stored(size, None, why)
     before = jax.tree.leaves(params)
     left = ", ".join(f"{name} {width:,}" for name, width in found.widths.items())
     if found.num_bytes >= sum(np.asarray(leaf).nbytes for leaf in before):

@@ -144,6 +144,19 @@ def test_confident_examples_are_no_breach_of_convexity():
     assert_close(found, np.diag(dense(matvec, MLP_DIM)))
 
 
+def test_how_negative_an_output_curvature_may_be():
+    """A hundred units of rounding count as none, ten thousand as a loss that is not convex."""
+
+    def diagonal(bend):
+        output_loss = lambda y, x: 0.5 * jnp.mean(y[:, 0] ** 2 + bend * y[:, 1] ** 2)  # noqa: E731
+        loss = curvature.split_loss(lambda w, x: x @ w, output_loss)
+        return curvature.diagonal(loss, jnp.zeros((3, 2)), jnp.ones((1, 4, 3)))
+
+    np.testing.assert_allclose(diagonal(-1e-5), [1, 0, 1, 0, 1, 0], rtol=1e-6)
+    with pytest.raises(FloatingPointError, match="convex"):
+        diagonal(-1e-3)
+
+
 def test_bad_input():
     run = curvature.diagonal
     with pytest.raises(TypeError, match="split_loss"):

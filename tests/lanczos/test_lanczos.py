@@ -161,6 +161,15 @@ def test_non_finite_product_is_reported_with_its_step_and_spreads_no_nan():
     assert all(np.isfinite(np.asarray(x)).all() for x in result)
 
 
+def test_a_residual_too_long_for_its_type_is_reported():
+    """Each entry of the product is finite, and so is its part along the vector."""
+    product = jnp.array([[1.0, 3e38, 3e38], [3e38, 0.0, 0.0], [3e38, 0.0, 0.0]])
+    result = lanczos.tridiagonalize(lambda v: product @ v, jnp.eye(3)[0], num_steps=2)
+    assert result.failed_step == 0
+    assert np.isfinite(result.off_diagonal).all()
+    assert np.isfinite(result.diagonal).all()
+
+
 def test_gradient_through_the_decomposition():
     with jax.enable_x64(True):
         matrix = jnp.asarray(symmetric(7, 12))

@@ -103,6 +103,60 @@ def test_a_refit_scales_with_the_weights(s):
     assert scaled.residual < 1e-4
 
 
+def test_as_many_steps_as_there_are_curvatures_end_it():
+    H = np.diag(np.repeat([1.0, 10.0, 300.0], 4))
+    g = np.random.default_rng(8).normal(size=12)
+    w, kept = np.ones(12), np.ones(12, bool)
+    found = refit(operator(H), *float32(g, w), kept, num_steps=3, tolerance=0.0)
+    np.testing.assert_allclose(found.weights, w - g / np.diag(H), rtol=1e-4, atol=1e-4)
+    assert found.residual < 1e-2  # 300 eps is the condition's part of it
+    np.testing.assert_allclose(refit(lambda v: 2 * v, *float32(g, w), kept).curvature, 2, rtol=1e-5)
+
+
+def test_a_first_direction_without_a_minimum_is_not_taken():
+    w, kept = jnp.arange(1.0, 5.0), np.arange(4) > 0
+    found = refit(lambda v: -v, jnp.ones(4), w, kept)
+    np.testing.assert_array_equal(found.weights, [0.0, 2.0, 3.0, 4.0])
+    assert (found.curvature, found.num_products) == (-1, 3)
+
+
+def test_counts_may_come_in_any_order():
+    H, g, w = quadratic(9)
+    counts = np.array([20, 5, 28, 11, 0])
+    ranks = np.argsort(np.argsort(-np.abs(w)))
+    settings = {"num_steps": 60, "tolerance": 1e-6}
+    found = refitted(operator(H), *float32(g, w), counts, **settings)
+    for i, count in enumerate(counts):
+        rise, weights = exact(H, g, w, ranks < count)
+        np.testing.assert_allclose(found.rise[i], rise, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(found.weights[i], weights, rtol=1e-3, atol=1e-3)
+
+
+def test_each_count_starts_from_the_one_before():
+    H, g, w = quadratic(10, dim=200)
+    ranks = np.argsort(np.argsort(-np.abs(w)))
+    counts, args = np.array([147, 150, 148, 149]), (operator(H), *float32(g, w))
+    alone = sum(int(refit(*args, ranks < count).num_products) for count in counts)
+    assert refitted(*args, counts).num_products.sum() < alone - 4
+
+
+def test_a_rise_of_just_epsilon_is_within_it():
+    for epsilon, kept in ((0.5, 1), (2.5, 0)):
+        found = refitted_limit(lambda v: v, jnp.zeros(2), jnp.array([2.0, 1.0]), epsilon)
+        assert (found.num_kept, found.rise) == (kept, epsilon)
+
+
+def test_the_bracket_of_the_count_is_as_narrow_as_was_asked():
+    """On H = I nothing is refitted, and the rise is half the squares of what goes."""
+    w = np.linspace(0.001, 1, 1000)[::-1]
+    for share in (0.9, 0.5, 0.1, 0.01):
+        epsilon = share * (w**2).sum() / 2
+        least = next(k for k in range(1000) if (w[k:] ** 2).sum() / 2 <= epsilon)
+        found = refitted_limit(lambda v: v, *float32(0 * w, w), epsilon)
+        assert least <= found.num_kept <= least + max(1, 0.01 * found.num_kept)
+        assert found.num_products >= 12  # two in each of at least six refits
+
+
 def test_an_unfinished_refit_lies_between_one_shot_and_the_least():
     H, g, w = quadratic(4)
     kept = np.abs(w) > 0.7

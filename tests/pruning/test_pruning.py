@@ -120,6 +120,11 @@ def test_the_number_kept_at_the_edges():
     assert got.tolist() == [exact_count(billion, ratio) for ratio in ratios]
 
 
+def test_a_ratio_is_clipped():
+    ratios = jnp.array([-jnp.inf, -0.5, 1.5, jnp.inf])
+    assert pruning.num_kept(100, ratios).tolist() == [0, 0, 100, 100]
+
+
 def test_masks_are_traceable_and_leave_what_is_not_studied():
     params = {"BatchNorm_0": {"scale": jnp.zeros(2)}, "kernel": jnp.array([3.0, -1.0, 2.0, 0.0])}
     mask = jax.jit(pruning.magnitude_mask)(params, 0.5)

@@ -161,6 +161,24 @@ def test_non_finite_product_is_reported_with_its_step_and_spreads_no_nan():
     assert all(np.isfinite(np.asarray(x)).all() for x in result)
 
 
+def test_a_weak_coupling_is_no_end():
+    weak = jnp.array([[1.0, 1e-4], [1e-4, 2.0]])
+    result = lanczos.tridiagonalize(lambda v: weak @ v, jnp.eye(2)[0], num_steps=2)
+    assert result.num_valid == 2
+    np.testing.assert_allclose(result.off_diagonal, 1e-4, rtol=1e-5)
+
+
+def test_an_end_is_seen_where_the_diagonal_is_zero():
+    """Of two opposite eigenvalues, excited alike, all is in the off-diagonal."""
+    q = np.linalg.qr(np.random.default_rng(0).standard_normal((20, 20)))[0]
+    values = np.concatenate([[1, -1], np.linspace(-0.5, 0.5, 18)])
+    matrix = jnp.asarray((q * values) @ q.T, jnp.float32)
+    start = jnp.asarray(q[:, 0] + q[:, 1], jnp.float32)
+    result = lanczos.tridiagonalize(lambda v: matrix @ v, start, num_steps=6)
+    assert result.num_valid == 2
+    np.testing.assert_allclose(result.off_diagonal[0], 1, rtol=1e-5)
+
+
 def test_a_residual_too_long_for_its_type_is_reported():
     """Each entry of the product is finite, and so is its part along the vector."""
     product = jnp.array([[1.0, 3e38, 3e38], [3e38, 0.0, 0.0], [3e38, 0.0, 0.0]])

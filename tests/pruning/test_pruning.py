@@ -104,6 +104,7 @@ def test_float64_weights_are_ordered_in_float64():
     with jax.enable_x64(True):
         weights = 1 + jnp.array([1.0, 3.0, 2.0]) * 1e-12
         assert pruning.magnitude_mask(weights, 1 / 3).tolist() == [False, True, False]
+        assert pruning.magnitude_mask(weights, 2 / 3).tolist() == [False, True, True]
         assert ranks_of(weights).tolist() == [2, 0, 1]
 
 

@@ -171,7 +171,7 @@ def _label_regions(axes: Axes, grid: Any, value: Any, radii: Any, ratios: Any) -
     (left, right), (bottom, top) = np.log(axes.get_xlim()), np.log(axes.get_ylim())
     lines = (
         (grid, value, 0.18, "theory: $ρ_L(R)$; the\nband is 95 %, of\nprobes and depth",
-         PREDICTED, (-8, 0), "right"),
+         PREDICTED, (-14, 4), "right"),
         (radii, ratios, 0.2, "this network, pruned\nby magnitude: R(ρ)",
          MEASURED, (-8, 0), "right"),
     )  # fmt: skip

@@ -144,20 +144,24 @@ def test_confident_examples_are_no_breach_of_convexity():
     assert_close(found, np.diag(dense(matvec, MLP_DIM)))
 
 
-@pytest.mark.parametrize("cuts", [(4, 2), (2, 2, 2)])
+@pytest.mark.parametrize("cuts", [(2, 4), (2, 2, 2)])
 def test_each_example_has_signs_of_its_own(cuts):
     """Of a linear model with one output, a probe is the square of the signed sum of a batch."""
     x = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
     loss = curvature.split_loss(lambda w, x: x @ w, lambda y, x: 0.5 * jnp.mean(y**2))
-    key = jax.random.key(3)
-    (probe,) = jax.random.split(key, 1)
-    signs = [jax.random.rademacher(jax.random.fold_in(probe, n), (1,), float)[0] for n in range(6)]
-    rows = np.split(x * np.array(signs)[:, None], np.cumsum(cuts)[:-1])
-    wanted = sum(part.sum(0) ** 2 for part in rows) / 6
+
+    def of_probe(probe):
+        keys = [jax.random.fold_in(probe, n) for n in range(6)]
+        signs = np.stack([jax.random.rademacher(key, (1,), float) for key in keys])
+        parts = np.split(x * signs, np.cumsum(cuts)[:-1])
+        return sum(part.sum(0) ** 2 for part in parts) / 6
+
     batches = [jnp.asarray(part) for part in np.split(x, np.cumsum(cuts)[:-1])]
     batches = jnp.stack(batches) if len(set(cuts)) == 1 else batches
-    found = curvature.diagonal(loss, jnp.zeros(3), batches, num_probes=1, key=key)
-    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    for key in jax.random.split(jax.random.key(3), 4):
+        found = curvature.diagonal(loss, jnp.zeros(3), batches, num_probes=2, key=key)
+        wanted = np.mean([of_probe(probe) for probe in jax.random.split(key, 2)], 0)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 def test_how_negative_an_output_curvature_may_be():

@@ -188,6 +188,21 @@ def test_a_residual_too_long_for_its_type_is_reported():
     assert np.isfinite(result.diagonal).all()
 
 
+def test_a_product_along_the_vector_too_long_for_its_type_is_reported():
+    result = lanczos.tridiagonalize(lambda v: jnp.sign(v) * 3e38, jnp.ones(4), num_steps=2)
+    assert (result.failed_step, result.num_valid) == (0, 0)
+    assert not result.diagonal.any()
+    assert not result.off_diagonal.any()
+
+
+def test_nothing_is_left_at_full_depth_however_orthogonal():
+    values = jnp.concatenate([jnp.linspace(0, 1, 57), jnp.array([10.0, 50.0, 100.0])])
+    result = lanczos.tridiagonalize(
+        lambda v: values * v, jnp.ones(60), num_steps=60, reorthogonalize="none"
+    )
+    assert (result.num_valid, result.residual_norm) == (60, 0)
+
+
 def test_gradient_through_the_decomposition():
     with jax.enable_x64(True):
         matrix = jnp.asarray(symmetric(7, 12))

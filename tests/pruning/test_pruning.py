@@ -121,6 +121,11 @@ def test_the_number_kept_at_the_edges():
     assert got.tolist() == [exact_count(billion, ratio) for ratio in ratios]
 
 
+def test_the_norm_of_weights_near_the_largest_number():
+    weights = jnp.array([3e38, 1e38])
+    np.testing.assert_allclose(pruning.removed_norm(weights, 0.0), 10**0.5 * 1e38, rtol=1e-6)
+
+
 def test_a_ratio_is_clipped():
     ratios = jnp.array([-jnp.inf, -0.5, 1.5, jnp.inf])
     assert pruning.num_kept(100, ratios).tolist() == [0, 0, 100, 100]

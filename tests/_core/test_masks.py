@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlimit._core.masks import flat_mask, mask_tree
+from jaxlimit._core.masks import flat_mask, kept_by_layer, layer_masks, mask_tree
 
 PARAMS = {"norm": {"scale": jnp.ones(3)}, "out": {"bias": jnp.ones(2), "kernel": jnp.ones((2, 2))}}
 
@@ -30,3 +30,12 @@ def test_another_size_is_named(size):
 def test_numbers_are_no_mask():
     with pytest.raises(TypeError, match="mask must be boolean"):
         flat_mask(np.ones(6), PARAMS)
+
+
+def test_layers_hold_what_is_studied_alone():
+    params = PARAMS | {"top": jnp.ones(3)}
+    flat = np.array([True, False, False, True, True, False, True, True, True])
+    assert kept_by_layer(flat, params) == {"out": (3, 6), "top": (3, 3)}
+    masks = layer_masks(params)
+    np.testing.assert_array_equal(masks["out"], np.arange(9) < 6)
+    np.testing.assert_array_equal(masks["top"], np.arange(9) >= 6)

@@ -827,6 +827,14 @@ def test_quadratic_limit_refuses_an_asymmetric_hessian():
     limits.quadratic_limit(gram, np.ones(300, np.float32), 1.0)
 
 
+@pytest.mark.parametrize("epsilon", [-0.1, jnp.nan])
+def test_the_count_of_an_unknown_limit_is_minus_one(epsilon):
+    measure, weights = exact_measure(jnp.ones(4)), jnp.arange(1.0, 5.0)
+    found = jax.jit(lambda epsilon: limits.pruning_limit(measure, weights, epsilon))(epsilon)
+    assert found.num_kept == -1
+    assert jnp.isnan(found.ratio)
+
+
 def test_how_asymmetric_a_hessian_may_be():
     """Some hundred units of √D eps may come from rounding, ten thousand do not."""
     unit = 4**0.5 * float(jnp.finfo(jnp.float32).eps)

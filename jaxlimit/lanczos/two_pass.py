@@ -3,6 +3,9 @@
 Without reorthogonalisation the run finds converged eigenvalues again and again (ghosts). Each copy
 has an equally good vector (Paige 1980), so one copy of each is taken. A copy that is still forming
 may lie anywhere between eigenvalues; its vector has almost no component along the start vector.
+
+A copy grows from rounding alone, so both runs are one and the same program: rounded in other places
+the second would form other copies, and the vectors that T describes would not be those it makes.
 """
 
 from typing import Any
@@ -18,7 +21,9 @@ from jaxlimit._core.checks import check_choice, check_count, is_concrete
 from jaxlimit._core.operator import ALL_FINITE, Operator, dot, prepare, takes_operator
 from jaxlimit._core.scale import norm
 from jaxlimit.lanczos.pairs import Eigenpairs
-from jaxlimit.lanczos.recurrence import extend, start
+from jaxlimit.lanczos.recurrence import start
+from jaxlimit.lanczos.state import LanczosState
+from jaxlimit.lanczos.step import step
 
 
 @takes_operator
@@ -66,13 +71,14 @@ def two_pass_eigenpairs(
     Cullum, Willoughby (1985), chapter 4.
     """
     check_choice("which", which, ("largest", "smallest", "magnitude"))
-    state = start(start_vector, num_steps=num_steps, reorthogonalize="none", mesh=mesh)
-    num_pairs, depth = check_count("num_pairs", num_pairs), state.diagonal.size
+    first = start(start_vector, num_steps=num_steps, reorthogonalize="none", mesh=mesh)
+    num_pairs, depth = check_count("num_pairs", num_pairs), first.diagonal.size
     if num_pairs > depth:
         raise ValueError(f"num_pairs must be at most num_steps = {depth}, got {num_pairs}")
-    first = state.current
-    operator = prepare(matvec, jnp.size(start_vector), first.dtype, mesh)
-    state = extend(operator, state, num_steps=depth)
+    dtype = first.current.dtype
+    operator = prepare(matvec, jnp.size(start_vector), dtype, mesh).pad(first.current.size)
+    nothing = np.zeros((depth, num_pairs), dtype)
+    state, _ = _run(operator, first, nothing, mesh)
     if not is_concrete(state):
         raise TypeError(
             "two_pass_eigenpairs chooses eigenvectors on the host and cannot run under jit, vmap "
@@ -82,12 +88,15 @@ def two_pass_eigenpairs(
         raise FloatingPointError(f"matvec returned NaN or infinity at step {state.failed_step}")
     num_valid = int(state.num_valid)
     alpha, beta = (np.asarray(x)[:num_valid] for x in (state.diagonal, state.off_diagonal))
-    eps = float(jnp.finfo(first.dtype).eps)
-    coefficients, largest = _pick_distinct(alpha, beta, num_pairs, which, eps)
-    vectors = _combine_again(operator, first, alpha, beta, coefficients, mesh)
-    vectors /= norm(vectors, 1, keepdims=True).astype(first.dtype)
+    eps = float(jnp.finfo(dtype).eps)
+    chosen, largest = _pick_distinct(alpha, beta, num_pairs, which, eps)
+    coefficients = nothing.copy()
+    coefficients[:num_valid, : chosen.shape[1]] = chosen
+    _, vectors = _run(operator, first, coefficients, mesh)
+    vectors = vectors[: chosen.shape[1]]
+    vectors /= norm(vectors, 1, keepdims=True).astype(dtype)
     values, residual_norms = _judge(operator, vectors)
-    tolerance = float(jnp.finfo(first.dtype).eps) ** (2 / 3) * largest
+    tolerance = eps ** (2 / 3) * largest
     return Eigenpairs(
         values=values,
         vectors=vectors,
@@ -125,42 +134,32 @@ def _pick_distinct(
     return vectors[:, chosen].astype(diagonal.dtype), float(largest)
 
 
-def _combine_again(
-    matvec: Operator,
-    start: Float[Array, "D"],
-    diagonal: np.ndarray,
-    off_diagonal: np.ndarray,
-    coefficients: np.ndarray,
-    mesh: Mesh | None,
-) -> Float[Array, "k D"]:
-    """Run the three-term recurrence again with known coefficients, and sum its vectors."""
-    total = sharding.zeros((coefficients.shape[1], start.size), start.dtype, mesh)
-    carry = (jnp.zeros_like(start), start, total)
-    couplings = np.append(np.zeros(1, diagonal.dtype), off_diagonal[:-1])
-    steps = (diagonal, couplings, off_diagonal, coefficients)
-    if not matvec.traceable:
-        for step in zip(*steps, strict=True):
-            carry = _again(matvec(carry[1]), carry, step)
-        return carry[2]
-    return _scan_again(matvec, carry, steps)[2]
+def _run(
+    matvec: Operator, state: LanczosState, coefficients: np.ndarray, mesh: Mesh | None
+) -> tuple[LanczosState, Float[Array, "k D"]]:
+    """Take a step for each row of coefficients [m, k], and sum the Lanczos vectors times them."""
+    current = state.current
+    total = sharding.zeros((coefficients.shape[1], current.size), current.dtype, mesh)
+    if matvec.traceable:
+        with sharding.on(matvec.mesh or sharding.mesh_of(current)):
+            return _scan(matvec, state, total, coefficients)
+    for row in coefficients:
+        state, total = _advance(matvec(state.current), state, total, row)
+    return state, total
 
 
 @jax.jit
-def _scan_again(matvec: Operator, carry: tuple, steps: tuple) -> tuple:
-    def step(carry, step):
-        return _again(matvec(carry[1]), carry, step), None
+def _scan(matvec: Operator, state: LanczosState, total: Array, coefficients: Array) -> tuple:
+    def carry_on(carry, row):
+        return _advance(matvec(carry[0].current), *carry, row), None
 
-    return jax.lax.scan(step, carry, steps)[0]
+    return jax.lax.scan(carry_on, (state, total), coefficients)[0]
 
 
 @jax.jit
-def _again(product: Array, carry: tuple, step: tuple) -> tuple:
-    previous, current, total = carry
-    diagonal, coupling, size, coefficients = step
-    total = (total + coefficients[:, None] * current).astype(total.dtype)
-    residual = product - coupling * previous - diagonal * current
-    following = jnp.where(size > 0, residual / jnp.where(size > 0, size, 1), 0)
-    return current, following.astype(current.dtype), total
+def _advance(product: Array, state: LanczosState, total: Array, row: Array) -> tuple:
+    total = (total + row[:, None] * state.current).astype(total.dtype)
+    return step(lambda _: product, state), total
 
 
 def _judge(matvec: Operator, vectors: Float[Array, "k D"]) -> tuple[Array, Array]:

@@ -128,10 +128,14 @@ def choose(rows: list[dict[str, Any]]) -> dict[str, float]:
         means.setdefault(way, {})[strength] = accuracy, found
     best = max(accuracy for accuracy, _ in means[PLAIN].values())
     chosen = {}
-    for way, of in means.items():
-        fit = [s for s, (accuracy, _) in of.items() if accuracy >= best - TOLERATED]
+    for way, by_strength in means.items():
+        fit = [s for s, (accuracy, _) in by_strength.items() if accuracy >= best - TOLERATED]
         # Where none is as good, the most accurate stands for it, and the claim will say so.
-        pick = min(fit, key=lambda s: of[s][1]) if fit else max(of, key=lambda s: of[s][0])
+        pick = (
+            min(fit, key=lambda s: by_strength[s][1])
+            if fit
+            else max(of, key=lambda s: by_strength[s][0])
+        )
         chosen[way] = pick
     return chosen
 

@@ -131,12 +131,8 @@ def choose(rows: list[dict[str, Any]]) -> dict[str, float]:
     for way, by_strength in means.items():
         fit = [s for s, (accuracy, _) in by_strength.items() if accuracy >= best - TOLERATED]
         # Where none is as good, the most accurate stands for it, and the claim will say so.
-        pick = (
-            min(fit, key=lambda s: by_strength[s][1])
-            if fit
-            else max(of, key=lambda s: by_strength[s][0])
-        )
-        chosen[way] = pick
+        most_accurate = max(by_strength, key=by_strength.__getitem__)
+        chosen[way] = min(fit, key=lambda s: by_strength[s][1], default=most_accurate)
     return chosen
 
 

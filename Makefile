@@ -12,7 +12,7 @@ limit: $(VENV)/.installed
 	$(BIN)/python experiments/pruning_limit.py
 
 test: $(VENV)/.installed
-	@echo "Runs the tests: about 20 minutes on 2 quiet cores, less where programs are compiled already."
+	@echo "Runs the tests: about 12 minutes on 2 quiet cores, less where programs are compiled already."
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed

@@ -72,7 +72,7 @@ def takers():
 
 
 @pytest.mark.parametrize("bad", [None, 5, "a", [1.0]], ids=["None", "int", "string", "list"])
-@pytest.mark.parametrize(("function", "name"), takers())
+@pytest.mark.parametrize(("function", "name"), list(takers()))
 def test_what_is_no_result_is_named(function, name, bad, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     parameters = inspect.signature(function).parameters

@@ -59,8 +59,7 @@ def check_known(function: str, **values: Any) -> None:
 
     >>> jax.jit(lambda key: check_known("f", key=key))(jax.random.key(0))
     Traceback (most recent call last):
-    TypeError: key must be known, got a traced one: f decides on the host by the numbers that it
-    finds, so it cannot run under jit or vmap
+    TypeError: key must be known, got a traced one: f decides on the host by the numbers ...
     """
     for name, value in values.items():
         if not is_concrete(value):

@@ -12,7 +12,8 @@ from jax.tree_util import Partial
 
 from jaxlimit import curvature, estimate_limit, lanczos, models, planning, training
 from jaxlimit.lab import cost as cost_model
-from jaxlimit.planning import Network, Workload
+from jaxlimit.lab.cost import Network
+from jaxlimit.planning import Workload
 
 WORKLOAD = Workload(
     dim=10**6,

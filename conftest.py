@@ -8,7 +8,7 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Most of the time was XLA's, compiling programs that run for milliseconds: it optimises them little
-# and emits them by the older of its two ways, which halves the time of the whole suite.
+# and emits them by the older of its two ways, which takes a third off the whole suite.
 # `JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= make test` tests programs as they run elsewhere.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault(

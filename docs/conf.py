@@ -9,7 +9,7 @@ sys.path.insert(0, str(DOCS))
 sys.path.insert(0, str(DOCS.parent))
 
 # Tutorials compile many programs that run for milliseconds. Their kernels take over what the tests
-# do about it, which halves their time.
+# do about it, which halved the time of the first.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"

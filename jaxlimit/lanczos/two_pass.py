@@ -78,7 +78,7 @@ def two_pass_eigenpairs(
     dtype = first.current.dtype
     operator = prepare(matvec, jnp.size(start_vector), dtype, mesh).pad(first.current.size)
     nothing = np.zeros((depth, num_pairs), dtype)
-    state, _ = _run(operator, first, nothing, mesh)
+    state = _run(operator, first, nothing, mesh)[0]  # the sum of nothing is not kept
     if not is_concrete(state):
         raise TypeError(
             "two_pass_eigenpairs chooses eigenvectors on the host and cannot run under jit, vmap "
@@ -92,8 +92,7 @@ def two_pass_eigenpairs(
     chosen, largest = _pick_distinct(alpha, beta, num_pairs, which, eps)
     coefficients = nothing.copy()
     coefficients[:num_valid, : chosen.shape[1]] = chosen
-    _, vectors = _run(operator, first, coefficients, mesh)
-    vectors = vectors[: chosen.shape[1]]
+    vectors = _run(operator, first, coefficients, mesh)[1][: chosen.shape[1]]
     vectors /= norm(vectors, 1, keepdims=True).astype(dtype)
     values, residual_norms = _judge(operator, vectors)
     tolerance = eps ** (2 / 3) * largest
